@@ -1,0 +1,1 @@
+"""Scenemask segments whole satellite and aerial scenes."""
