@@ -71,9 +71,7 @@ class PipelineError(Exception):
         }
 
 
-def _rebuild(
-    kind: type[PipelineError], what: str, code: str, title: str, where: str, fix: str
-) -> PipelineError:
+def _rebuild(kind: type[PipelineError], what: str, code: str, title: str, where: str, fix: str) -> PipelineError:
     return kind(what, code=code, title=title, where=where, fix=fix)
 
 

@@ -39,7 +39,7 @@ class GeoBox:
     @property
     def pixel_area(self) -> float:
         """Area of one pixel in squared CRS units, from the determinant (right for rotated and south-up grids)."""
-        return abs(self.transform.determinant)
+        return abs(float(self.transform.determinant))
 
     @property
     def pixel_size(self) -> tuple[float, float]:
@@ -50,10 +50,7 @@ class GeoBox:
     def corners_xy(self) -> list[tuple[float, float]]:
         """The four outer corners in CRS units: upper left, upper right, lower right, lower left (as stored)."""
         height, width = self.shape
-        return [
-            self.transform @ (float(c), float(r))
-            for c, r in ((0, 0), (width, 0), (width, height), (0, height))
-        ]
+        return [self.transform @ (float(c), float(r)) for c, r in ((0, 0), (width, 0), (width, height), (0, height))]
 
     def window(self, window: Window) -> GeoBox:
         """The geobox of a window of this one."""

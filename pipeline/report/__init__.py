@@ -1,0 +1,1 @@
+"""What a person sees: preview pictures, summaries."""

@@ -1,0 +1,1 @@
+"""Plan, Dask graph, progress, resume: the only room that knows Dask."""

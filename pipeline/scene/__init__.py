@@ -1,0 +1,1 @@
+"""Opening any input as a `Scene`: bands, validity, synthetic scenes. Knows no torch, no Dask."""

@@ -1,0 +1,1 @@
+"""Chips, losses, the training loop, evaluation. Knows no run."""

@@ -1,0 +1,1 @@
+"""Mask to polygons: trace, join across seams, attributes, files. Knows no torch, no Dask."""
