@@ -1,6 +1,33 @@
 """Where things are: windows, tiles and geoboxes as pure integers and affine arithmetic."""
 
 from pipeline.grid.geobox import GeoBox
+from pipeline.grid.padding import Padding, source_index
+from pipeline.grid.tiling import (
+    Axis,
+    Mode,
+    Patch,
+    SizeRule,
+    Tile,
+    Tiling,
+    blend_tiling,
+    exact_tiling,
+    round_up,
+)
 from pipeline.grid.window import Window, iter_windows
 
-__all__ = ["GeoBox", "Window", "iter_windows"]
+__all__ = [
+    "Axis",
+    "GeoBox",
+    "Mode",
+    "Padding",
+    "Patch",
+    "SizeRule",
+    "Tile",
+    "Tiling",
+    "Window",
+    "blend_tiling",
+    "exact_tiling",
+    "iter_windows",
+    "round_up",
+    "source_index",
+]

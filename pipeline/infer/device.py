@@ -1,0 +1,68 @@
+"""One thread per process that all forwards go through: the device is never shared by two at a time."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+import torch
+
+from pipeline.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Device = Literal["auto", "cpu", "cuda"]
+
+_T = TypeVar("_T")
+
+
+def resolve_device(wanted: Device) -> Literal["cpu", "cuda"]:
+    """`auto` takes CUDA where there is one.
+
+    Raises:
+        UsageError: CF-020 when CUDA is asked for and there is none.
+    """
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        raise UsageError(
+            "--device cuda was asked for, PyTorch finds no CUDA device",
+            code="CF-020",
+            title="No CUDA device",
+            fix="use --device auto or cpu; `scenemask doctor` shows what PyTorch sees",
+        )
+    return "cuda" if available and wanted != "cpu" else "cpu"
+
+
+class DeviceThread:
+    """Runs functions one after the other on a thread of its own, with a set number of threads per forward.
+
+    Dask's nannies set OMP_NUM_THREADS=1 in workers, which would make inference single-threaded in silence;
+    PyTorch's own setting, made on the thread that computes, wins over it.
+    """
+
+    def __init__(self, *, threads: int) -> None:
+        self._pool = ThreadPoolExecutor(
+            max_workers=1, thread_name_prefix="device", initializer=torch.set_num_threads, initargs=(threads,)
+        )
+
+    def run(self, function: Callable[[], _T]) -> _T:
+        """Result of `function`, computed on the device thread."""
+        return self._pool.submit(function).result()
+
+    def close(self) -> None:
+        """Wait for the running function and end the thread."""
+        self._pool.shutdown(wait=True)
+
+
+_threads: dict[int, DeviceThread] = {}
+_guard = threading.Lock()
+
+
+def device_thread(*, threads: int) -> DeviceThread:
+    """The process's device thread for this number of threads per forward."""
+    with _guard:
+        if threads not in _threads:
+            _threads[threads] = DeviceThread(threads=threads)
+        return _threads[threads]

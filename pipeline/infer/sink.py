@@ -1,0 +1,137 @@
+"""Where patches' outputs meet: cores laid side by side (exact), or a weighted mean in lattice order (blend)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.infer.taper import Taper, axis_weights
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from pipeline.grid import Patch, Tiling, Window
+    from pipeline.model import ModelSpec
+
+
+class Sink(Protocol):
+    """Collects the patches of one window; used on the device thread only."""
+
+    window: Window
+
+    def add(self, patch: Patch, kept: Window, output: Tensor) -> None:
+        """Take in one patch: `output` is `(class, y, x)` float32 of the whole patch, `kept` lies in its core."""
+
+    def finish(self) -> tuple[NDArray[np.generic], NDArray[np.float32] | None]:
+        """The mask `(y, x)` and, if asked for, probabilities `(class, y, x)` of the window."""
+
+
+def make_sink(tiling: Tiling, window: Window, spec: ModelSpec, *, taper: Taper, probabilities: bool) -> Sink:
+    """The sink that the tiling's mode needs."""
+    if tiling.mode == "exact":
+        return _Crop(window, spec, probabilities=probabilities)
+    return _Blend(window, spec, tiling, taper, probabilities=probabilities)
+
+
+def in_output(patch: Patch, kept: Window) -> tuple[slice, slice]:
+    """Rows and columns of `kept`, a part of the patch's core, in the network's output."""
+    row = patch.output_off_hw[0] + kept.row_off - patch.core.row_off
+    col = patch.output_off_hw[1] + kept.col_off - patch.core.col_off
+    return slice(row, row + kept.height), slice(col, col + kept.width)
+
+
+def to_probabilities(output: Tensor, spec: ModelSpec) -> Tensor:
+    """Network output `(class, y, x)` -> probabilities `(class, y, x)` with one row per class of the spec.
+
+    A single channel becomes two rows: 1 - p and p.
+    """
+    if spec.activation == "softmax":
+        return torch.softmax(output, dim=0)
+    if spec.activation == "sigmoid":
+        p = torch.sigmoid(output)
+        return torch.cat([1.0 - p, p])
+    return output
+
+
+def decide(probabilities: Tensor, spec: ModelSpec) -> Tensor:
+    """Class per pixel `(y, x)` from probabilities or, with softmax, from logits: it keeps their order."""
+    if spec.activation == "sigmoid":
+        return probabilities[1] >= spec.threshold
+    return probabilities.argmax(dim=0)
+
+
+class _Crop:
+    def __init__(self, window: Window, spec: ModelSpec, *, probabilities: bool) -> None:
+        self.window = window
+        self._spec = spec
+        legend = spec.legend()
+        self._mask = np.full(window.shape, legend.nodata, legend.dtype)
+        shape = (len(legend), *window.shape)
+        self._probabilities = np.full(shape, np.nan, np.float32) if probabilities else None
+
+    def add(self, patch: Patch, kept: Window, output: Tensor) -> None:
+        inside = (slice(None), *in_output(patch, kept))
+        place = kept.slices_in(self.window)
+        needs_p = self._probabilities is not None or self._spec.activation == "sigmoid"
+        # Activations run on the whole patch: their low bits may depend on where in memory a pixel lies.
+        values = to_probabilities(output, self._spec) if needs_p else output
+        # With softmax always from the logits, so that asking for probabilities changes no class.
+        ranked = output if self._spec.activation == "softmax" else values
+        self._mask[place] = decide(ranked[inside], self._spec).cpu().numpy()
+        if self._probabilities is not None:
+            self._probabilities[(slice(None), *place)] = values[inside].cpu().numpy()
+
+    def finish(self) -> tuple[NDArray[np.generic], NDArray[np.float32] | None]:
+        return self._mask, self._probabilities
+
+
+class _Blend:
+    """Sum of weighted probabilities over sum of weights, both float32, always added in lattice order."""
+
+    def __init__(self, window: Window, spec: ModelSpec, tiling: Tiling, taper: Taper, *, probabilities: bool) -> None:
+        self.window = window
+        self._probabilities = probabilities
+        self._spec = spec
+        self._tiling = tiling
+        self._taper = taper
+        self._sum: Tensor | None = None
+        self._weight: Tensor | None = None
+
+    def add(self, patch: Patch, kept: Window, output: Tensor) -> None:
+        values = to_probabilities(output, self._spec)[(slice(None), *in_output(patch, kept))]
+        if self._sum is None or self._weight is None:
+            self._sum = torch.zeros((values.shape[0], *self.window.shape), device=output.device)
+            self._weight = torch.zeros(self.window.shape, device=output.device)
+        weights = torch.from_numpy(self._weights(patch, kept)).to(output.device)
+        rows, cols = kept.slices_in(self.window)
+        # Two rounded operations, not a fused one: the same sum wherever the tile was cut.
+        self._sum[:, rows, cols].add_(values * weights)
+        self._weight[rows, cols].add_(weights)
+
+    @torch.inference_mode()
+    def finish(self) -> tuple[NDArray[np.generic], NDArray[np.float32] | None]:
+        legend = self._spec.legend()
+        if self._sum is None or self._weight is None:  # every patch was skipped: nothing valid here
+            empty = np.full((len(legend), *self.window.shape), np.nan, np.float32) if self._probabilities else None
+            return np.full(self.window.shape, legend.nodata, legend.dtype), empty
+        mean = self._sum.div_(self._weight)
+        mask = decide(mean, self._spec).cpu().numpy().astype(legend.dtype)
+        return mask, mean.cpu().numpy() if self._probabilities else None
+
+    def _weights(self, patch: Patch, kept: Window) -> NDArray[np.float32]:
+        """`(y, x)` weights of `kept`, cut from those of the whole, unclipped output."""
+        top, bottom, left, right = patch.open_sides
+
+        def axis(kept_px: int, step_px: int, start: int, size: int, *, opens: tuple[bool, bool]) -> NDArray[np.float32]:
+            weights = axis_weights(
+                kept_px, overlap_px=kept_px - step_px, taper=self._taper, open_start=opens[0], open_stop=opens[1]
+            )
+            return weights[start : start + size]
+
+        rows, cols = self._tiling.rows, self._tiling.cols
+        y = axis(rows.kept, rows.step, kept.row_off - patch.core.row_off, kept.height, opens=(top, bottom))
+        x = axis(cols.kept, cols.step, kept.col_off - patch.core.col_off, kept.width, opens=(left, right))
+        return y[:, None] * x[None, :]

@@ -1,0 +1,103 @@
+"""`model.json`: a STAC item with the Machine Learning Model extension, 1.4.
+
+Source: https://github.com/stac-extensions/mlm. Our own fields start with `scenemask:`.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pystac.extensions.mlm import ModelInput, ModelOutput
+
+    from pipeline.model.spec import ModelSpec
+    from pipeline.model.unet import UNet, UNetConfig
+
+WEIGHTS_FILE = "weights.safetensors"
+
+
+def model_item(network: UNet, spec: ModelSpec, weights_sha256: str, training: dict[str, Any]) -> dict[str, Any]:
+    """The STAC item of a U-Net.
+
+    Args:
+        network: The network, for its shape and number of parameters.
+        spec: What it expects and gives.
+        weights_sha256: Digest of the weights file, hex.
+        training: Free-form record of how it was trained.
+    """
+    # Imported here: reading a model does not need pystac.
+    import pystac  # noqa: PLC0415
+    from pystac.extensions import mlm  # noqa: PLC0415
+
+    now = datetime.now(UTC)
+    item = pystac.Item(
+        id=spec.name, geometry=None, bbox=None, datetime=None, properties={}, start_datetime=now, end_datetime=now
+    )
+    item.properties.update(
+        {
+            "scenemask:model": spec.model_dump(mode="json"),
+            "scenemask:unet": network.config.model_dump(mode="json"),
+            "scenemask:weights_sha256": weights_sha256,
+            "scenemask:training": training,
+        }
+    )
+    mlm.MLMExtension.ext(item, add_if_missing=True).apply(
+        name=spec.name,
+        architecture="U-Net",
+        tasks=[mlm.TaskType.SEMANTIC_SEGMENTATION],
+        framework="pytorch",
+        total_parameters=sum(p.numel() for p in network.parameters()),
+        input=[_input(network.config, spec)],
+        output=[_output(network.config, spec)],
+    )
+    asset = pystac.Asset(
+        href=f"./{WEIGHTS_FILE}",
+        media_type="application/octet-stream; application=safetensors",
+        roles=["mlm:model", "mlm:weights"],
+        extra_fields={"mlm:artifact_type": "safetensors.torch.save_file"},
+    )
+    item.add_asset("weights", asset)
+    document: dict[str, Any] = item.to_dict(include_self_link=False)
+    # The specification has a list here, one object per band; the library takes a single object only.
+    document["properties"]["mlm:input"][0]["value_scaling"] = [
+        {"type": "z-score", "mean": mean, "stddev": std}
+        for mean, std in zip(spec.scaling.mean, spec.scaling.std, strict=True)
+    ]
+    return document
+
+
+def _input(config: UNetConfig, spec: ModelSpec) -> ModelInput:
+    from pystac.extensions import mlm  # noqa: PLC0415
+
+    shape, order = _shape(config, config.bands), ["batch", "bands", "height", "width"]
+    structure = mlm.InputStructure.create(shape=shape, dim_order=order, data_type="float32")
+    return mlm.ModelInput.create(name="scene patch", bands=list(spec.bands), input=structure)
+
+
+def _output(config: UNetConfig, spec: ModelSpec) -> ModelOutput:
+    from pystac.extensions import classification, mlm  # noqa: PLC0415
+
+    shape, order = _shape(config, config.outputs), ["batch", "class", "height", "width"]
+    classes = [
+        classification.Classification.create(
+            value=c.value, name=_slug(c.name), title=c.name, color_hint="{:02X}{:02X}{:02X}".format(*c.color)
+        )
+        for c in spec.legend()
+    ]
+    return mlm.ModelOutput.create(
+        name="logits",
+        tasks=[mlm.TaskType.SEMANTIC_SEGMENTATION],
+        result=mlm.ResultStructure.create(shape=shape, dim_order=order, data_type="float32"),
+        classes=classes,
+    )
+
+
+def _shape(config: UNetConfig, channels: int) -> list[int]:
+    """Shape of a batch; any side that the poolings divide works, this one is an example."""
+    side = 2**config.depth * 32
+    return [-1, channels, side, side]
+
+
+def _slug(name: str) -> str:
+    return "".join(ch if ch.isalnum() or ch in "-_" else "_" for ch in name)

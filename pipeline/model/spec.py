@@ -1,0 +1,129 @@
+"""What a model expects and gives: bands, scaling, classes. Frozen values, validated when built."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from pipeline.legend import ClassInfo, Legend, default_legend
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+Activation = Literal["none", "softmax", "sigmoid"]
+
+
+class Scaling(BaseModel):
+    """input = (DN * scale + offset - mean) / std, per band, the same for every tile of every scene."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    scale: tuple[float, ...]
+    """Multiplies stored values, one per band."""
+    offset: tuple[float, ...]
+    """Added after `scale`, one per band."""
+    mean: tuple[float, ...]
+    """Subtracted from physical values, one per band."""
+    std: tuple[float, ...]
+    """Divides last, one per band; never 0."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        lengths = {len(self.scale), len(self.offset), len(self.mean), len(self.std)}
+        if len(lengths) != 1:
+            msg = f"scale, offset, mean and std need one value per band each, got {sorted(lengths)} values"
+            raise ValueError(msg)
+        if any(value == 0 for value in self.std):
+            msg = "std must not be 0"
+            raise ValueError(msg)
+        return self
+
+    @classmethod
+    def identity(cls, bands: int) -> Scaling:
+        """The scaling that leaves stored values alone."""
+        return cls(scale=(1.0,) * bands, offset=(0.0,) * bands, mean=(0.0,) * bands, std=(1.0,) * bands)
+
+    def gain_and_bias(self) -> tuple[list[float], list[float]]:
+        """The same as one multiplication and one addition: input = DN * gain + bias."""
+        gain = [s / d for s, d in zip(self.scale, self.std, strict=True)]
+        bias = [(o - m) / d for o, m, d in zip(self.offset, self.mean, self.std, strict=True)]
+        return gain, bias
+
+
+class ModelSpec(BaseModel):
+    """The semantic part of `model.json`; it and the weights make the model's digest."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    name: str
+    """What people call the model."""
+    bands: tuple[str, ...] = Field(min_length=1)
+    """Names of the input bands, in order."""
+    classes: tuple[str, ...] = Field(min_length=1)
+    """Names of the classes, in order of their mask values."""
+    colors: tuple[tuple[int, int, int], ...] = ()
+    """Red, green, blue per class; the default palette when empty."""
+    background: str | None = None
+    """Class that is not polygonized unless asked for."""
+    scaling: Scaling
+    """From stored values to the network's input."""
+    activation: Activation = "softmax"
+    """What turns the network's output into probabilities; `none` when they come out already."""
+    threshold: float = Field(default=0.5, gt=0.0, lt=1.0)
+    """One output channel means class 1 where p >= threshold."""
+    gsd_m: float | None = None
+    """Ground sampling distance of the training images, in metres."""
+    padding: Literal["reflect", "edge", "zero", "network"] = "reflect"
+    """How the scene is extended beyond its rim unless the user says otherwise."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for what, count in (("scaling", len(self.scaling.scale)),):
+            if count != len(self.bands):
+                msg = f"{what} has {count} values per constant, the model has {len(self.bands)} bands"
+                raise ValueError(msg)
+        if self.colors and len(self.colors) != len(self.classes):
+            msg = f"{len(self.colors)} colors for {len(self.classes)} classes"
+            raise ValueError(msg)
+        if self.background is not None and self.background not in self.classes:
+            msg = f"background {self.background!r} is not one of the classes {list(self.classes)}"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def num_outputs(self) -> int:
+        """Channels that the network must put out: 1 for two classes with sigmoid, else one per class."""
+        return 1 if self.activation == "sigmoid" else len(self.classes)
+
+    def legend(self) -> Legend:
+        """Classes with values and colours."""
+        legend = default_legend(list(self.classes), background=self.background)
+        if not self.colors:
+            return legend
+        return Legend(
+            tuple(
+                ClassInfo(value=c.value, name=c.name, color=color, background=c.background)
+                for c, color in zip(legend, self.colors, strict=True)
+            )
+        )
+
+    def digest(self) -> str:
+        """SHA-256 of the semantic fields, hex."""
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
+
+def broadcast(values: Sequence[float], bands: int, *, what: str) -> tuple[float, ...]:
+    """One value per band: a single value serves all.
+
+    Raises:
+        ValueError: Neither one value nor one per band.
+    """
+    if len(values) == 1:
+        return tuple(values) * bands
+    if len(values) != bands:
+        msg = f"{what} has {len(values)} values for {bands} bands"
+        raise ValueError(msg)
+    return tuple(values)

@@ -1,0 +1,55 @@
+"""The published shapes, the switchable skips, and what the network refuses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pipeline.model import UNet, UNetConfig
+from pipeline.model.model import fold_batch_norm
+from tests.networks import unet_model
+
+
+def test_the_published_network_maps_572_to_388() -> None:
+    network = UNet(UNetConfig(bands=1, outputs=2, width=2, padding="valid", norm="none")).eval()
+    assert network(torch.zeros(1, 1, 572, 572)).shape == (1, 2, 388, 388)
+
+
+@pytest.mark.parametrize("upsampling", ["transposed", "bilinear", "nearest"])
+@pytest.mark.parametrize("norm", ["batch", "group", "instance", "none"])
+def test_same_padding_keeps_the_size(upsampling: str, norm: str) -> None:
+    config = UNetConfig(bands=3, outputs=4, width=2, depth=3, upsampling=upsampling, norm=norm)  # type: ignore[arg-type]
+    assert UNet(config).eval()(torch.zeros(2, 3, 48, 64)).shape == (2, 4, 48, 64)
+
+
+def test_sides_that_a_pooling_would_cut_are_refused() -> None:
+    network = UNet(UNetConfig(bands=1, outputs=2, width=2, depth=3)).eval()
+    with pytest.raises(ValueError, match="multiples of 8"):
+        network(torch.zeros(1, 1, 64, 60))
+
+
+def test_skips_bring_back_where() -> None:
+    """With skips a single bright pixel shows at its own place; without them only its surroundings can."""
+    x = torch.zeros(1, 2, 64, 64)
+    x[..., 31, 33] = 5.0
+    for skips, sharp in ((True, True), (False, False)):
+        network = unet_model(depth=3, skips=skips).network
+        with torch.inference_mode():
+            change = (network(x) - network(torch.zeros_like(x))).abs().sum(dim=1)[0]
+        row, col = divmod(int(change.argmax()), 64)
+        near = abs(row - 31) <= 2 and abs(col - 33) <= 2
+        assert near or not sharp
+    assert sum(p.numel() for p in unet_model(skips=False).network.parameters()) < sum(
+        p.numel() for p in unet_model(skips=True).network.parameters()
+    )
+
+
+def test_folding_batch_norm_changes_nothing_but_low_bits() -> None:
+    import copy
+
+    network = unet_model(depth=3).network
+    x = torch.randn(1, 2, 64, 64)
+    folded = fold_batch_norm(copy.deepcopy(network))
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in folded.modules())
+    with torch.inference_mode():
+        assert torch.allclose(folded(x), network(x), atol=1e-4)
