@@ -1,1 +1,5 @@
 """The command `scenemask`."""
+
+from pipeline.cli.app import main
+
+__all__ = ["main"]

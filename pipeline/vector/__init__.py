@@ -1,1 +1,8 @@
 """Mask to polygons: trace, join across seams, attributes, files. Knows no torch, no Dask."""
+
+from pipeline.vector.area import PixelAreas
+from pipeline.vector.polygonize import polygonize
+from pipeline.vector.polygonset import PolygonSet, to_geodataframe
+from pipeline.vector.write import WrittenPolygons, write_polygons
+
+__all__ = ["PixelAreas", "PolygonSet", "WrittenPolygons", "polygonize", "to_geodataframe", "write_polygons"]

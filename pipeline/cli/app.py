@@ -1,0 +1,238 @@
+"""The command line: parses, calls one library function, reports. Heavy imports wait until a command runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline import __version__
+from pipeline.cli.options import SettingsCommand, given_settings, with_common_options
+from pipeline.errors import PipelineError, UsageError
+
+_SCENE = click.argument("scene", type=click.Path(path_type=Path))
+_MODEL = click.option(
+    "-m", "--model", required=True, type=click.Path(path_type=Path), help="Model folder or weights file."
+)
+_CONFIG = click.option("--config", type=click.Path(path_type=Path), help="Settings file (YAML); flags win over it.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="scenemask")
+def app() -> None:
+    """Segment whole satellite and aerial scenes: one georeferenced mask, seam-free polygons."""
+
+
+@app.command(cls=SettingsCommand)
+@_SCENE
+@_MODEL
+@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Output folder.")
+@click.option("--overwrite", is_flag=True, help="Replace results that are there, in one step at the end.")
+@_CONFIG
+@with_common_options
+def segment(
+    scene: Path,
+    model: Path,
+    out: Path,
+    *,
+    overwrite: bool,
+    config: Path | None,
+    verbose: int,
+    quiet: bool,
+    as_json: bool,
+    debug: bool,
+    **settings: Any,
+) -> None:
+    """Segment SCENE into a georeferenced mask and polygons.
+
+    The same command again resumes a run that was cut off, and returns at once when all is done.
+    """
+    del debug
+    from pipeline.cli.progress import run_listener
+    from pipeline.cli.show import show_run
+    from pipeline.run.segment import segment as run_segment
+
+    given = given_settings(settings, config)
+    with run_listener(quiet=quiet or as_json, verbose=verbose) as listener:
+        result = run_segment(scene, model, out, overwrite=overwrite, listener=listener, **given)
+    if as_json:
+        click.echo(json.dumps(result.summary, indent=1, ensure_ascii=False))
+    elif not quiet:
+        show_run(result)
+
+
+@app.command(cls=SettingsCommand)
+@_SCENE
+@_MODEL
+@_CONFIG
+@with_common_options
+def plan(
+    scene: Path,
+    model: Path,
+    *,
+    config: Path | None,
+    verbose: int,
+    quiet: bool,
+    as_json: bool,
+    debug: bool,
+    **settings: Any,
+) -> None:
+    """Show what `segment` would do with SCENE, without doing it."""
+    del verbose, quiet, debug
+    from pipeline.cli.show import show_plan
+    from pipeline.run.preview_plan import plan as make
+
+    summary = make(scene, model, **given_settings(settings, config)).summary()
+    if as_json:
+        click.echo(json.dumps(summary, indent=1))
+    else:
+        show_plan(summary)
+
+
+@app.command()
+@click.argument("target", type=click.Path(path_type=Path), metavar="SCENE|MODEL")
+@click.option("--assume-crs", metavar="CRS", help="CRS of a scene that has none.")
+@click.option("--nodata", metavar="V", type=float, help="Value that means no data.")
+@with_common_options
+def inspect(
+    target: Path,
+    *,
+    assume_crs: str | None,
+    nodata: float | None,
+    verbose: int,
+    quiet: bool,
+    as_json: bool,
+    debug: bool,
+) -> None:
+    """Show what is understood of a scene (bands, CRS, valid area) or a model (classes, stride, halo)."""
+    del verbose, quiet, debug
+    from pipeline.cli.show import show_facts
+    from pipeline.run.inspect import inspect_target
+
+    facts = inspect_target(target, assume_crs=assume_crs, nodata=nodata)
+    if as_json:
+        click.echo(json.dumps(facts, indent=1, ensure_ascii=False, default=str))
+    else:
+        show_facts(facts)
+
+
+@app.command()
+@click.argument("mask", type=click.Path(path_type=Path))
+@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help=".geojson, .gpkg, .fgb or .parquet")
+@click.option("--only", metavar="CLASS,…", help="Classes by name or number; all but the background if not given.")
+@click.option("--min-area", metavar="M2", type=click.FloatRange(min=0), default=0.0, help="Smallest polygon, m2.")
+@click.option("--overwrite", is_flag=True, help="Replace the file if it is there.")
+@with_common_options
+def vectorize(
+    mask: Path,
+    out: Path,
+    *,
+    only: str | None,
+    min_area: float,
+    overwrite: bool,
+    verbose: int,
+    quiet: bool,
+    as_json: bool,
+    debug: bool,
+) -> None:
+    """Turn a mask into polygons, the same as if it had been traced in one piece."""
+    del verbose, debug
+    from pipeline.run.vectorize import vectorize_to_file
+
+    classes = None if only is None else [part.strip() for part in only.split(",") if part.strip()]
+    written = vectorize_to_file(mask, out, only=classes, min_area=min_area, overwrite=overwrite)
+    if as_json:
+        click.echo(json.dumps({"path": str(written.path), "polygons": written.num_polygons}))
+    elif not quiet:
+        click.echo(f"{written.num_polygons} polygons -> {written.path}")
+
+
+@app.command()
+@with_common_options
+def doctor(*, verbose: int, quiet: bool, as_json: bool, debug: bool) -> None:
+    """Show versions, drivers, devices and disk: paste it into a question."""
+    del verbose, quiet, debug
+    from pipeline.cli.show import show_facts
+    from pipeline.run.doctor import examine
+
+    facts = examine()
+    if as_json:
+        click.echo(json.dumps(facts, indent=1))
+    else:
+        show_facts(facts)
+
+
+@app.command()
+@click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("demo"), help="Folder.  [default: demo]")
+@click.option("--size", type=click.IntRange(min=512), default=4096, help="Side of the scene, px.  [default: 4096]")
+@click.option("--steps", type=click.IntRange(min=1), default=None, help="Training steps.")
+@with_common_options
+def demo(out: Path, *, size: int, steps: int | None, verbose: int, quiet: bool, as_json: bool, debug: bool) -> None:
+    """Make a synthetic scene, train a small U-Net on part of it, segment all of it."""
+    del debug
+    from pipeline.cli.progress import run_listener
+    from pipeline.cli.show import show_demo
+    from pipeline.run.demo import run_demo
+
+    with run_listener(quiet=quiet or as_json, verbose=verbose) as listener:
+        result = run_demo(out, size_px=size, steps=steps, listener=listener)
+    if as_json:
+        click.echo(json.dumps(result.to_dict(), indent=1))
+    elif not quiet:
+        show_demo(result)
+
+
+def main() -> None:
+    """Entry point: runs a command and turns every ending into its exit code."""
+    debug, as_json = "--debug" in sys.argv, "--json" in sys.argv
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # libraries' notes to developers; ours are printed
+    try:
+        app(standalone_mode=False)
+    except PipelineError as error:
+        if debug:
+            raise
+        _report(error, as_json=as_json)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        _report(_usage(error), as_json=as_json)
+        sys.exit(UsageError.exit_code)
+    except (KeyboardInterrupt, click.Abort) as stop:
+        print(f"\ninterrupted: {stop or 'stopped'}; the same command continues", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # `scenemask ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+    except Exception as error:
+        if debug:
+            raise
+        _report(_bug(error), as_json=as_json)
+        sys.exit(1)
+
+
+def _report(error: PipelineError, *, as_json: bool) -> None:
+    print(error.block(), file=sys.stderr)
+    if as_json:
+        print(json.dumps({"error": error.to_dict()}, indent=1))
+
+
+def _usage(error: click.ClickException) -> UsageError:
+    command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "scenemask"
+    return UsageError(
+        error.format_message(), code="CF-007", title="Command line is wrong", fix=f"see `{command} --help`"
+    )
+
+
+def _bug(error: Exception) -> PipelineError:
+    return PipelineError(
+        f"{type(error).__name__}: {error}",
+        code="BUG-001",
+        title="Unexpected error, most likely a mistake in scenemask",
+        fix="run again with --debug and report the traceback with the output of `scenemask doctor`",
+    )

@@ -1,0 +1,97 @@
+"""Command-line options of `segment` and `plan`, made from the settings: one place says what an option is."""
+
+from __future__ import annotations
+
+import types
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+_METAVARS = {
+    "overlap": "PX", "patch": "PX", "tile": "PX", "bands": "NAMES|NUMBERS", "aoi": "FILE", "nodata": "V",
+    "assume_crs": "CRS", "min_area": "M2", "workers": "N", "scratch": "DIR", "memory": "SIZE",
+    "cluster": "local|tcp://HOST:PORT", "vectors": "geojson,gpkg,fgb,parquet|none", "class_names": "NAMES",
+    "scale": "NUMBERS", "offset": "NUMBERS", "mean": "NUMBERS", "std": "NUMBERS", "threshold": "P",
+}  # fmt: skip
+
+
+class SettingsCommand(click.Command):
+    """A command whose options are the fields of `SegmentSettings`, added when it is first looked at.
+
+    Building them needs pydantic, which `scenemask --help` does not.
+    """
+
+    _complete = False
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Own parameters, then one option per setting."""
+        if not self._complete:
+            self._complete = True
+            self.params += settings_options()
+        return super().get_params(ctx)
+
+
+def settings_options() -> list[click.Option]:
+    """One option per field of the settings, with its description and default."""
+    from pipeline.run.settings import SegmentSettings
+
+    options = []
+    for name, info in SegmentSettings.model_fields.items():
+        flag = "--" + name.replace("_", "-")
+        text = " ".join((info.description or "").split())
+        if info.annotation is bool:
+            options.append(click.Option([flag], is_flag=True, default=None, help=text))
+            continue
+        default = _shown(info.default)
+        help_text = f"{text}  [default: {default}]" if default else text
+        options.append(click.Option([flag], metavar=_metavar(name, info.annotation), help=help_text))
+    return options
+
+
+def given_settings(values: dict[str, Any], config: Path | None) -> dict[str, Any]:
+    """What was given explicitly: the settings file's keys, then the flags, which win.
+
+    Raises:
+        UsageError: The file cannot be read; CF-005 for its wrong keys and values.
+    """
+    from pipeline.run.settings import SegmentSettings, make_settings
+    from pipeline.run.yaml_file import read_yaml
+
+    given: dict[str, Any] = {}
+    if config is not None:
+        given = {str(key).replace("-", "_"): value for key, value in read_yaml(config).items()}
+        make_settings(given, where=str(config))
+    known = SegmentSettings.model_fields
+    return given | {name: value for name, value in values.items() if name in known and value is not None}
+
+
+def with_common_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """-v, -q, --json and --debug, the same on every command."""
+    for option in (
+        click.option("--debug", is_flag=True, help="Show the traceback of an error."),
+        click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout."),
+        click.option("-q", "--quiet", is_flag=True, help="Print errors only."),
+        click.option("-v", "--verbose", count=True, help="Say more."),
+    ):
+        function = option(function)
+    return function
+
+
+def _metavar(name: str, annotation: Any) -> str:
+    if name in _METAVARS:
+        return _METAVARS[name]
+    parts = get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    for part in parts:
+        if get_origin(part) is Literal:
+            return "|".join(str(choice) for choice in get_args(part))
+    return "TEXT"
+
+
+def _shown(default: Any) -> str:
+    if default is None or default == () or default is False:
+        return ""
+    return ",".join(str(part) for part in default) if isinstance(default, tuple) else str(default)

@@ -1,0 +1,129 @@
+"""Progress on stderr: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from pipeline.run.events import Event, Listener, Notice, StageAdvanced, StageFinished, StageStarted, silent
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.progress import Progress, TaskID
+
+_LINE_EVERY_S = 10.0
+_LABELS = {
+    "scene": "making the scene",
+    "train": "training",
+    "infer": "segmenting",
+    "mask": "writing the mask",
+    "polygons": "tracing polygons",
+    "files": "writing the rest",
+}
+
+
+@contextlib.contextmanager
+def run_listener(*, quiet: bool, verbose: int = 0) -> Iterator[Listener]:
+    """A listener for the duration of a command."""
+    if quiet:
+        yield silent
+    elif sys.stderr.isatty():
+        with _bar() as progress:
+            yield _Bar(progress)
+    else:
+        yield _Lines(verbose=verbose)
+
+
+def _bar() -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description:>18}"),
+        BarColumn(bar_width=32),
+        TextColumn("{task.completed:>5.0f}/{task.total:.0f}"),
+        TextColumn("{task.fields[rate]:<24}"),
+        TimeElapsedColumn(),
+        TextColumn("eta"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+
+
+class _Rate:
+    """Steps and pixels per second since a stage began."""
+
+    def __init__(self, started: StageStarted) -> None:
+        self.stage = started
+        self.since = time.monotonic()
+        self.pixels = 0
+
+    def text(self, event: StageAdvanced) -> str:
+        self.pixels += event.pixels
+        elapsed = max(time.monotonic() - self.since, 1e-3)
+        steps = (event.done - self.stage.done) / elapsed
+        if not self.pixels:
+            return f"{steps:.1f}/s"
+        return f"{steps:.2f} tiles/s {self.pixels / elapsed / 1e6:.2f} Mpx/s"
+
+    def eta_s(self, event: StageAdvanced) -> float:
+        elapsed = time.monotonic() - self.since
+        done = max(event.done - self.stage.done, 1)
+        return elapsed / done * (event.total - event.done)
+
+
+class _Bar:
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._tasks: dict[str, TaskID] = {}
+        self._rates: dict[str, _Rate] = {}
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Notice):
+            self._progress.console.print(f"note: {event.text}", highlight=False, markup=False)
+        elif isinstance(event, StageStarted):
+            self._rates[event.name] = _Rate(event)
+            label = _LABELS.get(event.name, event.name)
+            self._tasks[event.name] = self._progress.add_task(
+                label, total=event.total or None, completed=event.done, rate=""
+            )
+        elif isinstance(event, StageAdvanced):
+            rate = self._rates[event.name].text(event)
+            self._progress.update(self._tasks[event.name], completed=event.done, total=event.total, rate=rate)
+        elif event.name in self._tasks:
+            task = self._tasks[event.name]
+            total = self._progress.tasks[task].total or 1
+            self._progress.update(task, total=total, completed=total)
+
+
+class _Lines:
+    """One line when a stage begins and ends, and one every few seconds: no control characters."""
+
+    def __init__(self, *, verbose: int) -> None:
+        self._every_s = 0.0 if verbose else _LINE_EVERY_S
+        self._rates: dict[str, _Rate] = {}
+        self._last = time.monotonic()
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Notice):
+            self._say(f"note: {event.text}")
+        elif isinstance(event, StageStarted):
+            self._rates[event.name] = _Rate(event)
+            done = f", {event.done} done before" if event.done else ""
+            total = f" ({event.total} steps{done})" if event.total else ""
+            self._say(f"{_LABELS.get(event.name, event.name)}{total}")
+        elif isinstance(event, StageAdvanced):
+            rate = self._rates[event.name]
+            text = rate.text(event)
+            if time.monotonic() - self._last >= self._every_s and event.done < event.total:
+                self._say(f"  {event.done}/{event.total}  {text}  eta {rate.eta_s(event):.0f} s")
+        elif isinstance(event, StageFinished):
+            self._say(f"  done in {event.seconds:.1f} s")
+
+    def _say(self, text: str) -> None:
+        self._last = time.monotonic()
+        with contextlib.suppress(BrokenPipeError):
+            print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,103 @@
+"""Results for people, on stdout."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from pipeline.run.demo import DemoResult
+    from pipeline.run.segment import RunResult
+
+
+def show_run(result: RunResult) -> None:
+    """Classes, stages and where to look."""
+    console = Console(highlight=False)
+    summary = result.summary
+    console.print(_classes_table(summary["classes"]))
+    stages = "  ".join(f"{name} {seconds:.1f} s" for name, seconds in summary["timings_s"].items())
+    plan = summary["plan"]
+    console.print(f"{plan['tiling']} tiling: {plan['reason']}")
+    console.print(f"{stages}   peak memory {summary['peak_memory_bytes'] / 1e9:.2f} GB")
+    for name in summary["files"]:
+        console.print(f"  {result.out_dir / name}", soft_wrap=True)
+
+
+def show_plan(summary: dict[str, Any]) -> None:
+    """The dry run."""
+    facts = dict(summary)
+    facts["peak_memory"] = f"{facts.pop('peak_memory_bytes') / 1e9:.2f} GB per worker"
+    facts["scratch"] = f"{facts.pop('scratch_bytes') / 1e6:.1f} MB at most"
+    show_facts(facts)
+
+
+def show_facts(facts: dict[str, Any]) -> None:
+    """Names and values; lists of records as tables."""
+    console = Console(highlight=False)
+    width = max((len(str(key)) for key in facts), default=0)
+    for key, value in facts.items():
+        label = str(key).replace("_", " ").ljust(width)
+        if isinstance(value, list | tuple) and value and isinstance(value[0], dict):
+            console.print(label, markup=False)
+            console.print(_records_table(list(value)))
+        elif isinstance(value, dict):
+            console.print(label, markup=False)
+            for name, inner in value.items():
+                console.print(f"  {name}: {_plain(inner)}", markup=False, soft_wrap=True)
+        else:
+            console.print(f"{label}  {_plain(value)}", markup=False, soft_wrap=True)
+
+
+def show_demo(result: DemoResult) -> None:
+    """What the demo made, and how good it is where it was never trained."""
+    console = Console(highlight=False)
+    table = _classes_table(result.run.summary["classes"])
+    table.add_column("IoU unseen", justify="right")
+    for row, score in enumerate(result.iou):
+        table.columns[-1]._cells.append(f"{score:.3f}")  # noqa: SLF001 - rich has no way to add a column of cells
+        del row
+    console.print(table)
+    console.print(f"mean IoU on the part never trained on: {result.mean_iou:.3f}")
+    stages = "  ".join(f"{name} {seconds:.1f} s" for name, seconds in result.timings_s.items())
+    console.print(f"{stages}   total {sum(result.timings_s.values()):.0f} s")
+    console.print("look at:")
+    for path in (result.run.out_dir / "preview.png", result.run.mask_path, *result.run.polygons_paths):
+        console.print(f"  {path}", soft_wrap=True)
+
+
+def _classes_table(classes: list[dict[str, Any]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in ("class", "pixels", "share", "area"):
+        table.add_column(name, justify="left" if name == "class" else "right")
+    total = sum(row["pixels"] for row in classes) or 1
+    for row in classes:
+        table.add_row(row["name"], f"{row['pixels']:,}", f"{row['pixels'] / total:.1%}", _area(row["area_m2"]))
+    return table
+
+
+def _area(area_m2: float | None) -> str:
+    if area_m2 is None:
+        return "no CRS"
+    return f"{area_m2 / 1e6:,.3f} km²" if area_m2 >= 1e5 else f"{area_m2:,.0f} m²"  # noqa: PLR2004
+
+
+def _records_table(records: list[dict[str, Any]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in records[0]:
+        table.add_column(str(name).replace("_", " "))
+    for record in records:
+        table.add_row(*(_plain(value) for value in record.values()))
+    return table
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(_plain(part) for part in value) or "-"
+    return str(value)

@@ -1,0 +1,203 @@
+"""`preview.png`: the scene beside its mask, with a legend. What a person looks at first; nothing builds on it."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import rasterio
+from rasterio.enums import Resampling
+
+from pipeline.report.glyphs import GLYPH_HEIGHT, text_pixels
+from pipeline.store.files import atomic_write_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from pipeline.legend import ClassInfo, Legend
+
+Picture = np.ndarray[Any, np.dtype[np.uint8]]
+
+_PAPER = 250
+_INK = (45, 45, 45)
+_GAP_PX = 12
+_BLEND = 0.62
+_TEXT_SCALE = 2
+_MIN_WIDTH_PX = 480
+_MAX_NAME = 28
+
+
+def write_preview(
+    path: Path,
+    *,
+    rgb: NDArray[np.uint8],
+    mask: NDArray[np.generic],
+    legend: Legend,
+    scale: int = 1,
+    class_px: Sequence[int] | None = None,
+) -> None:
+    """Write the picture as PNG.
+
+    Args:
+        path: Replaced whole or left alone.
+        rgb: Scene `(y, x, 3)`, as `read_overview_rgb` gives.
+        mask: Classes `(y, x)`, same size.
+        legend: Names and colours.
+        scale: Whole number that enlarges every pixel, for small scenes.
+        class_px: Pixels per class of the whole mask, for the shares in the legend; None counts the small one.
+
+    Raises:
+        ResourceError: RS-001, no space.
+        ValueError: `rgb` and `mask` differ in size.
+    """
+    if rgb.shape != (*mask.shape, 3):
+        msg = f"rgb and mask are of one size, got {rgb.shape} and {mask.shape}"
+        raise ValueError(msg)
+    counts = class_px if class_px is not None else [int((mask == c.value).sum()) for c in legend]
+    grown = np.ones((scale, scale), np.uint8)
+    panels = [np.kron(p, grown[..., np.newaxis]) for p in (rgb, overlay(rgb, mask, legend))]
+    atomic_write_bytes(path, encode_png(compose(panels[0], panels[1], _captions(counts, legend))))
+
+
+def overlay(rgb: NDArray[np.uint8], mask: NDArray[np.generic], legend: Legend) -> Picture:
+    """The scene in pale grey with its classes in colour over it; `(y, x, 3)`.
+
+    Background stays grey, and pixels without a class are paper.
+    """
+    grey = rgb.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+    out = np.repeat((70 + grey * (185 / 255))[..., np.newaxis], 3, axis=2)
+    for info in legend:
+        if not info.background:
+            here = mask == info.value
+            out[here] += _BLEND * (np.array(info.color, np.float32) - out[here])
+    out[mask == legend.nodata] = _PAPER
+    return np.rint(out).astype(np.uint8)
+
+
+def compose(scene: NDArray[np.uint8], colored: NDArray[np.uint8], captions: Sequence[tuple[ClassInfo, str]]) -> Picture:
+    """Both panels side by side, or one above the other where the scene is wide, over the legend."""
+    height, width = scene.shape[:2]
+    gap = np.full((height, _GAP_PX, 3), _PAPER, np.uint8)
+    if width > 2 * height:
+        flat = np.full((_GAP_PX, width, 3), _PAPER, np.uint8)
+        body = np.concatenate([scene, flat, colored], axis=0)
+    else:
+        body = np.concatenate([scene, gap, colored], axis=1)
+    if body.shape[1] < _MIN_WIDTH_PX:
+        side = _MIN_WIDTH_PX - body.shape[1]
+        body = np.pad(body, ((0, 0), (0, side), (0, 0)), constant_values=_PAPER)
+    strip = _legend_strip(captions, body.shape[1])
+    whole = np.concatenate([body, strip], axis=0)
+    return np.pad(whole, ((_GAP_PX, _GAP_PX), (_GAP_PX, _GAP_PX), (0, 0)), constant_values=_PAPER)
+
+
+def read_overview_rgb(scene_path: Path | str, bands: Sequence[int], *, max_px: int = 1024) -> Picture:
+    """A small picture of a scene, contrast stretched from the 2nd to the 98th percentile of its valid pixels.
+
+    Args:
+        scene_path: Anything that GDAL opens.
+        bands: One band (grey) or three (red, green, blue), 1-based.
+        max_px: The longer side, at most.
+
+    Returns:
+        `(y, x, 3)`; nodata as paper.
+
+    Raises:
+        RasterioError: The scene cannot be read.
+    """
+    with rasterio.open(scene_path) as source:
+        height, width = overview_shape(source.shape, max_px)
+        # Averaging would read every byte of a scene without overviews. Nearest skips rows, and four of its pixels
+        # for each of ours take off its roughness.
+        fine = 2 if 2 * max(height, width) <= max(source.shape) else 1
+        shape = (len(bands), fine * height, fine * width)
+        pixels = source.read(list(bands), out_shape=shape, resampling=Resampling.nearest, masked=True)
+    valid = ~np.ma.getmaskarray(pixels).any(axis=0) & np.isfinite(pixels.data).all(axis=0)
+    picture = stretch_rgb(pixels.data, valid).reshape(height, fine, width, fine, 3)
+    smooth: Picture = np.rint(picture.mean(axis=(1, 3))).astype(np.uint8)
+    return smooth
+
+
+def read_overview_mask(mask_path: Path, *, max_px: int = 1024) -> NDArray[np.generic]:
+    """The mask `(y, x)` at the size of `read_overview_rgb`; takes an overview where there is one.
+
+    Raises:
+        RasterioError: The mask cannot be read.
+    """
+    with rasterio.open(mask_path, driver="GTiff") as source:
+        shape = overview_shape(source.shape, max_px)
+        return np.asarray(source.read(1, out_shape=shape, resampling=Resampling.nearest))
+
+
+def overview_shape(shape: tuple[int, int], max_px: int) -> tuple[int, int]:
+    """(height, width) reduced in proportion until neither exceeds `max_px`; at least one pixel each."""
+    factor = min(1.0, max_px / max(shape))
+    return max(1, round(shape[0] * factor)), max(1, round(shape[1] * factor))
+
+
+def stretch_rgb(pixels: NDArray[Any], valid: NDArray[np.bool_]) -> Picture:
+    """Bands `(band, y, x)`, one or three, any dtype -> picture `(y, x, 3)`, each band between its percentiles."""
+    out = np.full((*valid.shape, 3), _PAPER, np.uint8)
+    for channel in range(3):
+        band = pixels[channel % len(pixels)].astype(np.float32)
+        if valid.any():
+            low, high = np.percentile(band[valid], (2, 98))
+            span = max(float(high - low), 1e-6)
+            out[valid, channel] = np.rint(np.clip((band[valid] - low) / span, 0, 1) * 255)
+    return out
+
+
+def encode_png(picture: NDArray[np.uint8]) -> bytes:
+    """A picture `(y, x, 3)` as PNG; equal pictures give equal bytes."""
+    height, width = picture.shape[:2]
+    # Filter "Sub": each pixel as its difference from the one before, which deflate likes better.
+    rows = np.zeros((height, 1 + 3 * width), np.uint8)
+    rows[:, 0] = 1
+    flat = picture.reshape(height, 3 * width)
+    rows[:, 1:] = flat
+    rows[:, 4:] -= flat[:, :-3]
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes(), 6)), (b"IEND", b""))
+    body = (struct.pack(">I", len(d)) + kind + d + struct.pack(">I", zlib.crc32(kind + d)) for kind, d in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(body)
+
+
+def _captions(counts: Sequence[int], legend: Legend) -> list[tuple[ClassInfo, str]]:
+    """Classes that occur, with their share of the pixels that have a class."""
+    valid = sum(counts)
+    return [(c, f"{c.name[:_MAX_NAME]} {100 * n / valid:.1f}%") for c, n in zip(legend, counts, strict=True) if n]
+
+
+def _legend_strip(captions: Sequence[tuple[ClassInfo, str]], width: int) -> Picture:
+    """Colour boxes with captions, as many lines as they need."""
+    line, box = GLYPH_HEIGHT * _TEXT_SCALE + 10, GLYPH_HEIGHT * _TEXT_SCALE
+    placed: list[tuple[int, int, ClassInfo, NDArray[np.bool_]]] = []
+    x = y = 0
+    for info, caption in captions:
+        ink = text_pixels(caption, scale=_TEXT_SCALE)
+        taken = box + 8 + ink.shape[1] + 20
+        if x and x + taken > width:
+            x, y = 0, y + line
+        placed.append((x, y, info, ink[:, : max(0, width - x - box - 8)]))
+        x += taken
+    strip = np.full((_GAP_PX + y + line if placed else 0, width, 3), _PAPER, np.uint8)
+    for left, top, info, ink in placed:
+        upper = top + _GAP_PX
+        strip[upper : upper + box, left : left + box] = _INK
+        strip[upper + 1 : upper + box - 1, left + 1 : left + box - 1] = _box_color(info)
+        text = strip[upper + 1 : upper + 1 + ink.shape[0], left + box + 8 : left + box + 8 + ink.shape[1]]
+        text[ink] = _INK
+    return strip
+
+
+def _box_color(info: ClassInfo) -> tuple[int, int, int]:
+    """As the class looks over middle grey; background is that grey."""
+    if info.background:
+        return 190, 190, 190
+    red, green, blue = (round(165 + _BLEND * (c - 165)) for c in info.color)
+    return red, green, blue

@@ -1,0 +1,53 @@
+"""What a run tells those who watch it. The library never prints; the command line listens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageStarted:
+    """A stage begins."""
+
+    name: str
+    """`infer`, `mask`, `polygons`, …"""
+    total: int = 0
+    """Steps that it will take; 0 when not known."""
+    done: int = 0
+    """Steps that an earlier run has done."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageAdvanced:
+    """A step is done."""
+
+    name: str
+    done: int
+    total: int
+    pixels: int = 0
+    """Pixels of this step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageFinished:
+    """A stage is done."""
+
+    name: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notice:
+    """Something the user should read."""
+
+    text: str
+
+
+Event = StageStarted | StageAdvanced | StageFinished | Notice
+Listener = Callable[[Event], None]
+
+
+def silent(event: Event) -> None:
+    """The listener that hears nothing."""
+    del event

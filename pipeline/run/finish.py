@@ -1,0 +1,175 @@
+"""From the scratch store to finished files in the staging folder: masks first, then what is derived from them."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.report.preview import read_overview_mask, write_preview
+from pipeline.run.doctor import versions
+from pipeline.run.events import Event, Notice, StageAdvanced, StageFinished, StageStarted
+from pipeline.run.picture import scene_picture
+from pipeline.run.vectorize import classes_to_polygonize
+from pipeline.store import (
+    ResultFile,
+    atomic_write_json,
+    build_item,
+    describe_files,
+    write_class_names,
+    write_mask_cog,
+    write_probability_cog,
+    write_qgis_style,
+)
+from pipeline.vector import PixelAreas, polygonize, write_polygons
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from pipeline.model import Model
+    from pipeline.run.plan import Plan
+    from pipeline.run.settings import SegmentSettings
+    from pipeline.scene import Scene
+    from pipeline.store import Staging, TileRecord, TileStore
+
+_MANY_POLYGONS = 100_000
+_PREVIEW_PX = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """What lies in the staging folder, ready to be moved."""
+
+    names: tuple[str, ...]
+    """Files in the order in which they are moved."""
+    files: dict[str, dict[str, object]]
+    """Name -> size and SHA-256."""
+    num_polygons: int | None
+    """None without vectors."""
+    area_m2: tuple[float, ...] | None
+    """Geodesic area per class; None without a CRS."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Finisher:
+    """Makes the files of one run, one stage after the other."""
+
+    scene: Scene
+    model: Model
+    settings: SegmentSettings
+    plan: Plan
+    store: TileStore
+    records: Mapping[int, TileRecord]
+    staging: Staging
+    scratch: Path
+    tell: Callable[[Event], None]
+    _names: list[str] = field(default_factory=list)
+
+    def run(self) -> Finished:
+        """All files but run.json."""
+        self._stage("mask", self._masks)
+        num_polygons = self._polygons() if self.settings.vectors else None
+        self._stage("files", self._small_files)
+        files = describe_files(self.staging.folder, self._names)
+        self._item(files)
+        files = describe_files(self.staging.folder, self._names)
+        return Finished(names=tuple(self._names), files=files, num_polygons=num_polygons, area_m2=self._areas())
+
+    def _stage(self, name: str, work: Callable[[], Any]) -> Any:
+        started = time.monotonic()
+        self.tell(StageStarted(name=name))
+        result = work()
+        self.tell(StageFinished(name=name, seconds=time.monotonic() - started))
+        return result
+
+    def _path(self, name: str) -> Path:
+        self._names.append(name)
+        return self.staging.path(name)
+
+    def _masks(self) -> None:
+        common: dict[str, Any] = {
+            "tiles": [tile.core for tile in self.plan.tiling.tiles()],
+            "geobox": self.scene.geobox,
+            "legend": self.model.spec.legend(),
+            "tags": {"SCENEMASK_MODEL": f"{self.model.spec.name} {self.model.digest[:16]}"},
+        }
+        digests = {i: r.mask_sha256 for i, r in self.records.items()}
+        write_mask_cog(self._path("mask.tif"), read=self.store.read_mask, digests=digests, **common)
+        if self.plan.probabilities:
+            digests = {i: r.prob_sha256 for i, r in self.records.items()}
+            path = self._path("probabilities.tif")
+            write_probability_cog(path, read=self.store.read_probabilities, digests=digests, **common)
+
+    def _polygons(self) -> int:
+        legend = self.model.spec.legend()
+        started = time.monotonic()
+        self.tell(StageStarted(name="polygons"))
+        with polygonize(
+            self.staging.path("mask.tif"),
+            scratch=self.scratch / "polygons",
+            include=classes_to_polygonize(legend, None),
+            names=legend.names(),
+            min_area_m2=self.settings.min_area,
+            progress=lambda done, total: self.tell(StageAdvanced(name="polygons", done=done, total=total)),
+        ) as polygons:
+            for suffix in self.settings.vectors:
+                write_polygons(polygons, self._path(f"polygons.{suffix}"), overwrite=True)
+            count = polygons.num_polygons
+        self.tell(StageFinished(name="polygons", seconds=time.monotonic() - started))
+        if count > _MANY_POLYGONS and "geojson" in self.settings.vectors:
+            self.tell(Notice(text=f"{count:,} polygons are much for GeoJSON; --vectors parquet is smaller and faster"))
+        return count
+
+    def _small_files(self) -> None:
+        legend = self.model.spec.legend()
+        mask = self.staging.path("mask.tif")
+        self._names.append(write_class_names(mask, legend).name)
+        write_qgis_style(self._path("mask.qml"), legend)
+        write_preview(
+            self._path("preview.png"),
+            rgb=scene_picture(self.scene, max_px=_PREVIEW_PX),
+            mask=read_overview_mask(mask, max_px=_PREVIEW_PX),
+            legend=legend,
+            class_px=[sum(r.class_px[c.value] for r in self.records.values() if r.class_px) for c in legend],
+        )
+
+    def _item(self, files: Mapping[str, Mapping[str, Any]]) -> None:
+        item = build_item(
+            scene=self.scene.name,
+            moment=self._moment(),
+            geobox=self.scene.geobox,
+            legend=self.model.spec.legend(),
+            files=[
+                ResultFile(name=name, size_bytes=int(facts["bytes"]), sha256=str(facts["sha256"]))
+                for name, facts in files.items()
+            ],
+            software={"scenemask": versions()["scenemask"]},
+            properties={"scenemask:model": self.model.spec.name, "scenemask:model_digest": self.model.digest},
+        )
+        atomic_write_json(self._path("item.json"), item)
+
+    def _moment(self) -> datetime:
+        """When the scene file was last written: all that most rasters tell of their time."""
+        nanoseconds = self.scene.fingerprint().get("mtime_ns")
+        seconds = nanoseconds / 1e9 if isinstance(nanoseconds, int) else time.time()
+        return datetime.fromtimestamp(seconds, UTC)
+
+    def _areas(self) -> tuple[float, ...] | None:
+        """Geodesic area per class: pixels of each tile times the mean area of its pixels."""
+        areas = PixelAreas.of(self.scene.geobox)
+        if areas is None:
+            return None
+        total = np.zeros(self.plan.num_classes)
+        for tile in self.plan.tiling.tiles():
+            record, core = self.records[tile.index], tile.core
+            if record.class_px is None or not record.valid_px:
+                continue
+            x = np.array([core.col_off, core.col_stop, core.col_off, core.col_stop])
+            y = np.array([core.row_off, core.row_off, core.row_stop, core.row_stop])
+            corners = areas.to_m2(areas.integral(x, y))
+            total += np.array(record.class_px) * (corners @ np.array([1, -1, -1, 1])) / core.num_pixels
+        return tuple(float(v) for v in total)

@@ -1,0 +1,66 @@
+"""What is understood of a scene or a model, as plain values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pipeline.scene import describe_scene, open_scene
+
+_MODEL_SUFFIXES = {".safetensors", ".pt", ".pth", ".ckpt", ".bin"}
+
+
+def inspect_target(target: str | Path, *, assume_crs: str | None = None, nodata: float | None = None) -> dict[str, Any]:
+    """Facts of a scene, or of a model when `target` is a model folder or a weights file.
+
+    Raises:
+        PipelineError: It is neither, or cannot be used.
+    """
+    target = Path(target)
+    if target.is_dir() or target.suffix in _MODEL_SUFFIXES or target.name == "model.json":
+        return describe_model(target)
+    scene = open_scene(target, assume_crs=assume_crs, nodata=nodata, allow_no_crs=assume_crs is None)
+    facts: dict[str, Any] = describe_scene(scene)
+    return facts
+
+
+def describe_model(path: Path) -> dict[str, Any]:
+    """Inputs, outputs and measured traits of a model.
+
+    Raises:
+        ModelError: It cannot be used.
+    """
+    from pipeline.model import load_model  # noqa: PLC0415 - torch is not needed to inspect a scene
+
+    model = load_model(path)
+    spec, traits = model.spec, model.traits
+    rows = zip(spec.bands, spec.scaling.scale, spec.scaling.offset, spec.scaling.mean, spec.scaling.std, strict=True)
+    sizes = f"{traits.size_remainder} + " if traits.size_remainder else ""
+    return {
+        "name": spec.name,
+        "digest": model.digest,
+        "parameters": sum(p.numel() for p in model.network.parameters()),
+        "bands": [
+            {"band": band, "scale": scale, "offset": offset, "mean": mean, "std": std}
+            for band, scale, offset, mean, std in rows
+        ],
+        "classes": [
+            {
+                "value": c.value,
+                "name": c.name,
+                "color": "#{:02x}{:02x}{:02x}".format(*c.color),
+                "background": "yes" if c.background else "",
+            }
+            for c in spec.legend()
+        ],
+        "activation": spec.activation,
+        "padding": spec.padding,
+        "output_stride_px": traits.stride,
+        "halo_px": traits.halo_px,
+        "patch_sides_px": f"{sizes}multiples of {traits.size_multiple}, at least {traits.size_smallest}",
+        "dropped_border_px": traits.margin_px,
+        "tiling": traits.tiling,
+        "reason": traits.reason,
+        "forward_memory_bytes_per_px": round(traits.bytes_per_px),
+        "evidence": traits.evidence,
+    }

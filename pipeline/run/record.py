@@ -1,0 +1,77 @@
+"""`run.json`: settings as resolved, versions, hashes, plan, timings, what was found. Written last, as the commit."""
+
+from __future__ import annotations
+
+import resource
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from pipeline.run.doctor import versions
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pipeline.model import Model
+    from pipeline.run.finish import Finished
+    from pipeline.run.plan import Plan
+    from pipeline.run.settings import SegmentSettings
+    from pipeline.scene import Scene
+    from pipeline.store import TileRecord
+
+
+def run_record(
+    *,
+    identity: Mapping[str, Any],
+    settings: SegmentSettings,
+    plan: Plan,
+    model: Model,
+    scene: Scene,
+    records: list[TileRecord],
+    finished: Finished,
+    timings: Mapping[str, float],
+    started: float,
+) -> dict[str, Any]:
+    """Content of run.json as plain values."""
+    return {
+        "scenemask": versions()["scenemask"],
+        "status": "empty" if not any(record.valid_px for record in records) else "ok",
+        "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
+        "finished": datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="seconds"),
+        "scene": scene.name,
+        "model": model.spec.name,
+        "classes": class_rows(model, records, finished),
+        "polygons": finished.num_polygons,
+        "plan": plan.summary(),
+        "timings_s": dict(timings),
+        "peak_memory_bytes": peak_memory_bytes(),
+        "tiles": {
+            "total": len(records),
+            "empty": sum(record.kind == "empty" for record in records),
+            "worker_seconds": round(sum(record.seconds for record in records), 3),
+        },
+        "valid_px": sum(record.valid_px for record in records),
+        "warnings": list(scene.warnings),
+        "deterministic": True,
+        "settings": settings.model_dump(mode="json"),
+        "identity": dict(identity),
+        "frozen_plan": plan.to_json(),
+        "versions": versions(),
+        "files": finished.files,
+    }
+
+
+def class_rows(model: Model, records: list[TileRecord], finished: Finished) -> list[dict[str, Any]]:
+    """Pixels and area per class, from the tiles' own counts."""
+    rows = []
+    for info in model.spec.legend():
+        pixels = sum(record.class_px[info.value] for record in records if record.class_px is not None)
+        area = None if finished.area_m2 is None else round(finished.area_m2[info.value], 3)
+        rows.append({"value": info.value, "name": info.name, "pixels": pixels, "area_m2": area})
+    return rows
+
+
+def peak_memory_bytes() -> int:
+    """Peak resident memory of this process and of its finished children, the larger."""
+    kib = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return int(kib) * 1024

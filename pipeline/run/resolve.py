@@ -1,0 +1,108 @@
+"""Scene and model brought together: bands matched by name before position, counts checked before any work."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import InputError
+from pipeline.scene import open_scene
+
+if TYPE_CHECKING:
+    from pipeline.model import BareOptions, Model
+    from pipeline.run.settings import SegmentSettings
+    from pipeline.scene import Scene
+
+_ALIASES = {
+    "r": "red", "g": "green", "b": "blue", "n": "nir",
+    "b02": "blue", "b03": "green", "b04": "red", "b08": "nir", "b11": "swir16", "b12": "swir22",
+    "b8a": "nir08", "b01": "coastal", "b05": "rededge1", "b06": "rededge2", "b07": "rededge3", "b09": "nir09",
+}  # fmt: skip
+"""Initials, and Sentinel-2 band numbers of two digits (`B5` is another band on Landsat), -> STAC common names.
+
+Source: STAC eo extension, common band names.
+"""
+
+
+def resolve_scene(source: Any, model: Model | None, settings: SegmentSettings) -> Scene:
+    """The scene with the bands that the model takes, in its order.
+
+    Args:
+        source: Path, `xarray.DataArray`, or a `Scene`.
+        model: Whose bands are needed; None for all bands.
+        settings: For `bands`, `nodata`, `assume_crs`, `allow_no_crs`.
+
+    Raises:
+        InputError: The scene cannot be used, or IN-012: its bands are not those of the model.
+    """
+    if isinstance(source, str | Path) or not hasattr(source, "read_block"):
+        source = open_scene(
+            source, nodata=settings.nodata, assume_crs=settings.assume_crs, allow_no_crs=settings.allow_no_crs
+        )
+    scene: Scene = source
+    if settings.bands is not None:
+        scene = scene.select([int(b) if b.isdecimal() else b for b in settings.bands])
+    elif model is not None:
+        scene = _match_by_name(scene, model)
+    if model is not None and len(scene.bands) != len(model.spec.bands):
+        raise _mismatch(scene, model)
+    return scene
+
+
+def _match_by_name(scene: Scene, model: Model) -> Scene:
+    """Bands in the model's order when every one of its names is found; else the scene as it is."""
+    found: dict[str, int] = {}
+    for band in scene.bands:
+        for name in (band.name, band.color):
+            found.setdefault(canonical_band(name), band.index)
+    wanted = [canonical_band(name) for name in model.spec.bands]
+    if len(set(wanted)) == len(wanted) and all(name in found for name in wanted):
+        return scene.select([found[name] for name in wanted])
+    named = [band for band in scene.bands if band.described]
+    if named and not all(name.isdecimal() for name in model.spec.bands) and len(scene.bands) != len(wanted):
+        raise _mismatch(scene, model)
+    return scene
+
+
+def matched_by_position(scene: Scene, model: Model) -> bool:
+    """True when band names of scene and model have nothing in common, so that their order was trusted."""
+    return [canonical_band(b.name) for b in scene.bands] != [canonical_band(n) for n in model.spec.bands] and [
+        canonical_band(b.color) for b in scene.bands
+    ] != [canonical_band(n) for n in model.spec.bands]
+
+
+def bare_options(settings: SegmentSettings) -> BareOptions:
+    """What the settings say about a weights file without `model.json`."""
+    from pipeline.model import BareOptions  # noqa: PLC0415 - torch waits until a model is loaded
+
+    return BareOptions(
+        scale=settings.scale,
+        offset=settings.offset,
+        mean=settings.mean,
+        std=settings.std,
+        class_names=settings.class_names,
+        activation=settings.activation,
+        threshold=settings.threshold,
+    )
+
+
+def canonical_band(name: str) -> str:
+    """STAC common name of a band where it is known, else the name itself in lower case."""
+    key = name.strip().lower().replace("_", "").replace("-", "").replace(" ", "")
+    return _ALIASES.get(key, key)
+
+
+def _mismatch(scene: Scene, model: Model) -> InputError:
+    have = [band.name for band in scene.bands]
+    missing = [name for name in model.spec.bands if canonical_band(name) not in {canonical_band(n) for n in have}]
+    near = [match for name in missing for match in difflib.get_close_matches(name, have, n=1)]
+    hint = f" (near: {', '.join(near)})" if near else ""
+    return InputError(
+        f"scene has {len(have)} bands ({', '.join(have)}), model {model.spec.name!r} expects "
+        f"{len(model.spec.bands)} ({', '.join(model.spec.bands)})",
+        code="IN-012",
+        title="Bands do not match the model",
+        where=f"scene {scene.name}",
+        fix=f"choose bands in the model's order with --bands{hint}; `scenemask inspect` lists them",
+    )

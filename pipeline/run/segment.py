@@ -1,0 +1,338 @@
+"""The main job: scene and model in, mask, polygons, preview and records out. Resumable at any moment."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import OutputError
+from pipeline.infer import resolve_device
+from pipeline.model import Model, load_model
+from pipeline.run.cluster import connect
+from pipeline.run.events import Event, Listener, Notice, StageAdvanced, StageFinished, StageStarted, silent
+from pipeline.run.execute import StopFlag, run_tiles, stop_on_signals
+from pipeline.run.finish import Finisher
+from pipeline.run.identity import identity, refuse_differences
+from pipeline.run.plan import Plan, make_plan
+from pipeline.run.record import run_record
+from pipeline.run.resolve import bare_options, matched_by_position, resolve_scene
+from pipeline.run.settings import COSMETIC, SegmentSettings, make_settings
+from pipeline.run.tile_task import Job, TileDone
+from pipeline.scene import Aoi
+from pipeline.store import (
+    RunLock,
+    Staging,
+    TileDigest,
+    TileRecord,
+    TileStore,
+    atomic_write_json,
+    changed_files,
+    create_output_folder,
+    foreign_output,
+    inspect_output,
+    require_free_space,
+    scan_ledger,
+)
+from pipeline.store.runfile import PLAN_FILE
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pipeline.scene import Scene
+    from pipeline.store import OutputState
+
+_FORMAT_VERSION = 1
+"""Of plan.json and run.json; raised when an older one can no longer be resumed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult:
+    """What a finished run left."""
+
+    out_dir: Path
+    mask_path: Path
+    polygons_paths: tuple[Path, ...]
+    """One per format asked for."""
+    summary: dict[str, Any]
+    """Content of run.json."""
+    resumed: bool
+    """True when nothing had to be computed: the same run had ended here before."""
+
+    @property
+    def polygons_path(self) -> Path | None:
+        """The first of `polygons_paths`; None without vectors."""
+        return self.polygons_paths[0] if self.polygons_paths else None
+
+
+@dataclass(slots=True, kw_only=True)
+class _Run:
+    """One run on its way: what was resolved, and what has been measured so far."""
+
+    scene: Scene
+    model: Model
+    settings: SegmentSettings
+    explicit: set[str]
+    aoi: Aoi | None
+    identity: dict[str, Any]
+    out_dir: Path
+    listener: Listener
+    started: float = field(default_factory=time.time)
+    timings: dict[str, float] = field(default_factory=dict)
+
+    def tell(self, event: Event) -> None:
+        """Pass on an event; keeps how long stages took."""
+        if isinstance(event, StageFinished):
+            self.timings[event.name] = round(event.seconds, 3)
+        self.listener(event)
+
+
+def segment(
+    scene: Any,
+    model: Model | str | Path,
+    out_dir: str | Path,
+    *,
+    overwrite: bool = False,
+    listener: Listener = silent,
+    **options: Any,
+) -> RunResult:
+    """Segment a whole scene into `out_dir`.
+
+    Args:
+        scene: Path, `xarray.DataArray` (band, y, x) with a CRS, or a `Scene`.
+        model: From `load_model`, or its path.
+        out_dir: Made when missing. A rerun of the same call resumes, or returns at once when all is done.
+        overwrite: Replace results that are there already, in one step at the end.
+        listener: Hears of stages and tiles.
+        **options: Fields of `SegmentSettings`.
+
+    Returns:
+        Paths and the record of the run.
+
+    Raises:
+        PipelineError: With an exit code and a fix; see `docs/errors.md`. Results that were there stay whole.
+        KeyboardInterrupt: After Ctrl-C; the same call resumes.
+    """
+    settings = make_settings(options)
+    out_dir = Path(out_dir)
+    state = inspect_output(out_dir)
+    if state.kind == "foreign" and not overwrite:
+        raise foreign_output(out_dir, state)
+    if not isinstance(model, Model):
+        model = load_model(model, bare=bare_options(settings))
+    opened = resolve_scene(scene, model, settings)
+    aoi = None if settings.aoi is None else Aoi.from_file(settings.aoi, opened.geobox)
+    run = _Run(
+        scene=opened,
+        model=model,
+        settings=settings,
+        explicit=set(options),
+        aoi=aoi,
+        identity=identity(opened, model, settings, aoi_digest=None if aoi is None else aoi.digest()),
+        out_dir=out_dir,
+        listener=listener,
+    )
+    if state.kind == "complete" and not overwrite:
+        return _already_done(run, state)
+    scratch = create_output_folder(out_dir)
+    with stop_on_signals() as stop, RunLock(scratch) as lock:
+        return _locked(run, scratch, lock, stop, overwrite=overwrite)
+
+
+def _locked(run: _Run, scratch: Path, lock: RunLock, stop: StopFlag, *, overwrite: bool) -> RunResult:
+    """Everything that happens while nobody else may touch the output."""
+    for warning in run.scene.warnings:
+        run.tell(Notice(text=warning))
+    if matched_by_position(run.scene, run.model):
+        names = ", ".join(f"{b.name} → {n}" for b, n in zip(run.scene.bands, run.model.spec.bands, strict=True))
+        run.tell(Notice(text=f"bands were matched by position: {names}"))
+    plan, store = _plan_or_adopt(run, scratch, overwrite=overwrite)
+    records = _infer(run, plan, store, scratch / "ledger", stop)
+    stop.raise_if_set("all tiles are kept")
+    staging = Staging(run.out_dir)
+    staging.clear()
+    done = Finisher(
+        scene=run.scene,
+        model=run.model,
+        settings=run.settings,
+        plan=plan,
+        store=store,
+        records=records,
+        staging=staging,
+        scratch=scratch,
+        tell=run.tell,
+    ).run()
+    stop.raise_if_set("all tiles are kept")
+    _refuse_changed_scene(run)
+    lock.ensure_held()
+    record = run_record(
+        identity=run.identity,
+        settings=run.settings,
+        plan=plan,
+        model=run.model,
+        scene=run.scene,
+        records=list(records.values()),
+        finished=done,
+        timings=run.timings,
+        started=run.started,
+    )
+    staging.commit(done.names, record)
+    _clean_up(scratch, store, keep=run.settings.keep)
+    return _result(run.out_dir, record, resumed=False)
+
+
+def _already_done(run: _Run, state: OutputState) -> RunResult:
+    """The same run ended here before: check it, and compute nothing."""
+    record: dict[str, Any] = dict(state.run or {})
+    if "identity" not in record or "files" not in record:
+        raise foreign_output(run.out_dir, state)
+    refuse_differences(record["identity"], run.identity, explicit=run.explicit, where=run.out_dir)
+    changed = changed_files(run.out_dir, record["files"])
+    if changed:
+        raise OutputError(
+            f"{', '.join(changed)} changed since the run that run.json records",
+            code="OU-012",
+            title="Results were changed",
+            where=str(run.out_dir),
+            fix="restore them, choose another -o, or replace them with --overwrite",
+        )
+    run.tell(Notice(text="the same run ended here before and its files are whole; nothing to do"))
+    return _result(run.out_dir, record, resumed=True)
+
+
+def _plan_or_adopt(run: _Run, scratch: Path, *, overwrite: bool) -> tuple[Plan, TileStore]:
+    """The frozen plan of an unfinished run, or a new one."""
+    document = inspect_output(run.out_dir).plan
+    if document is not None and document.get("format") == _FORMAT_VERSION:
+        try:
+            return _adopt(run, dict(document))
+        except OutputError:
+            if not overwrite:
+                raise
+    elif document is not None and not overwrite:
+        raise OutputError(
+            f"the unfinished run has format {document.get('format')}, this version writes {_FORMAT_VERSION}",
+            code="OU-011",
+            title="Run does not match the output",
+            where=str(run.out_dir),
+            fix="finish it with the version that began it, or add --overwrite",
+        )
+    for leftover in ("store", "ledger", "stage"):
+        shutil.rmtree(scratch / leftover, ignore_errors=True)
+    plan = make_plan(run.scene, run.model, run.settings)
+    place = scratch / "store" if run.settings.scratch is None else run.settings.scratch / f"scenemask-{plan.digest}"
+    shutil.rmtree(place, ignore_errors=True)
+    require_free_space(run.out_dir, 2 * plan.scratch_bytes if run.settings.scratch is None else plan.scratch_bytes)
+    legend = run.model.spec.legend()
+    store = TileStore.create(
+        place,
+        shape=plan.tiling.shape,
+        dtype=legend.dtype,
+        fill=legend.nodata,
+        shard_hw=plan.tiling.tile_hw,
+        num_classes=len(legend) if plan.probabilities else None,
+    )
+    atomic_write_json(
+        scratch / PLAN_FILE,
+        {
+            "format": _FORMAT_VERSION,
+            "identity": run.identity,
+            "settings": run.settings.model_dump(mode="json"),
+            "plan": plan.to_json(),
+            "store": str(place),
+        },
+    )
+    return plan, store
+
+
+def _adopt(run: _Run, document: dict[str, Any]) -> tuple[Plan, TileStore]:
+    refuse_differences(document["identity"], run.identity, explicit=run.explicit, where=run.out_dir)
+    recorded = {k: v for k, v in document["settings"].items() if k not in COSMETIC}
+    cosmetic = {name: getattr(run.settings, name) for name in COSMETIC}
+    run.settings = SegmentSettings.model_validate({**recorded, **cosmetic})
+    run.identity = document["identity"]
+    if run.settings.aoi is not None and run.aoi is None:
+        run.aoi = Aoi.from_file(run.settings.aoi, run.scene.geobox)
+    plan = Plan.from_json(document["plan"])
+    if plan.device == "cuda":
+        resolve_device("cuda")
+    store = TileStore.open(Path(document["store"]))
+    store.remove_partials()
+    return plan, store
+
+
+def _infer(run: _Run, plan: Plan, store: TileStore, ledger: Path, stop: StopFlag) -> dict[int, TileRecord]:
+    """Compute the tiles that the ledger does not have, or has with pixels that are no longer there."""
+    tiles = plan.tiling.tiles()
+    scan = scan_ledger(ledger, plan_id=plan.digest)
+    records = dict(scan.records)
+    damaged = store.find_damaged([t.core for t in tiles], {i: _digest(r) for i, r in records.items()})
+    for index in damaged:
+        del records[index]
+    if damaged:
+        run.tell(Notice(text=f"{len(damaged)} finished tiles are damaged on disk and are computed again"))
+    missing = [tile for tile in tiles if tile.index not in records]
+    total = len(tiles)
+    run.tell(StageStarted(name="infer", total=total, done=len(records)))
+    started = time.monotonic()
+
+    def on_done(done: TileDone) -> None:
+        records[done.record.tile] = done.record
+        run.tell(StageAdvanced(name="infer", done=len(records), total=total, pixels=done.pixels))
+
+    if missing:
+        job = Job(
+            key=f"{plan.digest}-{ledger.parent.name}-{time.monotonic_ns():x}",
+            scene=run.scene,
+            model=run.model,
+            plan=plan,
+            aoi=run.aoi,
+            store=store,
+            ledger=ledger,
+        )
+        with connect(run.settings) as connection:
+            run_tiles(connection, job, missing, attempts=scan.attempts, on_done=on_done, stop=stop)
+    stop.raise_if_set(f"{len(records)} of {total} tiles are kept")
+    run.tell(StageFinished(name="infer", seconds=time.monotonic() - started))
+    return records
+
+
+def _digest(record: TileRecord) -> TileDigest | None:
+    if record.mask_sha256 is None:
+        return None
+    return TileDigest(mask_sha256=record.mask_sha256, prob_sha256=record.prob_sha256)
+
+
+def _refuse_changed_scene(run: _Run) -> None:
+    if run.scene.fingerprint() != run.identity["scene"]:
+        raise OutputError(
+            "the scene changed while it was being segmented",
+            code="OU-013",
+            title="Scene changed during the run",
+            where=run.scene.name,
+            fix="run again with --overwrite once the file no longer changes",
+        )
+
+
+def _clean_up(scratch: Path, store: TileStore, *, keep: bool) -> None:
+    if keep:
+        # Under its own name a plan means "unfinished".
+        (scratch / PLAN_FILE).replace(scratch / "plan.kept.json")
+        return
+    (scratch / PLAN_FILE).unlink(missing_ok=True)
+    shutil.rmtree(store.path, ignore_errors=True)
+    for name in ("ledger", "stage", "polygons"):
+        shutil.rmtree(scratch / name, ignore_errors=True)
+
+
+def _result(out_dir: Path, record: Mapping[str, Any], *, resumed: bool) -> RunResult:
+    names = record["files"]
+    return RunResult(
+        out_dir=out_dir,
+        mask_path=out_dir / "mask.tif",
+        polygons_paths=tuple(out_dir / name for name in names if name.startswith("polygons.")),
+        summary=dict(record),
+        resumed=resumed,
+    )

@@ -1,0 +1,189 @@
+"""The settings of `segment`: one frozen, validated value, the same for command line, file and Python."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_BYTES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+VECTOR_FORMATS = ("geojson", "gpkg", "fgb", "parquet")
+
+
+def _quantity(unit: str) -> BeforeValidator:
+    """A number, or text such as `64 px`; another unit is refused, never converted by guessing."""
+
+    def parse(value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?)\s*([A-Za-z0-9²%]*)\s*", value)
+        if match is None or match.group(2).replace("²", "2") not in ("", unit):
+            msg = f"{value!r} is not a number of {unit}; write `64 {unit}` or `64`"
+            raise ValueError(msg)
+        number = float(match.group(1))
+        return int(number) if number.is_integer() else number
+
+    return BeforeValidator(parse)
+
+
+def _bytes(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?)\s*([A-Za-z]+)\s*", value)
+    if match is None or match.group(2).upper() not in _BYTES:
+        msg = f"{value!r} is not a size; write `8GB` or `512MiB`"
+        raise ValueError(msg)
+    return int(float(match.group(1)) * _BYTES[match.group(2).upper()])
+
+
+def _listed(value: Any) -> Any:
+    """Text with commas, or a single value, becomes a list."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value if isinstance(value, list | tuple) else (value,)
+
+
+def _texts(value: Any) -> Any:
+    return tuple(str(part) if isinstance(part, int) else part for part in _listed(value))
+
+
+def _vectors(value: Any) -> Any:
+    names = _listed(value)
+    return () if names == ("none",) else names
+
+
+Pixels = Annotated[int, _quantity("px")]
+SquareMetres = Annotated[float, _quantity("m2")]
+Names = Annotated[tuple[str, ...], BeforeValidator(_texts)]
+Numbers = Annotated[tuple[float, ...], BeforeValidator(_listed)]
+
+
+class SegmentSettings(BaseModel):
+    """Options of `segment`; each is a flag, a key of a settings file and a keyword in Python."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    bands: Names | None = None
+    """Bands of the scene for the model, by name or 1-based number, in the model's order; matched by name if not given."""
+    aoi: Path | None = None
+    """Polygons (any OGR format, any CRS); nothing outside is computed or written."""
+    nodata: float | None = None
+    """Value that means "no data", where the file declares none or a wrong one."""
+    assume_crs: str | None = None
+    """CRS of a scene that has none, such as `EPSG:32633`."""
+    allow_no_crs: bool = False
+    """Take a scene without CRS; polygons are then in pixel space."""
+    tiling: Literal["auto", "exact", "blend"] = "auto"
+    """exact: equals one whole forward; blend: weighted mean of overlapping patches; auto: what the network allows."""
+    overlap: Pixels | None = Field(default=None, ge=0)
+    """Pixels that neighbouring patches share in blend mode; a quarter of the patch if not given."""
+    patch: Pixels | None = Field(default=None, ge=1)
+    """Side of the square given to the network; chosen from the memory budget if not given."""
+    tile: Pixels = Field(default=1024, ge=1)
+    """Least side of a tile's core; rounded up to whole patch cores. Changes no pixel."""
+    taper: Literal["hann", "gaussian", "linear"] = "hann"
+    """Weights of blend mode."""
+    padding: Literal["auto", "reflect", "edge", "zero", "network"] = "auto"
+    """How the scene is extended beyond its rim; auto: what the model says, mirror if it says nothing."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where forwards run."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of the forward; auto is float32."""
+    probabilities: bool = False
+    """Also write probabilities.tif, one band per class."""
+    vectors: Annotated[tuple[Literal["geojson", "gpkg", "fgb", "parquet"], ...], BeforeValidator(_vectors)] = (
+        "geojson",
+    )
+    """Formats of the polygons; `none` for none."""
+    min_area: SquareMetres = Field(default=0.0, ge=0)
+    """Smallest polygon that is written, in m2 on the ellipsoid; the mask stays as it is."""
+    cluster: str = "local"
+    """`local`, or the address of a running Dask scheduler (`tcp://host:port`)."""
+    workers: int = Field(default=1, ge=1)
+    """Local workers; more than one are processes of their own."""
+    memory: Annotated[int, BeforeValidator(_bytes)] | None = Field(default=None, ge=2**28)
+    """Memory per worker, such as `8GB`; sets the patch."""
+    scratch: Path | None = None
+    """Where unfinished tiles lie; inside the output folder if not given."""
+    keep: bool = False
+    """Keep the scratch store after success."""
+    scale: Numbers = (1.0,)
+    """For a bare weights file: input = (DN x scale + offset - mean) / std, one value or one per band."""
+    offset: Numbers = (0.0,)
+    """See scale."""
+    mean: Numbers = (0.0,)
+    """See scale."""
+    std: Numbers = (1.0,)
+    """See scale."""
+    class_names: Names = ()
+    """For a bare weights file: names of the classes in order."""
+    activation: Literal["none", "softmax", "sigmoid"] | None = None
+    """For a bare weights file: what turns its output into probabilities."""
+    threshold: float = Field(default=0.5, gt=0, lt=1)
+    """For a bare weights file with one output: class 1 where p >= threshold."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        problems = []
+        if self.overlap is not None and self.patch is not None and self.overlap >= self.patch:
+            problems.append(f"overlap {self.overlap} px must be smaller than patch {self.patch} px")
+        if self.overlap is not None and self.tiling == "exact":
+            problems.append("overlap belongs to blend mode; exact mode takes the halo measured from the network")
+        if self.assume_crs is not None and self.allow_no_crs:
+            problems.append("assume_crs and allow_no_crs exclude each other")
+        if self.cluster != "local" and "://" not in self.cluster:
+            problems.append(f"cluster {self.cluster!r} is neither `local` nor an address such as tcp://host:8786")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+# What may differ between a run and its resumption: it changes no output.
+COSMETIC = frozenset({"workers", "cluster", "memory", "scratch", "keep"})
+
+
+def make_settings(given: Mapping[str, Any], *, where: str = "options") -> SegmentSettings:
+    """Validated settings from option names and values.
+
+    Args:
+        given: Only what was given explicitly; names as in `SegmentSettings`.
+        where: Named in errors: the file, or "options".
+
+    Raises:
+        UsageError: CF-005 with every problem at once; unknown names with the nearest known one.
+    """
+    known = SegmentSettings.model_fields
+    named = {str(key).replace("-", "_"): value for key, value in given.items()}
+    problems = [_unknown(key, list(known)) for key in named if key not in known]
+    try:
+        settings = SegmentSettings(**{key: value for key, value in named.items() if key in known})
+    except ValidationError as error:
+        problems += [_sentence(detail) for detail in error.errors()]
+    if problems:
+        raise UsageError(
+            "; ".join(problems),
+            code="CF-005",
+            title="Settings are wrong" if len(problems) > 1 else "Setting is wrong",
+            where=where,
+            fix="see `scenemask segment --help` or configs/segment/full.yaml",
+        )
+    return settings
+
+
+def _unknown(key: str, known: list[str]) -> str:
+    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"unknown key {key!r}" + (f", did you mean {nearest[0]!r}?" if nearest else "")
+
+
+def _sentence(detail: Any) -> str:
+    place = ".".join(str(part) for part in detail["loc"])
+    text = str(detail["msg"]).removeprefix("Value error, ")
+    return f"{place}: {text}, got {detail['input']!r}" if place else text

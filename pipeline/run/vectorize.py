@@ -1,0 +1,110 @@
+"""Mask file to polygons: names from the mask, formats from the file's suffix."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.errors import UsageError
+from pipeline.store import read_legend
+from pipeline.vector import polygonize, to_geodataframe, write_polygons
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import geopandas
+
+    from pipeline.legend import Legend
+    from pipeline.vector import PolygonSet, WrittenPolygons
+
+
+def vectorize(
+    mask: str | Path, *, only: Sequence[str | int] | None = None, min_area: float = 0.0
+) -> geopandas.GeoDataFrame:
+    """Polygons of a mask, exact across tiles, in the mask's CRS.
+
+    Args:
+        mask: GeoTIFF with one band of class values.
+        only: Classes by name or value; all but the background when None.
+        min_area: Smallest polygon kept, in m2 on the ellipsoid.
+
+    Raises:
+        PipelineError: The mask cannot be read, or has no such class.
+    """
+    with _polygons(Path(mask), only, min_area, None, None) as polygons:
+        return to_geodataframe(polygons)
+
+
+def vectorize_to_file(
+    mask: str | Path,
+    output: str | Path,
+    *,
+    only: Sequence[str | int] | None = None,
+    min_area: float = 0.0,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> WrittenPolygons:
+    """The same, written to a file in bounded memory.
+
+    Args:
+        mask: GeoTIFF with one band of class values.
+        output: `.geojson`, `.gpkg`, `.fgb` or `.parquet`.
+        only: Classes by name or value; all but the background when None.
+        min_area: Smallest polygon kept, in m2 on the ellipsoid.
+        overwrite: Replace a file that is there.
+        progress: Called with (tiles done, tiles in all).
+
+    Raises:
+        PipelineError: As `vectorize`; or the file cannot be written.
+    """
+    output = Path(output)
+    scratch = output.parent if output.parent.is_dir() else None
+    with _polygons(Path(mask), only, min_area, scratch, progress) as polygons:
+        return write_polygons(polygons, output, overwrite=overwrite)
+
+
+def classes_to_polygonize(legend: Legend | None, only: Sequence[str | int] | None) -> frozenset[int] | None:
+    """Class values wanted: `only`, or all but the background; None for all.
+
+    Raises:
+        UsageError: CF-033 for a class that the mask does not have.
+    """
+    if only is None:
+        if legend is None or legend.background is None:
+            return None
+        return frozenset(c.value for c in legend if not c.background)
+    values = {c.name: c.value for c in legend} if legend else {}
+    chosen = set()
+    for item in only:
+        text = str(item)
+        if text in values:
+            chosen.add(values[text])
+        elif text.isdecimal():
+            chosen.add(int(text))
+        else:
+            raise UsageError(
+                f"the mask has no class {text!r}; it has {', '.join(values) or 'no class names'}",
+                code="CF-033",
+                title="No such class",
+                fix="use one of these names, or a number",
+            )
+    return frozenset(chosen)
+
+
+def _polygons(
+    mask: Path,
+    only: Sequence[str | int] | None,
+    min_area: float,
+    scratch: Path | None,
+    progress: Callable[[int, int], None] | None,
+) -> PolygonSet:
+    legend = read_legend(mask)
+    return polygonize(
+        mask,
+        scratch=scratch or Path(tempfile.gettempdir()),
+        include=classes_to_polygonize(legend, only),
+        names=legend.names() if legend else None,
+        min_area_m2=min_area,
+        progress=progress,
+    )

@@ -1,0 +1,99 @@
+"""Reading settings files: strict YAML 1.2 scalars, no duplicate keys, errors with line, column and caret."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from pipeline.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+    from pathlib import Path
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Safe YAML without the surprises of version 1.1: `no` is text, `010` is 10, `12:30` is text, `1e3` is 1000."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - filled below; the base class has it too
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:  # noqa: FBT001, FBT002
+        seen: dict[Any, yaml.Mark] = {}
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    f"first at line {seen[key].line + 1}", None, f"key {key!r} is given twice", key_node.start_mark
+                )
+            seen[key] = key_node.start_mark
+        return super().construct_mapping(node, deep=deep)
+
+
+def _decimal(loader: yaml.SafeLoader, node: yaml.Node) -> int:
+    assert isinstance(node, yaml.ScalarNode)
+    return int(loader.construct_scalar(node))
+
+
+for tag, pattern, first in (
+    ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
+    ("null", r"^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
+    ("int", r"^[-+]?[0-9]+$", "-+0123456789"),
+    ("float", r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$|^[-+]?\.(?:inf|nan)$", "-+0123456789."),
+):
+    _StrictLoader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(pattern), list(first))
+_StrictLoader.add_constructor("tag:yaml.org,2002:int", _decimal)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a settings file.
+
+    Raises:
+        UsageError: CF-001 the file is missing or not readable; CF-003 it is not valid YAML, with line and column;
+            CF-004 it holds something else than keys and values.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"cannot read the settings file: {error}",
+            code="CF-001",
+            title="Settings file cannot be read",
+            where=str(path),
+            fix="check the path given with --config",
+        ) from error
+    try:
+        document = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - derived from SafeLoader
+    except yaml.MarkedYAMLError as error:
+        raise _invalid(path, text, error) from error
+    except yaml.YAMLError as error:
+        raise UsageError(
+            f"not valid YAML: {error}", code="CF-003", title="Settings file is not valid YAML", where=str(path)
+        ) from error
+    if document is None:
+        return {}
+    if not isinstance(document, dict):
+        raise UsageError(
+            f"expected keys and values, got a {type(document).__name__}",
+            code="CF-004",
+            title="Settings file has no keys",
+            where=str(path),
+            fix="write one `key: value` per line; configs/segment/ has examples",
+        )
+    return document
+
+
+def _invalid(path: Path, text: str, error: yaml.MarkedYAMLError) -> UsageError:
+    mark = error.problem_mark or error.context_mark
+    problem = " ".join(part for part in (error.problem, f"({error.context})" if error.context else "") if part)
+    where, excerpt = str(path), ""
+    if mark is not None:
+        where = f"{path}, line {mark.line + 1}, column {mark.column + 1}"
+        lines = text.splitlines()
+        line = lines[mark.line] if mark.line < len(lines) else ""
+        excerpt = f"\n         {line.replace(chr(9), '→')}\n         {' ' * mark.column}^"
+    fix = "indent with spaces, not tabs" if "\\t" in problem else "correct the marked place"
+    return UsageError(
+        f"{problem}{excerpt}", code="CF-003", title="Settings file is not valid YAML", where=where, fix=fix
+    )

@@ -1,0 +1,170 @@
+"""A mask file to a set of polygons, tile by tile, in bounded memory: opening, checks, and the order of the steps."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import warnings
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import rasterio
+from rasterio.enums import MaskFlags
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.windows import Window as RasterioWindow
+
+from pipeline.errors import InputError, UsageError
+from pipeline.grid import GeoBox
+from pipeline.vector.area import PixelAreas
+from pipeline.vector.faults import disk_errors
+from pipeline.vector.join import iter_regions
+from pipeline.vector.polygonset import PolygonSet
+from pipeline.vector.spool import SpoolWriter
+from pipeline.vector.trace import trace_block
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from numpy.typing import NDArray
+
+    from pipeline.grid import Window
+    from pipeline.vector.trace import Pieces
+
+_CACHE_BYTES = 128 << 20
+_MAX_VALUE = 2**31 - 1
+
+
+def polygonize(
+    mask_path: Path,
+    *,
+    scratch: Path,
+    include: frozenset[int] | None = None,
+    names: Mapping[int, str] | None = None,
+    min_area_m2: float = 0.0,
+    tile_px: int = 1024,
+    progress: Callable[[int, int], None] | None = None,
+) -> PolygonSet:
+    """Polygons of all 4-connected regions of a mask, as if it had been traced in one piece.
+
+    Args:
+        mask_path: GeoTIFF with one band of an integer type; nodata pixels belong to no polygon.
+        scratch: Folder for the spool; made if need be. The returned set removes what it put there.
+        include: Classes to polygonize; None for all.
+        names: Class value -> name.
+        min_area_m2: Regions below this geodesic area are left out.
+        tile_px: Side of the squares in which the mask is read: memory and speed, never the result.
+        progress: Called after each tile with (tiles done, tiles in all).
+
+    Returns:
+        A context manager over the polygons, in the order of their first pixels.
+
+    Raises:
+        UsageError: CF-031, a minimum area in m² without a CRS; CF-032, a tile below 1 px or a negative area.
+        InputError: IN-030, not an integer type; IN-031, unreadable or not one band; IN-032, a class number too large.
+        ResourceError: RS-002, the disk with `scratch` is full.
+    """
+    _check_options(min_area_m2, tile_px)
+    with _open_mask(mask_path) as mask:
+        geobox = _geobox(mask)
+        areas = PixelAreas.of(geobox)
+        if min_area_m2 > 0 and areas is None:
+            raise UsageError(
+                f"a minimum area of {min_area_m2} m² was asked for, but the mask has no CRS to measure in",
+                code="CF-031",
+                title="Minimum area needs a CRS",
+                where=str(mask_path),
+                fix="give the mask a CRS, or leave the minimum area out",
+            )
+        with disk_errors(scratch):
+            scratch.mkdir(parents=True, exist_ok=True)
+            folder = Path(tempfile.mkdtemp(prefix="polygons-", dir=scratch))
+        try:
+            spool = SpoolWriter(folder / "regions.arrow", geobox.width, areas, min_area_m2)
+            trace = _tracer(mask, include)
+            for regions in iter_regions(trace, geobox.shape, tile_hw=(tile_px, tile_px), progress=progress):
+                spool.add(regions)
+            spool.close()
+            return PolygonSet(folder, spool=spool.path, geobox=geobox, names=names or {}, areas=areas)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+
+def _check_options(min_area_m2: float, tile_px: int) -> None:
+    if tile_px < 1 or not min_area_m2 >= 0:
+        raise UsageError(
+            f"expected a tile of at least 1 px and a minimum area of at least 0 m², got {tile_px} and {min_area_m2}",
+            code="CF-032",
+            title="Option out of range",
+            fix="give positive numbers",
+        )
+
+
+@contextmanager
+def _open_mask(path: Path) -> Iterator[rasterio.DatasetReader]:
+    """The mask, checked; reading it holds at most a small block cache."""
+    with rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", NotGeoreferencedWarning)  # allowed: polygons are then in pixels
+                mask = rasterio.open(path, driver="GTiff")  # pinned: a VRT under another name reads what it likes
+        except (RasterioError, OSError) as error:
+            raise _unreadable(path, str(error)) from error
+        with mask:
+            if mask.count != 1:
+                raise _unreadable(path, f"expected one band of class numbers, got {mask.count} bands")
+            if np.dtype(mask.dtypes[0]).kind not in "iu":
+                raise InputError(
+                    f"expected class numbers (uint8 or uint16), got {mask.dtypes[0]}",
+                    code="IN-030",
+                    title="Mask is not of an integer type",
+                    where=str(path),
+                    fix="threshold probabilities or take their arg-max first, and store the result as uint8",
+                )
+            yield mask
+
+
+def _unreadable(path: Path, what: str) -> InputError:
+    return InputError(
+        what,
+        code="IN-031",
+        title="Mask cannot be used",
+        where=str(path),
+        fix="give a single-band GeoTIFF, complete and readable",
+    )
+
+
+def _geobox(mask: rasterio.DatasetReader) -> GeoBox:
+    crs = mask.crs.to_wkt() if mask.crs else None
+    return GeoBox(shape=mask.shape, transform=mask.transform, crs_wkt=crs)
+
+
+def _tracer(mask: rasterio.DatasetReader, include: frozenset[int] | None) -> Callable[[Window], Pieces]:
+    """Function that reads a window and traces it."""
+    has_mask_band = MaskFlags.per_dataset in mask.mask_flag_enums[0]
+
+    def trace(window: Window) -> Pieces:
+        place = RasterioWindow(window.col_off, window.row_off, window.width, window.height)
+        try:
+            block = mask.read(1, window=place)
+            valid = mask.read_masks(1, window=place) != 0 if has_mask_band else _valid(block, mask.nodata)
+        except RasterioError as error:
+            raise _unreadable(Path(mask.name), f"cannot be read at {window}: {error}") from error
+        if block.dtype.itemsize >= 4 and (block > _MAX_VALUE).any():  # noqa: PLR2004 - bytes of int32 and up
+            raise InputError(
+                f"class number {block.max()} at {window}; expected at most {_MAX_VALUE}",
+                code="IN-032",
+                title="Class number too large",
+                where=mask.name,
+                fix="number the classes from 0",
+            )
+        return trace_block(block, window, include, valid=valid)
+
+    return trace
+
+
+def _valid(block: NDArray[np.generic], nodata: float | None) -> NDArray[np.bool_] | None:
+    """True where a pixel has a class; None where all have."""
+    return None if nodata is None else np.asarray(block != nodata)

@@ -1,0 +1,125 @@
+"""The polygons of one mask: where they lie, what they are called, and batches of them in canonical order."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING, Self
+
+import geopandas
+import numpy as np
+import shapely
+
+from pipeline.vector.rings import from_shapely
+from pipeline.vector.spool import SpoolReader
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from pipeline.grid import GeoBox
+    from pipeline.vector.area import PixelAreas
+    from pipeline.vector.rings import Geometries
+    from pipeline.vector.spool import PolygonBatch
+
+_BATCH_ROWS = 16384
+_BATCH_BYTES = 16 << 20
+
+
+class PolygonSet:
+    """Polygons on disk, in canonical order; a context manager that removes its spool at the end.
+
+    Two sets of equal masks are equal, whatever the tiling.
+    """
+
+    def __init__(
+        self, folder: Path, *, spool: Path, geobox: GeoBox, names: Mapping[int, str], areas: PixelAreas | None
+    ) -> None:
+        self._folder = folder
+        self._reader = SpoolReader(spool)
+        self._names = dict(names)
+        self._areas = areas
+        self.geobox = geobox
+        """Grid and CRS of the mask."""
+
+    def __len__(self) -> int:
+        return len(self._reader)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Remove the spool; the set cannot be read any more."""
+        self._reader.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    @property
+    def num_polygons(self) -> int:
+        """Polygons in the set."""
+        return len(self)
+
+    @property
+    def has_area_m2(self) -> bool:
+        """False without a CRS that is tied to the Earth."""
+        return self._areas is not None
+
+    @property
+    def pixels_by_class(self) -> dict[int, int]:
+        """Pixels inside the polygons, by class."""
+        return self._sum_by_class("area_px")
+
+    @property
+    def area_m2_by_class(self) -> dict[int, float] | None:
+        """Geodesic area of the polygons in m², by class; None without a CRS that is tied to the Earth."""
+        if self._areas is None:
+            return None
+        unit = self._areas.unit_m2
+        return {value: units * unit for value, units in self._sum_by_class("area_units").items()}
+
+    def class_name(self, value: int) -> str:
+        """Name of a class; `class_<value>` where none was given."""
+        return self._names.get(value, f"class_{value}")
+
+    def area_m2(self, batch: PolygonBatch) -> NDArray[np.float64] | None:
+        """Geodesic area of each polygon of a batch in m², shape (polygon,); None without a CRS tied to the Earth."""
+        return None if self._areas is None else np.round(self._areas.to_m2(batch.area_units), 4)
+
+    def in_crs(self, batch: PolygonBatch) -> Geometries:
+        """The batch's polygons in CRS coordinates (x, y), exteriors counter-clockwise, shape (polygon,)."""
+        rings = from_shapely(batch.polygons)
+        x, y = rings.coords.T
+        t = self.geobox.transform
+        coords = np.stack([t.a * x + t.b * y + t.c, t.d * x + t.e * y + t.f], axis=1)
+        return np.asarray(shapely.orient_polygons(rings.to_shapely(coords), exterior_cw=False))
+
+    def iter_batches(self, max_rows: int = _BATCH_ROWS) -> Iterator[PolygonBatch]:
+        """Batches in canonical order, in pixel coordinates, of at most `max_rows` polygons."""
+        return self._reader.iter_batches(max_rows=max_rows, max_bytes=_BATCH_BYTES)
+
+    def _sum_by_class(self, column: str) -> dict[int, int]:
+        classes, index = np.unique(self._reader.column("class_id"), return_inverse=True)
+        sums = np.zeros(len(classes), np.int64)
+        np.add.at(sums, index, self._reader.column(column))
+        return dict(zip(classes.tolist(), sums.tolist(), strict=True))
+
+
+def to_geodataframe(polygons: PolygonSet) -> geopandas.GeoDataFrame:
+    """All polygons in memory, in the scene's CRS, with columns id, class_id, class_name, area_m2, area_px."""
+    batches = list(polygons.iter_batches())
+    geometry = np.concatenate([np.empty(0, object), *(polygons.in_crs(b) for b in batches)])
+    class_ids = np.concatenate([np.empty(0, np.int64), *(b.class_ids for b in batches)])
+    areas = [polygons.area_m2(b) for b in batches]
+    columns = {
+        "id": np.array([i for b in batches for i in b.ids], object),
+        "class_id": class_ids.astype(np.int32),
+        "class_name": np.array([polygons.class_name(v) for v in class_ids.tolist()], object),
+        "area_m2": np.concatenate(
+            [np.empty(0), *(np.full(len(b), np.nan) if a is None else a for a, b in zip(areas, batches, strict=True))]
+        ),
+        "area_px": np.concatenate([np.empty(0, np.int64), *(b.area_px for b in batches)]),
+    }
+    return geopandas.GeoDataFrame(columns, geometry=geometry, crs=polygons.geobox.crs_wkt)

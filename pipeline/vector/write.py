@@ -1,0 +1,230 @@
+"""Polygons to files: GeoJSON, GeoPackage, FlatGeobuf, GeoParquet. Nothing half written ever has the final name."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import warnings
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pyogrio
+import shapely
+from pyproj import CRS
+
+from pipeline.errors import OutputError, ResourceError, UsageError
+from pipeline.vector.faults import disk_errors
+from pipeline.vector.geojson import count_features, write_geojson
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from pipeline.vector.polygonset import PolygonSet
+    from pipeline.vector.rings import Geometries
+    from pipeline.vector.spool import PolygonBatch
+
+_ATTRIBUTES = [
+    pa.field("id", pa.string(), nullable=False),
+    pa.field("class_id", pa.int32(), nullable=False),
+    pa.field("class_name", pa.string(), nullable=False),
+    pa.field("area_m2", pa.float64()),
+    pa.field("area_px", pa.int64(), nullable=False),
+    pa.field("geometry", pa.binary(), nullable=False),
+]
+_BBOX = pa.field("bbox", pa.struct({name: pa.float64() for name in ("xmin", "ymin", "xmax", "ymax")}), nullable=False)
+_NO_DATE = "1970-01-01T00:00:00.000Z"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WrittenPolygons:
+    """What a file holds."""
+
+    path: Path
+    """Where it is."""
+    num_polygons: int
+    """Features in it, counted after reopening."""
+    num_dropped: int
+    """Polygons that vanished in the rounding of GeoJSON, or that lie off the Earth; 0 for other formats."""
+
+
+def write_polygons(polygons: PolygonSet, path: Path, *, overwrite: bool) -> WrittenPolygons:
+    """Write all polygons to one file, in batches; the suffix names the format.
+
+    GeoJSON is in longitude and latitude on WGS 84 (RFC 7946); the other formats keep the scene's CRS. Attributes:
+    id, class_id, class_name, area_m2 (geodesic; null without a CRS), area_px.
+
+    Args:
+        polygons: What `polygonize` gave.
+        path: Ends in .geojson, .json, .gpkg, .fgb or .parquet; its folder is made if need be.
+        overwrite: Replace a file of that name.
+
+    Raises:
+        UsageError: CF-030, another suffix.
+        OutputError: OU-030, the file exists; OU-031, the place cannot be written.
+        ResourceError: RS-002, the disk is full or the file does not read back; no file is left.
+    """
+    write, count = _writer_for(path)
+    _refuse_existing(path, overwrite=overwrite)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A folder, so that journals and other side files of the driver vanish with it.
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+            part = Path(folder) / path.name
+            dropped = write(polygons, part)
+            found, expected = count(part), len(polygons) - dropped
+            if found != expected:
+                raise ResourceError(
+                    f"the file reads back with {found} polygons instead of {expected}",
+                    code="RS-002",
+                    title="Disk full or write failed",
+                    where=str(path),
+                    fix="check free space and quota of the disk, then run the same command again",
+                )
+            _sync(part)
+            _refuse_existing(path, overwrite=overwrite)
+            part.replace(path)
+        _sync(path.parent)
+    return WrittenPolygons(path=path, num_polygons=found, num_dropped=dropped)
+
+
+def _writer_for(path: Path) -> tuple[Callable[[PolygonSet, Path], int], Callable[[Path], int]]:
+    """How to write the format and how to count what was written."""
+    formats: dict[str, tuple[Callable[[PolygonSet, Path], int], Callable[[Path], int]]] = {
+        ".geojson": (write_geojson, count_features),
+        ".json": (write_geojson, count_features),
+        ".gpkg": (_write_gpkg, _count_ogr),
+        ".fgb": (_write_fgb, _count_ogr),
+        ".parquet": (_write_parquet, _count_parquet),
+    }
+    try:
+        return formats[path.suffix.lower()]
+    except KeyError:
+        raise UsageError(
+            f"no polygon format ends in '{path.suffix}'; expected one of {' '.join(formats)}",
+            code="CF-030",
+            title="Unknown polygon format",
+            where=str(path),
+            fix="choose a file name with one of these endings",
+        ) from None
+
+
+def _refuse_existing(path: Path, *, overwrite: bool) -> None:
+    if path.is_dir() or (path.exists() and not overwrite):
+        raise OutputError(
+            "a folder has this name" if path.is_dir() else "the file exists",
+            code="OU-030",
+            title="Output exists",
+            where=str(path),
+            fix="choose another name" + ("" if path.is_dir() else ", or allow overwriting (--overwrite)"),
+        )
+
+
+def _sync(path: Path) -> None:
+    """Have the disk take what was written, so that a rename never outruns the data."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _arrays(polygons: PolygonSet, batch: PolygonBatch) -> tuple[list[pa.Array], Geometries]:
+    """Columns of `_ATTRIBUTES` and the geometries, in the scene's CRS."""
+    geometries = polygons.in_crs(batch)
+    areas = polygons.area_m2(batch)
+    columns = [
+        batch.ids,
+        batch.class_ids,
+        [polygons.class_name(v) for v in batch.class_ids.tolist()],
+        areas if areas is not None else [None] * len(batch),
+        batch.area_px,
+        shapely.to_wkb(geometries, byte_order=1),
+    ]
+    arrays = [pa.array(c, type=f.type) for c, f in zip(columns, _ATTRIBUTES, strict=True)]
+    return arrays, geometries
+
+
+def _write_parquet(polygons: PolygonSet, path: Path) -> int:
+    """GeoParquet 1.1 with a bbox column, one row group per batch."""
+    schema = pa.schema([*_ATTRIBUTES, _BBOX], metadata={"geo": json.dumps(_geo_metadata(polygons))})
+    with pq.ParquetWriter(path, schema, compression="zstd") as file:
+        for batch in polygons.iter_batches():
+            arrays, geometries = _arrays(polygons, batch)
+            corners = [pa.array(c) for c in shapely.bounds(geometries).T]
+            arrays.append(pa.StructArray.from_arrays(corners, fields=list(_BBOX.type)))
+            file.write_batch(pa.record_batch(arrays, schema=schema), row_group_size=len(batch))
+    return 0
+
+
+def _geo_metadata(polygons: PolygonSet) -> dict[str, Any]:
+    """File metadata as GeoParquet 1.1 asks; `crs` null says that none is known."""
+    wkt = polygons.geobox.crs_wkt
+    covering = {corner: ["bbox", corner] for corner in ("xmin", "ymin", "xmax", "ymax")}
+    column = {
+        "encoding": "WKB",
+        "geometry_types": ["Polygon"],
+        "crs": CRS.from_wkt(wkt).to_json_dict() if wkt else None,
+        "orientation": "counterclockwise",
+        "covering": {"bbox": covering},
+    }
+    return {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
+
+
+def _count_parquet(path: Path) -> int:
+    return int(pq.read_metadata(path).num_rows)
+
+
+def _write_gpkg(polygons: PolygonSet, path: Path) -> int:
+    with _fixed_date():
+        return _write_ogr(polygons, path, "GPKG")
+
+
+def _write_fgb(polygons: PolygonSet, path: Path) -> int:
+    return _write_ogr(polygons, path, "FlatGeobuf")
+
+
+def _write_ogr(polygons: PolygonSet, path: Path, driver: str) -> int:
+    """Stream batches through OGR."""
+    schema = pa.schema(_ATTRIBUTES)
+    batches = (pa.record_batch(_arrays(polygons, b)[0], schema=schema) for b in polygons.iter_batches())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "'crs' was not provided", UserWarning)  # a mask without one is allowed
+        pyogrio.write_arrow(
+            pa.RecordBatchReader.from_batches(schema, batches),
+            path,
+            layer=path.stem,
+            driver=driver,
+            geometry_name="geometry",
+            geometry_type="Polygon",
+            crs=_ogr_crs(polygons.geobox.crs_wkt),
+        )
+    return 0
+
+
+def _ogr_crs(wkt: str | None) -> str | None:
+    """An EPSG code where there is one: OGR then stores the official definition."""
+    if wkt is None:
+        return None
+    crs = CRS.from_wkt(wkt)
+    code = crs.to_epsg()
+    return f"EPSG:{code}" if code else crs.to_wkt()
+
+
+@contextmanager
+def _fixed_date() -> Iterator[None]:
+    """No time stamp in a GeoPackage: equal polygons give equal bytes."""
+    before = pyogrio.get_gdal_config_option("OGR_CURRENT_DATE")
+    pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": _NO_DATE})
+    try:
+        yield
+    finally:
+        pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": before})
+
+
+def _count_ogr(path: Path) -> int:
+    return int(pyogrio.read_info(path, force_feature_count=True)["features"])
