@@ -65,12 +65,12 @@ def gather(
     return block
 
 
-def scale(data: Tensor, valid: Tensor | None, scaling: Scaling) -> Tensor:
+def scale(data: Tensor, invalid: Tensor | None, scaling: Scaling) -> Tensor:
     """Network input from stored values; invalid (band, pixel) values become 0, which is the mean.
 
     Args:
         data: `(band, y, x)` in the file's dtype, on the device.
-        valid: `(band, y, x)` boolean, True = usable; None when all are.
+        invalid: `(band, y, x)` boolean, True = not usable; None when all are usable.
         scaling: Constants per band.
 
     Returns:
@@ -82,6 +82,6 @@ def scale(data: Tensor, valid: Tensor | None, scaling: Scaling) -> Tensor:
     x = data.to(torch.float32)
     # Multiply and add apart, never fused: the low bits must not depend on where a patch was cut.
     x = x.mul(gain).add_(bias)
-    if valid is not None:
-        x.masked_fill_(~valid, 0.0)
+    if invalid is not None:
+        x.masked_fill_(invalid, 0.0)
     return x.unsqueeze(0).to(memory_format=torch.channels_last)

@@ -128,11 +128,8 @@ class Predictor:
     ) -> None:
         """One forward, on the device thread: stored values in, the patch's share of the result into the sink."""
         with torch.inference_mode():
-            x = scale(
-                torch.from_numpy(np.ascontiguousarray(data)).to(self._device),
-                None if valid is None else torch.from_numpy(np.ascontiguousarray(valid)).to(self._device),
-                self.spec.scaling,
-            )
+            invalid = None if valid is None else torch.from_numpy(np.logical_not(valid)).to(self._device)
+            x = scale(torch.from_numpy(_own(data)).to(self._device), invalid, self.spec.scaling)
             output = self._forward(x)[0]
             kept = patch.core.intersect(sink.window)
             self._check_finite(output[(slice(None), *in_output(patch, kept))], kept, wanted, sink.window)
@@ -168,3 +165,9 @@ def _wanted(block: Block, outer: Window, window: Window, output_valid: NDArray[n
     if not block.all_valid:
         wanted = block.valid[(slice(None), *window.slices_in(outer))].all(axis=0)
     return wanted if output_valid is None else wanted & output_valid
+
+
+def _own(data: NDArray[np.generic]) -> NDArray[np.generic]:
+    """Contiguous and writable, as PyTorch wants arrays that it shares memory with; copied only where it is not."""
+    data = np.ascontiguousarray(data)
+    return data if data.flags.writeable else data.copy()

@@ -1,1 +1,64 @@
-"""Scratch store and ledger, and the files that a finished run leaves. Knows no torch, no Dask."""
+"""Scratch store and ledger of a run, its lock, and the files that it leaves. Knows no torch, no Dask."""
+
+from pipeline.store.cog import cog_scratch_bytes, write_mask_cog, write_probability_cog
+from pipeline.store.damage import DamagedTilesError
+from pipeline.store.digest import sha256_array, sha256_file
+from pipeline.store.files import atomic_write_bytes, atomic_write_json, read_json, require_free_space
+from pipeline.store.ledger import LedgerScan, LedgerWriter, TileRecord, merge_records, read_ledger, scan_ledger
+from pipeline.store.lock import RunLock
+from pipeline.store.probabilities import (
+    PROBABILITY_NODATA,
+    PROBABILITY_STEPS,
+    quantize_probabilities,
+    restore_probabilities,
+)
+from pipeline.store.runfile import (
+    OutputState,
+    Staging,
+    changed_files,
+    create_output_folder,
+    describe_files,
+    foreign_output,
+    inspect_output,
+)
+from pipeline.store.stac import ResultFile, build_item
+from pipeline.store.style import read_legend, write_class_names, write_qgis_style
+from pipeline.store.tiles import TileDigest, TileStore
+
+__all__ = [
+    "PROBABILITY_NODATA",
+    "PROBABILITY_STEPS",
+    "DamagedTilesError",
+    "LedgerScan",
+    "LedgerWriter",
+    "OutputState",
+    "ResultFile",
+    "RunLock",
+    "Staging",
+    "TileDigest",
+    "TileRecord",
+    "TileStore",
+    "atomic_write_bytes",
+    "atomic_write_json",
+    "build_item",
+    "changed_files",
+    "cog_scratch_bytes",
+    "create_output_folder",
+    "describe_files",
+    "foreign_output",
+    "inspect_output",
+    "merge_records",
+    "quantize_probabilities",
+    "read_json",
+    "read_ledger",
+    "read_legend",
+    "require_free_space",
+    "restore_probabilities",
+    "scan_ledger",
+    "sha256_array",
+    "sha256_file",
+    "write_class_names",
+    "write_mask_cog",
+    "write_probability_cog",
+    "write_qgis_style",
+]

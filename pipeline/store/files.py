@@ -1,0 +1,174 @@
+"""Files that are either whole or absent: atomic replacement, directory fsync, free space."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import secrets
+import shutil
+from typing import TYPE_CHECKING
+
+from pipeline.errors import ResourceError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+# EFBIG: a file-size limit (ulimit -f); EDQUOT: the user's share of a file system that is not full itself.
+_NO_SPACE = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "a limit on the size of one file was reached (ulimit -f)",
+}
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes that an unprivileged process may still write where `folder` is, or where it would be made."""
+    probe = folder.absolute()
+    while not probe.exists() and probe != probe.parent:
+        probe = probe.parent
+    return shutil.disk_usage(probe).free
+
+
+def require_free_space(folder: Path, needed_bytes: int) -> None:
+    """Refuse a run that cannot fit, before it starts.
+
+    Args:
+        folder: Where the bytes will go; need not exist yet.
+        needed_bytes: Estimate of what will be written there, all at once.
+
+    Raises:
+        ResourceError: RS-001, fewer bytes are free.
+    """
+    free = free_bytes(folder)
+    if free < needed_bytes:
+        raise disk_full(folder, needed_bytes=needed_bytes, reason="not enough room for what this run will write")
+
+
+def disk_full(folder: Path, *, needed_bytes: int | None = None, reason: str = "the disk is full") -> ResourceError:
+    """The RS-001 error with the figures of this moment; call it before temporary files are removed."""
+    free = free_bytes(folder)
+    needed = f"{human_bytes(needed_bytes)} needed ({needed_bytes} bytes), " if needed_bytes is not None else ""
+    return ResourceError(
+        f"{reason}: {needed}{human_bytes(free)} free ({free} bytes)",
+        code="RS-001",
+        title="Out of disk",
+        where=str(folder),
+        fix="free some space, or choose a roomier place with --scratch or -o; the same command then continues",
+    )
+
+
+@contextlib.contextmanager
+def disk_full_as_error(folder: Path, *, needed_bytes: int | None = None) -> Iterator[None]:
+    """Turn ENOSPC, EDQUOT and EFBIG of the block into RS-001; other errors pass unchanged."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_SPACE:
+            raise
+        raise disk_full(folder, needed_bytes=needed_bytes, reason=_NO_SPACE[error.errno]) from error
+
+
+def human_bytes(count: int) -> str:
+    """`count` in decimal units, three digits: 12.3 GB."""
+    value = float(count)
+    for unit in ("bytes", "kB", "MB", "GB", "TB"):
+        if value < 1000 or unit == "TB":  # noqa: PLR2004 - decimal units
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    raise AssertionError
+
+
+def fsync_path(path: Path) -> None:
+    """Push a file or directory to the disk, so that a rename survives a power cut."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    except OSError as error:  # some network file systems cannot sync a directory
+        if error.errno not in {errno.EINVAL, errno.ENOTSUP}:
+            raise
+    finally:
+        os.close(fd)
+
+
+def atomic_write_bytes(path: Path, data: bytes) -> None:
+    """Replace `path` with `data`, or leave it as it was.
+
+    The temporary file lies in the same directory under a random name and is opened so that nobody's link is followed.
+
+    Raises:
+        ResourceError: RS-001, the disk, quota or file-size limit is reached.
+        OSError: Anything else.
+    """
+    temp = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}.tmp")
+    fd = -1
+    try:
+        with disk_full_as_error(path.parent, needed_bytes=len(data)):
+            fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+            write_all(fd, data)
+            os.fsync(fd)
+            os.close(fd)
+            fd = -1
+            temp.replace(path)
+            fsync_path(path.parent)
+    finally:
+        if fd >= 0:
+            os.close(fd)
+        temp.unlink(missing_ok=True)
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """`os.write` until everything is out: a nearly full disk takes a part and only then complains."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def atomic_write_json(path: Path, value: Mapping[str, object]) -> None:
+    """Replace `path` with `value` as readable UTF-8 JSON, keys in the given order; NaN and infinity are refused.
+
+    Raises:
+        ResourceError: RS-001, no space.
+        ValueError, TypeError: `value` is not JSON.
+    """
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2)
+    atomic_write_bytes(path, text.encode() + b"\n")
+
+
+def read_json(path: Path) -> dict[str, object] | None:
+    """The JSON object in `path`; None where the file is absent, torn or something else."""
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def private_folder(path: Path) -> Path:
+    """Make `path`, readable by its owner only; an existing one is kept.
+
+    Raises:
+        UsageError: CF-002, it is a link or a file, or cannot be made.
+    """
+    try:
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(mode=0o700, parents=True)
+        usable = path.is_dir() and not path.is_symlink()
+    except OSError as error:
+        raise cannot_write(path, error.strerror or str(error)) from error
+    if not usable:
+        raise cannot_write(path, "it is a link or a file, not a folder of our own")
+    return path
+
+
+def cannot_write(folder: Path, reason: str) -> UsageError:
+    """The CF-002 error for `folder`."""
+    return UsageError(
+        f"cannot write to output folder {folder} as user id {os.geteuid()}: {reason}",
+        code="CF-002",
+        title="Cannot write to the output folder",
+        where=str(folder),
+        fix="choose another folder with -o, or change its permissions",
+    )

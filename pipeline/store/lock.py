@@ -1,0 +1,290 @@
+"""One run per output folder: a lock that works where `flock` does not, and that the dead do not keep.
+
+The lock is a folder, `lock/`, which appears whole (written under another name, then renamed), so it always tells its
+owner. The owner counts up a file in it. Clocks are never compared between machines: whoever waits watches the counter
+on a clock of its own.
+
+Taking over renames `lock/` to `lock.taken-<nonce of its owner>`, a name that is never used twice nor deleted: of two
+that see the same dead owner only one succeeds, and the slower one cannot sweep away the faster one's new lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import secrets
+import shutil
+import socket
+import threading
+import time
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from pipeline.errors import OutputError
+from pipeline.store.files import disk_full_as_error, fsync_path, private_folder, read_json
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+HEARTBEAT_S = 15.0
+MAX_WAIT_S = 60.0
+_TAKEN = {errno.EEXIST, errno.ENOTEMPTY}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Owner:
+    """Who holds a lock."""
+
+    host: str
+    """Name of the machine, for people."""
+    machine: str
+    """Boot id and process namespace: only where these agree does a pid mean the same process."""
+    pid: int
+    pid_start: int | None
+    """Kernel's start time of the process, in ticks since boot; tells a reused pid from the owner's."""
+    nonce: str
+    started: str
+    """UTC, ISO 8601, for people."""
+    heartbeat_s: float
+    """Seconds between beats."""
+
+    @classmethod
+    def me(cls, heartbeat_s: float) -> Owner:
+        """This process, under a fresh nonce."""
+        return cls(
+            host=socket.gethostname(),
+            machine=_machine(),
+            pid=os.getpid(),
+            pid_start=_pid_start(os.getpid()),
+            nonce=secrets.token_hex(8),
+            started=datetime.now(UTC).isoformat(timespec="seconds"),
+            heartbeat_s=heartbeat_s,
+        )
+
+    def is_dead(self) -> bool | None:
+        """True or False when the owner ran on this machine; None when only its heartbeat can tell."""
+        if self.machine != _machine():
+            return None
+        start = _pid_start(self.pid)
+        if start is not None:
+            return start != self.pid_start
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            pass
+        return None  # it exists, but /proc does not show it to us
+
+
+class RunLock:
+    """Holds the lock of `folder` inside a `with` block.
+
+    Args:
+        folder: The run's private folder; made (0700) if absent.
+        heartbeat_s: Seconds between beats, at most 30: others wait two of them before they take over.
+        clock: Monotonic seconds.
+        sleep: Waits that many seconds.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        heartbeat_s: float = HEARTBEAT_S,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._folder = folder
+        self._path = folder / "lock"
+        self._clock = clock
+        self._sleep = sleep
+        self._stop = threading.Event()
+        self._lost = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._owner = Owner.me(min(heartbeat_s, MAX_WAIT_S / 2))
+
+    @property
+    def lost(self) -> bool:
+        """True once another run has taken the lock over, as after a long sleep of this machine."""
+        return self._lost.is_set()
+
+    def acquire(self) -> None:
+        """Take the lock, waiting at most two heartbeats of an owner on another machine.
+
+        Raises:
+            OutputError: OU-002, another run holds it.
+            ResourceError: RS-001, no space.
+            UsageError: CF-002, the folder cannot be made.
+        """
+        private_folder(self._folder)
+        while not self._try_to_take():
+            holder = _read_owner(self._path)
+            if holder is None:
+                continue  # released between the two looks
+            if holder.is_dead() is not True and self._beats(holder):
+                raise self._held_by(holder)
+            self._evict(holder)
+        self._stop.clear()
+        self._thread = threading.Thread(target=self._beat_until_stopped, name="scenemask-lock", daemon=True)
+        self._thread.start()
+
+    def ensure_held(self) -> None:
+        """Call before anything that cannot be undone, such as renaming results into place.
+
+        Raises:
+            OutputError: OU-003, the lock was taken over.
+        """
+        if self._is_mine():
+            return
+        self._lost.set()
+        raise OutputError(
+            "another run has taken over this output while this one stood still longer than its heartbeat allows",
+            code="OU-003",
+            title="Lock was lost",
+            where=str(self._path),
+            fix="let the other run finish; nothing of it was overwritten",
+        )
+
+    def release(self) -> None:
+        """Give the lock back, if it is still ours. Releasing twice is fine."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._is_mine():
+            gone = self._folder / f"lock.gone-{self._owner.nonce}"
+            with contextlib.suppress(OSError):
+                self._path.rename(gone)
+                shutil.rmtree(gone)
+
+    def __enter__(self) -> Self:
+        self.acquire()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def _try_to_take(self) -> bool:
+        self._owner = Owner.me(self._owner.heartbeat_s)
+        fresh = self._folder / f"lock.new-{self._owner.nonce}"
+        try:
+            with disk_full_as_error(self._folder):
+                fresh.mkdir(mode=0o700)
+                (fresh / "owner.json").write_text(json.dumps(asdict(self._owner)), "utf-8")
+                (fresh / "beat").write_bytes(_beat_text(0))
+                fresh.rename(self._path)  # fails on a folder that is not empty: someone's lock
+                fsync_path(self._folder)
+        except OSError as error:
+            if error.errno not in _TAKEN:
+                raise
+            return False
+        else:
+            return True
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+
+    def _beats(self, holder: Owner) -> bool:
+        """Whether the holder shows life; known at once on this machine, else within two of its heartbeats."""
+        if holder.is_dead() is False:
+            return True
+        patience = min(2 * holder.heartbeat_s, MAX_WAIT_S)
+        before = self._state()
+        deadline = self._clock() + patience
+        while self._clock() < deadline:
+            self._sleep(min(1.0, patience / 10))
+            if self._state() != before:
+                return _read_owner(self._path) is not None
+        return False
+
+    def _state(self) -> tuple[str, str]:
+        owner = _read_owner(self._path)
+        try:
+            beat = (self._path / "beat").read_text("ascii")
+        except (OSError, ValueError):
+            beat = ""
+        return "" if owner is None else owner.nonce, beat
+
+    def _evict(self, holder: Owner) -> None:
+        # Of those who judged this owner dead, the first rename wins; for the rest the target is taken, or the source
+        # gone. All of them then try again.
+        try:
+            self._path.rename(self._folder / f"lock.taken-{holder.nonce}")
+        except OSError as error:
+            if error.errno not in {*_TAKEN, errno.ENOENT}:
+                raise
+
+    def _is_mine(self) -> bool:
+        holder = _read_owner(self._path)
+        return holder is not None and holder.nonce == self._owner.nonce
+
+    def _beat_until_stopped(self) -> None:
+        beat = 0
+        while not self._stop.wait(self._owner.heartbeat_s):
+            beat += 1
+            if not self._is_mine():
+                self._lost.set()
+                return
+            # In place and of fixed width: a full disk must not stop the heart.
+            with contextlib.suppress(OSError), (self._path / "beat").open("r+b", buffering=0) as file:
+                file.write(_beat_text(beat))
+
+    def _held_by(self, holder: Owner) -> OutputError:
+        return OutputError(
+            f"another run writes here: process {holder.pid} on {holder.host}, since {holder.started}",
+            code="OU-002",
+            title="Output is locked by another run",
+            where=str(self._path),
+            fix=f"wait for it, choose another folder with -o, or end it (kill {holder.pid} on {holder.host})",
+        )
+
+
+def _beat_text(beat: int) -> bytes:
+    return b"%016d" % beat
+
+
+def _read_owner(lock: Path) -> Owner | None:
+    """The owner of a lock; None if there is no lock. An owner that cannot be read is a stranger, judged by its beat."""
+    value = read_json(lock / "owner.json")
+    try:
+        owner = Owner(**value)  # type: ignore[arg-type]
+        if owner.nonce.isalnum() and 0 < owner.heartbeat_s <= MAX_WAIT_S / 2 and owner.pid > 0:
+            return owner
+    except (TypeError, AttributeError):
+        pass
+    try:
+        stat = lock.stat()
+    except OSError:
+        return None
+    return Owner(
+        host="an unknown host",
+        machine="",
+        pid=0,
+        pid_start=None,
+        nonce=f"unknown-{stat.st_ino}-{stat.st_ctime_ns}",
+        started="an unknown time",
+        heartbeat_s=HEARTBEAT_S,
+    )
+
+
+def _machine() -> str:
+    """What a pid is relative to: this boot of this kernel, and the process namespace (containers share host names)."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+        return f"{boot}:{Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return socket.gethostname()
+
+
+def _pid_start(pid: int) -> int | None:
+    """Start time of a process in ticks since boot; 0 for one that has ended but was not yet reaped; None if unseen."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
+    except OSError:
+        return None
+    state, *rest = stat.rpartition(")")[2].split()
+    return 0 if state in {"Z", "X"} else int(rest[18])

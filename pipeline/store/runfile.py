@@ -1,0 +1,197 @@
+"""The output folder: whose it is, and how results enter it all at once, `run.json` last, as the commit."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from pipeline.errors import OutputError, PipelineError
+from pipeline.store.digest import sha256_file
+from pipeline.store.files import (
+    atomic_write_json,
+    cannot_write,
+    disk_full_as_error,
+    fsync_path,
+    private_folder,
+    read_json,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
+
+RUN_FILE = "run.json"
+SCRATCH_FOLDER = ".scenemask"
+PLAN_FILE = "plan.json"
+_RESULTS = frozenset(
+    {"mask.tif", "mask.tif.aux.xml", "mask.qml", "probabilities.tif", "preview.png", "item.json", RUN_FILE}
+)
+_POLYGONS = frozenset({".geojson", ".gpkg", ".fgb", ".parquet"})
+
+OutputKind = Literal["absent", "empty", "complete", "unfinished", "foreign"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputState:
+    """What an output folder holds."""
+
+    kind: OutputKind
+    """`empty`: nothing that we would write; other people's files do not count. `complete`: a run ended here.
+    `unfinished`: a run of ours began and left its plan. `foreign`: results without the record of a run."""
+    run: dict[str, object] | None
+    """Parsed `run.json`."""
+    plan: dict[str, object] | None
+    """Parsed `.scenemask/plan.json`. Beside a `run` it means that an overwriting run was cut off."""
+    names: tuple[str, ...]
+    """Files in the folder that carry names of our results, sorted."""
+
+
+def is_result_name(name: str) -> bool:
+    """Whether a run may write a file of this name into its output folder."""
+    stem, dot, extension = name.partition(".")
+    return name in _RESULTS or (stem == "polygons" and dot + extension in _POLYGONS)
+
+
+def inspect_output(out_dir: Path) -> OutputState:
+    """Look, without touching anything.
+
+    Raises:
+        UsageError: CF-002, `out_dir` is no folder or cannot be read.
+    """
+    try:
+        names = tuple(sorted(p.name for p in out_dir.iterdir() if is_result_name(p.name)))
+    except FileNotFoundError as error:
+        if out_dir.is_symlink():
+            raise cannot_write(out_dir, "it is a link that leads nowhere") from error
+        return OutputState(kind="absent", run=None, plan=None, names=())
+    except OSError as error:
+        raise cannot_write(out_dir, error.strerror or str(error)) from error
+    run = read_json(out_dir / RUN_FILE)
+    plan = read_json(out_dir / SCRATCH_FOLDER / PLAN_FILE)
+    kind: OutputKind = "empty"
+    if run is not None:
+        kind = "complete"
+    elif plan is not None:
+        kind = "unfinished"
+    elif names:
+        kind = "foreign"
+    return OutputState(kind=kind, run=run, plan=plan, names=names)
+
+
+def foreign_output(out_dir: Path, state: OutputState) -> OutputError:
+    """The OU-001 error for a folder with results that no finished or unfinished run of ours accounts for."""
+    torn = RUN_FILE in state.names
+    reason = "a run.json that cannot be read" if torn else "no run.json, so nothing tells whether they are whole"
+    return OutputError(
+        f"the output folder already holds {', '.join(state.names)}, but {reason}",
+        code="OU-001",
+        title="Output folder holds results of something else",
+        where=str(out_dir),
+        fix="choose another folder with -o, or replace these files with --overwrite",
+    )
+
+
+def create_output_folder(out_dir: Path) -> Path:
+    """Make `out_dir` if needed and its private scratch folder; prove that both can be written.
+
+    Returns:
+        The scratch folder, `out_dir/.scenemask`, mode 0700.
+
+    Raises:
+        UsageError: CF-002, something cannot be made or written.
+        ResourceError: RS-001, no space.
+    """
+    scratch = out_dir / SCRATCH_FOLDER
+    try:
+        with disk_full_as_error(out_dir):
+            out_dir.mkdir(parents=True, exist_ok=True)
+            # Permission bits do not tell for a superuser or a read-only mount: only writing does.
+            with tempfile.TemporaryFile(dir=out_dir):
+                pass
+            return private_folder(scratch)
+    except PipelineError:
+        raise
+    except (OSError, ValueError) as error:
+        raise cannot_write(out_dir, getattr(error, "strerror", None) or str(error)) from error
+
+
+def describe_files(folder: Path, names: Iterable[str]) -> dict[str, dict[str, object]]:
+    """Name -> size and SHA-256, as `run.json` keeps them."""
+    return {
+        name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_file(folder / name)} for name in sorted(names)
+    }
+
+
+def changed_files(out_dir: Path, files: Mapping[str, Mapping[str, object]]) -> list[str]:
+    """Names of the described files that are gone or no longer the same."""
+    return [name for name, told in files.items() if not _is_same(out_dir / name, told)]
+
+
+class Staging:
+    """Results being made, in `.scenemask/stage/`, unseen until `commit`.
+
+    Args:
+        out_dir: The output folder; `create_output_folder` has been called on it.
+    """
+
+    def __init__(self, out_dir: Path) -> None:
+        self.out_dir = out_dir
+        self.folder = private_folder(out_dir / SCRATCH_FOLDER / "stage")
+
+    def path(self, name: str) -> Path:
+        """Where to make the result called `name`."""
+        assert is_result_name(name), f"{name} is no name of a result"
+        return self.folder / name
+
+    def clear(self) -> None:
+        """Forget everything staged, leftovers of a killed run included."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        private_folder(self.folder)
+
+    def commit(self, names: Sequence[str], run: Mapping[str, object]) -> None:
+        """Replace the output folder's results by the staged ones.
+
+        The old `run.json` goes first and the new one comes last, so that at no moment a `run.json` stands beside
+        results that it does not describe. Results of an older run that the new one did not make are removed, if the
+        older `run.json` describes them under `files`. Killed half-way, calling it again finishes the work.
+
+        Args:
+            names: Staged results to move, `run.json` not among them; those moved already are skipped.
+            run: Content of `run.json`.
+
+        Raises:
+            FileNotFoundError: A result was not staged; nothing has been touched.
+            ResourceError: RS-001, no space.
+        """
+        assert RUN_FILE not in names
+        begun = self.folder / "commit-begun.json"
+        if not begun.exists():
+            for name in names:
+                fsync_path(self.folder / name)
+            atomic_write_json(begun, read_json(self.out_dir / RUN_FILE) or {})
+        (self.out_dir / RUN_FILE).unlink(missing_ok=True)
+        fsync_path(self.out_dir)
+        for name in _described(read_json(begun) or {}) - set(names):
+            (self.out_dir / name).unlink(missing_ok=True)
+        with disk_full_as_error(self.out_dir):
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):  # moved before the run was killed
+                    (self.folder / name).replace(self.out_dir / name)
+        fsync_path(self.out_dir)
+        atomic_write_json(self.out_dir / RUN_FILE, run)
+        begun.unlink()
+
+
+def _described(run: Mapping[str, object]) -> set[str]:
+    files = run.get("files")
+    return {name for name in files if is_result_name(name)} if isinstance(files, dict) else set()
+
+
+def _is_same(path: Path, told: Mapping[str, object]) -> bool:
+    try:
+        return path.stat().st_size == told.get("bytes") and sha256_file(path) == told.get("sha256")
+    except OSError:
+        return False

@@ -1,0 +1,150 @@
+"""Class names and colours beside a mask: GDAL's `.aux.xml`, QGIS's `.qml`, and reading them back.
+
+Names come from models and may hold anything; everything written here is escaped.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree as ET
+
+import rasterio
+
+from pipeline.legend import ClassInfo, Legend, default_legend
+from pipeline.store.cog import LEGEND_TAG
+from pipeline.store.files import atomic_write_bytes
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_NOT_XML = re.compile("[^\t\n\\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_MAX_XML_BYTES = 16 << 20
+# GDAL's field types and usages in a raster attribute table: 0 integer, 2 string; 5 value, 2 name, 6-8 colours.
+_ATTRIBUTES = (("Value", 0, 5), ("Class", 2, 2), ("Red", 0, 6), ("Green", 0, 7), ("Blue", 0, 8))
+
+
+def write_class_names(mask_path: Path, legend: Legend) -> Path:
+    """Write `<mask>.aux.xml`: category names (GDAL, QGIS) and an attribute table (ArcGIS, QGIS 3.18 and later).
+
+    The colour table itself is inside the mask. rasterio can write neither names nor attribute tables.
+
+    Raises:
+        ResourceError: RS-001, no space.
+    """
+    root = ET.Element("PAMDataset")
+    band = ET.SubElement(root, "PAMRasterBand", band="1")
+    names = ET.SubElement(band, "CategoryNames")
+    table = ET.SubElement(band, "GDALRasterAttributeTable", tableType="thematic")
+    for index, (name, kind, usage) in enumerate(_ATTRIBUTES):
+        field = ET.SubElement(table, "FieldDefn", index=str(index))
+        for tag, text in (("Name", name), ("Type", str(kind)), ("Usage", str(usage))):
+            ET.SubElement(field, tag).text = text
+    for info in legend:
+        ET.SubElement(names, "Category").text = _xml_text(info.name)
+        row = ET.SubElement(table, "Row", index=str(info.value))
+        for value in (info.value, _xml_text(info.name), *info.color):
+            ET.SubElement(row, "F").text = str(value)
+    path = mask_path.with_name(f"{mask_path.name}.aux.xml")
+    atomic_write_bytes(path, _xml_bytes(root))
+    return path
+
+
+def write_qgis_style(path: Path, legend: Legend) -> Path:
+    """Write a QGIS layer style (`.qml`) for the mask: one labelled colour per class, nothing for nodata.
+
+    QGIS applies it by itself to a raster of the same name beside it.
+
+    Raises:
+        ResourceError: RS-001, no space.
+    """
+    root = ET.Element("qgis", version="3.16", styleCategories="Symbology")
+    pipe = ET.SubElement(root, "pipe")
+    renderer = ET.SubElement(pipe, "rasterrenderer", type="paletted", band="1", opacity="1", alphaBand="-1")
+    palette = ET.SubElement(renderer, "colorPalette")
+    for info in legend:
+        color = "#{:02x}{:02x}{:02x}".format(*info.color)
+        ET.SubElement(
+            palette, "paletteEntry", value=str(info.value), color=color, alpha="255", label=_xml_text(info.name)
+        )
+    atomic_write_bytes(path, b"<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n" + _xml_bytes(root))
+    return path
+
+
+def read_legend(mask_path: Path) -> Legend | None:
+    """Classes of a mask, ours or anybody's.
+
+    Our own tag first; else the category names of `<mask>.aux.xml` with the colours of the file's colour table. None
+    where names are missing: colours alone say nothing.
+
+    Raises:
+        RasterioError: The mask cannot be opened.
+    """
+    with rasterio.open(mask_path, driver="GTiff") as source:
+        ours = _from_tag(source.tags().get(LEGEND_TAG, ""))
+        if ours is not None:
+            return ours
+        try:
+            colors: dict[int, tuple[int, ...]] = source.colormap(1)
+        except ValueError:
+            colors = {}
+    names = _category_names(mask_path.with_name(f"{mask_path.name}.aux.xml"))
+    if not names:
+        return None
+    plain = default_legend(names)
+    return Legend(
+        tuple(
+            ClassInfo(value=c.value, name=c.name, color=_rgb(colors[c.value]) if c.value in colors else c.color)
+            for c in plain
+        )
+    )
+
+
+def _from_tag(text: str) -> Legend | None:
+    try:
+        rows: list[dict[str, Any]] = json.loads(text)
+        if not rows:
+            return None
+        return Legend(
+            tuple(
+                ClassInfo(
+                    value=int(row["value"]),
+                    name=str(row["name"]),
+                    color=_rgb(tuple(row["color"])),
+                    background=bool(row["background"]),
+                )
+                for row in rows
+            )
+        )
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
+def _category_names(path: Path) -> list[str]:
+    """Names in a PAM file; none where it is absent, huge, or not one. It may come from anywhere."""
+    try:
+        if path.stat().st_size > _MAX_XML_BYTES:
+            return []
+        data = path.read_bytes()
+        if b"<!DOCTYPE" in data or b"<!ENTITY" in data:  # entities that expand without end
+            return []
+        root = ET.fromstring(data)  # noqa: S314 - no document type, hence no entities
+    except (OSError, ET.ParseError):
+        return []
+    return [category.text or "" for category in root.findall("PAMRasterBand[@band='1']/CategoryNames/Category")]
+
+
+def _rgb(color: tuple[int, ...]) -> tuple[int, int, int]:
+    red, green, blue = (min(max(int(c), 0), 255) for c in color[:3])
+    return red, green, blue
+
+
+def _xml_text(text: str) -> str:
+    """`text` without the characters that XML cannot hold even when escaped."""
+    return _NOT_XML.sub("\ufffd", text)
+
+
+def _xml_bytes(root: ET.Element) -> bytes:
+    ET.indent(root)
+    return bytes(ET.tostring(root, encoding="utf-8")) + b"\n"
