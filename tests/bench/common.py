@@ -1,0 +1,86 @@
+"""What the benchmarks share: scenes, a network of the size that the figures name, and tables for docs/benchmarks/."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pipeline.model import ModelSpec, Scaling, UNet, UNetConfig, model_from_module, save_model
+from pipeline.run.doctor import versions
+from pipeline.scene import write_synthetic_scene
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pipeline.model import Model
+
+OUT = Path("bench-out")
+DOCS = Path("docs/benchmarks")
+BANDS = ("blue", "green", "red", "nir")
+
+
+def scene_of(size_px: int) -> Path:
+    """The synthetic scene of this size, made once."""
+    folder = OUT / f"scene-{size_px}"
+    if not (folder / "scene.tif").exists():
+        write_synthetic_scene(folder, size_px=size_px)
+    return folder / "scene.tif"
+
+
+def unet(*, width: int = 16, classes: int = 4) -> Model:
+    """A depth-4 U-Net with random weights: the time of a forward does not depend on what was learned."""
+    torch.manual_seed(0)
+    network = UNet(UNetConfig(bands=4, outputs=classes, width=width, depth=4)).eval()
+    return save_model(OUT / f"unet-{width}-{classes}", network, _spec(f"unet-{width}", classes))
+
+
+def null_model(classes: int = 4) -> Model:
+    """One 1x1 convolution: everything but the network."""
+    torch.manual_seed(0)
+    return model_from_module(torch.nn.Conv2d(4, classes, 1), _spec("null", classes))
+
+
+def _spec(name: str, classes: int) -> ModelSpec:
+    scaling = Scaling(scale=(1.0,) * 4, offset=(0.0,) * 4, mean=(1000.0,) * 4, std=(800.0,) * 4)
+    return ModelSpec(name=name, bands=BANDS, classes=tuple(f"c{i}" for i in range(classes)), scaling=scaling)
+
+
+def interleaved(repeats: int, **work: Callable[[], object]) -> dict[str, float]:
+    """Median seconds of each function; one round runs all of them, so that drift hits all alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in work}
+    for number in range(repeats):
+        for name, function in work.items():
+            started = time.perf_counter()
+            function()
+            seconds[name].append(time.perf_counter() - started)
+            print(f"  round {number + 1}/{repeats}  {name}: {seconds[name][-1]:.1f} s", flush=True)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def publish(name: str, title: str, command: str, rows: list[tuple[str, str, str]], facts: dict[str, Any]) -> None:
+    """A table and the raw numbers under docs/benchmarks/."""
+    DOCS.mkdir(parents=True, exist_ok=True)
+    cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "?")
+    machine = f"{cpu}, {os.cpu_count()} cores, {platform.system()}, CPU only, CPU capability {torch.backends.cpu.get_cpu_capability()}"
+    lines = [
+        f"# {title}",
+        "",
+        f"`{command}`, {datetime.now(UTC):%Y-%m-%d}. {machine}.",
+        f"Python {versions()['python']}, PyTorch {versions()['torch']}, rasterio {versions()['rasterio']}. Only ratios of one run mean anything.",
+        "",
+        "| what | measured | bar |",
+        "|---|---|---|",
+        *(f"| {what} | {got} | {bar} |" for what, got, bar in rows),
+        "",
+    ]
+    (DOCS / f"{name}.md").write_text("\n".join(lines))
+    (DOCS / f"{name}.json").write_text(json.dumps(facts | {"machine": machine, "versions": versions()}, indent=1) + "\n")
+    print("\n".join(lines))

@@ -1,0 +1,76 @@
+"""`make bench-memory`: peak resident memory of `scenemask segment`, a process of its own, at two sizes.
+
+    python -m tests.bench.memory [--sizes 4096 16384] [--null-sizes 4096 16384]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+import shutil
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from tests.bench.common import OUT, null_model, publish, scene_of, unet
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pipeline.model import Model
+
+_CHILD = """
+import pickle, sys
+import pipeline as sm
+if __name__ == "__main__":
+    with open(sys.argv[1], "rb") as file:
+        model = pickle.load(file)
+    sm.segment(sys.argv[2], model, sys.argv[3], vectors=sys.argv[4])
+"""
+
+
+def peak_bytes(model: Model, scene: Path, *, vectors: str) -> tuple[int, float]:
+    """(peak resident bytes, seconds) of a fresh process that segments the scene."""
+    shutil.rmtree(OUT / "memory", ignore_errors=True)
+    recipe = OUT / "model.pickle"
+    recipe.write_bytes(pickle.dumps(model))
+    child = OUT / "child.py"
+    child.write_text(_CHILD)
+    started = time.perf_counter()
+    pid = os.posix_spawn(
+        sys.executable,
+        [sys.executable, str(child), str(recipe), str(scene), str(OUT / "memory"), vectors],
+        {**os.environ, "PYTHONPATH": os.getcwd()},
+    )
+    _, status, usage = os.wait4(pid, 0)
+    assert status == 0, f"the run failed with status {status}"
+    return usage.ru_maxrss * 1024, time.perf_counter() - started
+
+
+def main() -> None:
+    """Measure and publish."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--sizes", type=int, nargs=2, default=[4096, 16384])
+    parser.add_argument("--null-sizes", type=int, nargs=2, default=[4096, 16384])
+    options = parser.parse_args()
+    rows, facts = [], {}
+    cases = (
+        ("width-16 4-class U-Net", unet(), options.sizes, "≤ 2 GB; within 10 %"),
+        ("null model", null_model(), options.null_sizes, "flat within 10 %"),
+    )
+    for name, model, sizes, bar in cases:
+        peaks = {}
+        for size in sizes:
+            peaks[size], seconds = peak_bytes(model, scene_of(size), vectors="none")
+            print(f"{name} {size}: {peaks[size] / 1e9:.3f} GB in {seconds:.0f} s", flush=True)
+        small, large = (peaks[size] for size in sizes)
+        text = f"{small / 1e9:.2f} GB at {sizes[0]}², {large / 1e9:.2f} GB at {sizes[1]}² (**{large / small - 1:+.1%}**)"
+        rows.append((f"peak resident memory of `segment`, {name}", text, bar))
+        facts[name] = peaks
+    sizes_text = " ".join(map(str, options.sizes))
+    publish("memory", "Memory: flat in the size of the scene", f"make bench-memory (--sizes {sizes_text})", rows, facts)
+
+
+if __name__ == "__main__":
+    main()
