@@ -76,7 +76,7 @@ def train(
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
-        on_step(StepDone(step=step + 1, steps=settings.steps, loss=float(loss)))
+        on_step(StepDone(step=step + 1, steps=settings.steps, loss=loss.item()))
     trained: UNet = network.eval()
     return trained
 
