@@ -46,7 +46,7 @@ def reader(data: NDArray[Any], valid: NDArray[np.bool_] | None = None) -> Callab
 
 
 def unet_model(*, seed: int = 0, classes: int = 3, **config: Any) -> Model:
-    """A U-Net with random weights and batch statistics of random input, so that every layer counts as in a trained one."""
+    """A U-Net with random weights and the batch statistics of random input: every layer counts, as when trained."""
     torch.manual_seed(seed)
     network = UNet(UNetConfig(**{"bands": 2, "outputs": classes, "width": 4, "depth": 2, **config}))
     for module in network.modules():

@@ -214,6 +214,7 @@ def main() -> None:
             raise
         _report(_bug(error), as_json=as_json)
         sys.exit(1)
+    sys.exit(0)
 
 
 def _report(error: PipelineError, *, as_json: bool) -> None:

@@ -163,7 +163,7 @@ def _wanted(block: Block, outer: Window, window: Window, output_valid: NDArray[n
     """`(y, x)` of `window`: True where the mask gets a class."""
     wanted: NDArray[np.bool_] = np.ones(window.shape, dtype=bool)
     if not block.all_valid:
-        wanted = block.valid[(slice(None), *window.slices_in(outer))].all(axis=0)
+        wanted &= block.valid[(slice(None), *window.slices_in(outer))].all(axis=0)
     return wanted if output_valid is None else wanted & output_valid
 
 

@@ -117,7 +117,8 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
             fix="save the weights alone: torch.save(network.state_dict(), ...) or safetensors",
         ) from error
     except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        _refuse(path, f"not a whole PyTorch file ({str(error).partition(chr(10))[0] or type(error).__name__})", cause=error)
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        _refuse(path, f"not a whole PyTorch file ({reason})", cause=error)
     if not isinstance(loaded, dict) or not all(isinstance(v, torch.Tensor) for v in loaded.values()):
         _refuse(path, "holds something else than a state dict (tensors by name)")
     return loaded

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _BYTES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-VECTOR_FORMATS = ("geojson", "gpkg", "fgb", "parquet")
 
 
 def _quantity(unit: str) -> BeforeValidator:
@@ -60,6 +59,7 @@ def _vectors(value: Any) -> Any:
     return () if names == ("none",) else names
 
 
+Formats = Annotated[tuple[Literal["geojson", "gpkg", "fgb", "parquet"], ...], BeforeValidator(_vectors)]
 Pixels = Annotated[int, _quantity("px")]
 SquareMetres = Annotated[float, _quantity("m2")]
 Names = Annotated[tuple[str, ...], BeforeValidator(_texts)]

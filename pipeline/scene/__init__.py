@@ -1,1 +1,51 @@
-"""Opening any input as a `Scene`: bands, validity, synthetic scenes. Knows no torch, no Dask."""
+"""Opening any input as a `Scene`: bands, validity, areas of interest, synthetic scenes. Knows no torch, no Dask."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.scene.aoi import Aoi
+    from pipeline.scene.array import ArrayScene
+    from pipeline.scene.base import Band, Block, Scene
+    from pipeline.scene.datasets import close_all
+    from pipeline.scene.describe import describe_scene
+    from pipeline.scene.open import open_scene
+    from pipeline.scene.raster import RasterScene
+    from pipeline.scene.synthetic import SyntheticScene, write_synthetic_scene
+
+__all__ = [
+    "Aoi",
+    "ArrayScene",
+    "Band",
+    "Block",
+    "RasterScene",
+    "Scene",
+    "SyntheticScene",
+    "close_all",
+    "describe_scene",
+    "open_scene",
+    "write_synthetic_scene",
+]
+
+# GDAL, PROJ, xarray and SciPy take a second to load together; each is loaded with the first name that needs it.
+_HOMES = {
+    "Aoi": "aoi",
+    "ArrayScene": "array",
+    "Band": "base",
+    "Block": "base",
+    "RasterScene": "raster",
+    "Scene": "base",
+    "SyntheticScene": "synthetic",
+    "close_all": "datasets",
+    "describe_scene": "describe",
+    "open_scene": "open",
+    "write_synthetic_scene": "synthetic",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Load a public name from its module (PEP 562)."""
+    if name not in _HOMES:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import statistics
 import time
 from datetime import UTC, datetime
@@ -68,13 +69,16 @@ def interleaved(repeats: int, **work: Callable[[], object]) -> dict[str, float]:
 def publish(name: str, title: str, command: str, rows: list[tuple[str, str, str]], facts: dict[str, Any]) -> None:
     """A table and the raw numbers under docs/benchmarks/."""
     DOCS.mkdir(parents=True, exist_ok=True)
-    cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "?")
-    machine = f"{cpu}, {os.cpu_count()} cores, {platform.system()}, CPU only, CPU capability {torch.backends.cpu.get_cpu_capability()}"
+    cpus = re.findall(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+    capability = torch.backends.cpu.get_cpu_capability()
+    machine = f"{cpus[0] if cpus else '?'}, {os.cpu_count()} cores, {platform.system()}, CPU only, {capability}"
+    used = versions()
     lines = [
         f"# {title}",
         "",
         f"`{command}`, {datetime.now(UTC):%Y-%m-%d}. {machine}.",
-        f"Python {versions()['python']}, PyTorch {versions()['torch']}, rasterio {versions()['rasterio']}. Only ratios of one run mean anything.",
+        f"Python {used['python']}, PyTorch {used['torch']}, rasterio {used['rasterio']}.",
+        "Only ratios of one run mean anything.",
         "",
         "| what | measured | bar |",
         "|---|---|---|",
@@ -82,5 +86,5 @@ def publish(name: str, title: str, command: str, rows: list[tuple[str, str, str]
         "",
     ]
     (DOCS / f"{name}.md").write_text("\n".join(lines))
-    (DOCS / f"{name}.json").write_text(json.dumps(facts | {"machine": machine, "versions": versions()}, indent=1) + "\n")
+    (DOCS / f"{name}.json").write_text(json.dumps(facts | {"machine": machine, "versions": used}, indent=1) + "\n")
     print("\n".join(lines))

@@ -1,6 +1,6 @@
 """`make bench-memory`: peak resident memory of `scenemask segment`, a process of its own, at two sizes.
 
-    python -m tests.bench.memory [--sizes 4096 16384] [--null-sizes 4096 16384]
+python -m tests.bench.memory [--sizes 4096 16384] [--null-sizes 4096 16384]
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ import pickle
 import shutil
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.bench.common import OUT, null_model, publish, scene_of, unet
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from pipeline.model import Model
 
 _CHILD = """
@@ -41,7 +40,7 @@ def peak_bytes(model: Model, scene: Path, *, vectors: str) -> tuple[int, float]:
     pid = os.posix_spawn(
         sys.executable,
         [sys.executable, str(child), str(recipe), str(scene), str(OUT / "memory"), vectors],
-        {**os.environ, "PYTHONPATH": os.getcwd()},
+        {**os.environ, "PYTHONPATH": str(Path.cwd())},
     )
     _, status, usage = os.wait4(pid, 0)
     assert status == 0, f"the run failed with status {status}"
@@ -65,7 +64,8 @@ def main() -> None:
             peaks[size], seconds = peak_bytes(model, scene_of(size), vectors="none")
             print(f"{name} {size}: {peaks[size] / 1e9:.3f} GB in {seconds:.0f} s", flush=True)
         small, large = (peaks[size] for size in sizes)
-        text = f"{small / 1e9:.2f} GB at {sizes[0]}², {large / 1e9:.2f} GB at {sizes[1]}² (**{large / small - 1:+.1%}**)"
+        text = f"{small / 1e9:.2f} GB at {sizes[0]}², {large / 1e9:.2f} GB at {sizes[1]}²"
+        text += f" (**{large / small - 1:+.1%}**)"
         rows.append((f"peak resident memory of `segment`, {name}", text, bar))
         facts[name] = peaks
     sizes_text = " ".join(map(str, options.sizes))

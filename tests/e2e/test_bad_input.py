@@ -42,7 +42,6 @@ class Cli:
         self._monkeypatch.setattr(sys, "argv", ["scenemask", *map(str, arguments)])
         with pytest.raises(SystemExit) as end:
             main()
-            sys.exit(0)
         out, err = self._capsys.readouterr()
         return int(end.value.code or 0), out, err
 
@@ -158,7 +157,8 @@ def test_f5_f6_bad_options_exit_2(
 
 
 def test_f6_all_problems_are_listed_at_once(cli: Cli, scene: Path, model: Path, tmp_path: Path) -> None:
-    _, _, err = cli("segment", scene, "-m", model, "-o", tmp_path / "o", "--workers", "0", "--tile", "0", "--taper", "x")
+    wrong = ["--workers", "0", "--tile", "0", "--taper", "x"]
+    _, _, err = cli("segment", scene, "-m", model, "-o", tmp_path / "o", *wrong)
     for name in ("workers", "tile", "taper"):
         assert name in err
 

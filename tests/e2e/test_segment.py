@@ -64,8 +64,10 @@ def test_all_outputs_are_there_and_right(scene: Path, values: Any, threshold: sm
         assert np.abs(p.astype(float).sum(axis=0) * file.scales[0] - 1).max() <= 0.004
     shapes = []
     for name in formats.split(","):
-        frame = geopandas.read_file(tmp_path / f"polygons.{name}") if name != "parquet" else geopandas.read_parquet(
-            tmp_path / "polygons.parquet"
+        frame = (
+            geopandas.read_file(tmp_path / f"polygons.{name}")
+            if name != "parquet"
+            else geopandas.read_parquet(tmp_path / "polygons.parquet")
         )
         shapes.append(len(frame))
         if name != "geojson":
@@ -99,7 +101,9 @@ def test_run_json_tells_the_run(scene: Path, values: Any, threshold: sm.Model, t
 
 
 @pytest.mark.parametrize("mode", ["exact", "blend"])
-def test_bytes_do_not_depend_on_tiles_workers_or_processes(scene: Path, unet: sm.Model, tmp_path: Path, mode: str) -> None:
+def test_bytes_do_not_depend_on_tiles_workers_or_processes(
+    scene: Path, unet: sm.Model, tmp_path: Path, mode: str
+) -> None:
     """Mask and polygons, byte for byte, with one frozen plan but for the tile."""
     seen = set()
     for number, options in enumerate(
@@ -236,7 +240,8 @@ def test_dtypes(threshold: sm.Model, tmp_path: Path, dtype: str) -> None:
 
 def test_c31_bands_are_matched_by_name(values: Any, threshold: sm.Model, tmp_path: Path) -> None:
     straight = write_scene(tmp_path / "a.tif", values, nodata=0, names=("b0", "b1"))
-    shuffled = write_scene(tmp_path / "b.tif", np.stack([values[1], values[1], values[0]]), nodata=0, names=("b1", "x", "b0"))
+    turned = np.stack([values[1], values[1], values[0]])
+    shuffled = write_scene(tmp_path / "b.tif", turned, nodata=0, names=("b1", "x", "b0"))
     one = sm.segment(straight, threshold, tmp_path / "one", vectors="none")
     two = sm.segment(shuffled, threshold, tmp_path / "two", vectors="none")
     three = sm.segment(shuffled, threshold, tmp_path / "three", vectors="none", bands="3,1")

@@ -77,9 +77,7 @@ def test_blend_bytes_do_not_depend_on_the_tile(scene: NDArray[Any], tile: int, t
     assert one.probabilities.tobytes() == other.probabilities.tobytes()  # type: ignore[union-attr]
 
 
-@given(
-    length=st.integers(8, 200), overlap=st.integers(1, 100), taper=st.sampled_from(["hann", "gaussian", "linear"])
-)
+@given(length=st.integers(8, 200), overlap=st.integers(1, 100), taper=st.sampled_from(["hann", "gaussian", "linear"]))
 def test_tapers_share_every_pixel_out(length: int, overlap: int, taper: Any) -> None:
     """Normalised by their sum, the weights of all patches over any pixel sum to 1; none of them is 0."""
     step = max(1, length - min(overlap, length - 1))

@@ -71,9 +71,9 @@ def test_patches_lie_on_the_stride_and_hold_their_core(tiling: Tiling) -> None:
         assert patch.input.row_off % tiling.stride == 0
         assert patch.input.col_off % tiling.stride == 0
         row, col = patch.output_off_hw
-        assert 0 <= row
+        assert row >= 0
         assert row + patch.core.height <= patch.input.height
-        assert 0 <= col
+        assert col >= 0
         assert col + patch.core.width <= patch.input.width
         assert patch.input.height % tiling.stride == 0
 
@@ -108,7 +108,9 @@ def test_windows_cover_once(height: int, width: int, step: int) -> None:
 
 def test_f6_an_overlap_without_a_step_is_refused() -> None:
     with pytest.raises(ValueError, match="leaves no step"):
-        blend_tiling((100, 100), patch_px=64, overlap_px=64, stride=1, margin_px=0, sizes=SizeRule(multiple=1), tile_px=1)
+        blend_tiling(
+            (100, 100), patch_px=64, overlap_px=64, stride=1, margin_px=0, sizes=SizeRule(multiple=1), tile_px=1
+        )
 
 
 def test_a_size_beyond_a_fixed_one_is_refused() -> None:

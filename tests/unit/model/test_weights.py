@@ -39,9 +39,10 @@ def test_the_digest_changes_with_weights_and_with_meaning(saved: tuple[Model, Pa
     other = unet_model(depth=2, seed=1)
     renamed = model.spec.model_copy(update={"classes": ("x", "y", "z")})
     assert other.digest != unet_model(depth=2).digest
-    assert model_from_module(model.network, renamed, digest="w").digest != model_from_module(
-        model.network, model.spec, digest="w"
-    ).digest
+    assert (
+        model_from_module(model.network, renamed, digest="w").digest
+        != model_from_module(model.network, model.spec, digest="w").digest
+    )
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])

@@ -1,0 +1,93 @@
+"""Open GDAL datasets, a few per thread: the only place that opens rasters, and its rules.
+
+A GDAL dataset must not be used by two threads at once, so each thread has its own, kept in a small cache, least
+recently used out first. A scene is only the recipe; it can travel to another thread or process and opens there when
+first read.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+import weakref
+from collections import OrderedDict
+from typing import Any, NamedTuple
+
+import rasterio
+from rasterio._err import CPLE_BaseError
+from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
+
+MAX_OPEN_PER_THREAD = 8
+"""Datasets kept open by one thread; with a handful of threads far below the usual limit of 1024 files."""
+
+
+GDAL_ERRORS = (RasterioError, CPLE_BaseError, CRSError, UnicodeDecodeError)
+"""What rasterio raises over a damaged file: its own family, and what slips through it from GDAL and from bad text."""
+
+
+class DatasetKey(NamedTuple):
+    """What is opened; another size or time is another file under the same name."""
+
+    path: str
+    """Absolute path on a local disk."""
+    driver: str
+    """The one GDAL driver allowed to open it."""
+    size: int
+    """Bytes."""
+    mtime_ns: int
+    """Time of the last change."""
+
+
+class _Cache(OrderedDict[DatasetKey, Any]):
+    """Datasets of one thread; a class of its own because weak references to plain dicts do not exist."""
+
+    __hash__ = object.__hash__  # type: ignore[assignment]  # identity: a WeakSet holds the caches
+
+
+_local = threading.local()
+_caches: weakref.WeakSet[_Cache] = weakref.WeakSet()
+_lock = threading.Lock()
+
+
+def open_dataset(path: str, driver: str) -> Any:
+    """Open a raster with one driver and no other; the caller closes it.
+
+    `warnings.catch_warnings` swaps a list that all threads share, hence the lock. A scene without georeference is
+    answered by `open_scene` in its own words, so rasterio's warning would only repeat it.
+    """
+    with _lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with rasterio.Env(GDAL_VRT_ENABLE_PYTHON="NO", GDAL_VRT_ENABLE_RAWRASTERBAND="NO"):
+            return rasterio.open(path, driver=driver)
+
+
+def borrow_dataset(key: DatasetKey) -> Any:
+    """This thread's open dataset; it stays owned by the cache, so do not close it or hand it to another thread."""
+    cache = getattr(_local, "cache", None)
+    if cache is None:
+        cache = _local.cache = _Cache()
+        with _lock:
+            _caches.add(cache)
+    dataset = cache.get(key)
+    if dataset is None or dataset.closed:
+        dataset = cache[key] = open_dataset(key.path, key.driver)
+        while len(cache) > MAX_OPEN_PER_THREAD:
+            cache.popitem(last=False)[1].close()
+    cache.move_to_end(key)
+    return dataset
+
+
+def close_all() -> None:
+    """Close the datasets of all threads of this process; call it when nobody reads. Reading again opens them again."""
+    with _lock:
+        caches = list(_caches)
+    for cache in caches:
+        while cache:
+            cache.popitem()[1].close()
+
+
+def innermost_message(error: BaseException) -> str:
+    """The first cause in a chain of exceptions: what GDAL said, under rasterio's "see previous exception"."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    return str(error).strip().rstrip(".")

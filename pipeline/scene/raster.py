@@ -1,0 +1,222 @@
+"""A scene in a raster file on a local disk: GeoTIFF, JPEG 2000, JPEG or PNG, read window by window."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rasterio.windows import Window as RasterioWindow
+
+from pipeline.errors import InputError
+from pipeline.scene.base import Band, Block, assert_inside, make_block, shared_nodata
+from pipeline.scene.datasets import GDAL_ERRORS, DatasetKey, borrow_dataset, innermost_message
+from pipeline.scene.magic import read_ends
+from pipeline.scene.select import select_bands
+from pipeline.scene.validity import valid_by_value
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from pipeline.grid import GeoBox, Window
+    from pipeline.scene.base import Json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RasterScene:
+    """A raster file as a recipe: small, frozen, picklable; made by `open_scene`. Files are opened where it is read."""
+
+    path: str
+    """Absolute path on a local disk."""
+    driver: str
+    """GDAL driver, from the file's first bytes; no other may open it."""
+    size: int = 0
+    """Bytes of the file."""
+    mtime_ns: int = 0
+    """Time of the file's last change."""
+    digest: str = ""
+    """BLAKE2b of the first and last 64 KiB."""
+    geobox: GeoBox
+    """Shape, transform and CRS, `assume_crs` already applied."""
+    bands: tuple[Band, ...]
+    """The selected bands."""
+    all_bands: tuple[Band, ...]
+    """All bands of the file but alpha."""
+    alpha: tuple[int, ...]
+    """Numbers of the alpha bands, 1-based."""
+    mask: str
+    """How the file masks pixels besides nodata and alpha: "none", "dataset" or "band"."""
+    dtypes: tuple[str, ...]
+    """Dtype of each band of `all_bands`."""
+    nodata_override: float | None
+    """Nodata given by the user in place of the file's."""
+    assumed_crs: str | None
+    """CRS given by the user for a file without one, as written."""
+    warnings: tuple[str, ...] = ()
+    """What a person should know, one sentence each."""
+
+    @property
+    def name(self) -> str:
+        """File name without its last suffix."""
+        return Path(self.path).stem
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The file's dtype; where selected bands differ, the smallest one that holds them all."""
+        by_number = {band.index: dtype for band, dtype in zip(self.all_bands, self.dtypes, strict=True)}
+        return np.result_type(*{by_number[band.index] for band in self.bands})
+
+    @property
+    def nodata(self) -> float | None:
+        """Nodata shared by all selected bands; None when there is none or they differ."""
+        return shared_nodata(self.bands)
+
+    def select(self, bands: Sequence[str | int]) -> RasterScene:
+        """The same file with other bands; see `select_bands` for how they are found.
+
+        Raises:
+            InputError: IN-011, unknown or ambiguous band.
+        """
+        return replace(self, bands=select_bands(self.all_bands, bands, where=self.path))
+
+    def read(self, window: Window) -> NDArray[Any]:
+        """Stored values of a window, shape `(band, y, x)`; one call to GDAL.
+
+        Raises:
+            InputError: IN-005 when a block cannot be decoded, IN-015 when the file changed.
+        """
+        return self._read_bands(window, [band.index for band in self.bands])
+
+    def read_block(self, window: Window) -> Block:
+        """Stored values of a window with their validity.
+
+        Valid = not the band's nodata, finite, alpha > 0, and not masked by an internal or external mask. Masks are
+        read only where the file has them.
+
+        Raises:
+            InputError: IN-005 when a block cannot be decoded, IN-015 when the file changed.
+        """
+        indexes = [band.index for band in self.bands]
+        stored = self._read_bands(window, indexes + list(self.alpha))
+        data, alpha = stored[: len(indexes)], stored[len(indexes) :]
+        valid = valid_by_value(data, self.bands)
+        opaque = np.all(alpha > 0, axis=0, keepdims=True) if self.alpha else None
+        for extra in (self._read_mask(window, indexes), opaque):
+            if extra is not None:
+                valid = extra if valid is None else valid & extra
+        return make_block(data, valid)
+
+    def fingerprint(self) -> dict[str, Json]:
+        """Identity of the file as it is on disk now, and of what was chosen from it.
+
+        Raises:
+            InputError: IN-001 or IN-005 when the file cannot be read any more.
+        """
+        digest, size, mtime_ns = identify(self.path)
+        return {
+            "file": Path(self.path).name,
+            "size": size,
+            "mtime_ns": mtime_ns,
+            "digest": digest,
+            "bands": [band.index for band in self.bands],
+            "nodata": None if self.nodata_override is None else repr(self.nodata_override),  # NaN is not JSON
+            "assumed_crs": self.assumed_crs,
+        }
+
+    def dataset(self) -> Any:
+        """This thread's open rasterio dataset, for what the scene itself does not tell; never close it.
+
+        Raises:
+            InputError: IN-015 when the file is not the one that was opened first.
+        """
+        try:
+            status = Path(self.path).stat()
+            if (status.st_size, status.st_mtime_ns) != (self.size, self.mtime_ns):
+                self._refuse_if_changed()
+            return borrow_dataset(DatasetKey(self.path, self.driver, status.st_size, status.st_mtime_ns))
+        except (*GDAL_ERRORS, OSError) as error:
+            raise cannot_read(self.path, f"{self.name} cannot be opened", error) from error
+
+    def _refuse_if_changed(self) -> None:
+        """Another time stamp alone is no change: a copy on another machine has the same bytes."""
+        digest, size, _ = identify(self.path)
+        if (digest, size) != (self.digest, self.size):
+            raise InputError(
+                f"{Path(self.path).name} had {self.size} bytes when opened and is another file now ({size} bytes)",
+                code="IN-015",
+                title="Scene changed on disk",
+                where=self.path,
+                fix="leave scenes alone while a run reads them; start again with --overwrite",
+            )
+
+    def _read_bands(self, window: Window, indexes: list[int]) -> NDArray[Any]:
+        assert_inside(window, self.geobox)
+        dataset = self.dataset()
+        try:
+            data: NDArray[Any] = dataset.read(indexes, window=_to_rasterio(window), out_dtype=self.dtype)
+        except GDAL_ERRORS as error:
+            raise cannot_read(self.path, f"{Path(self.path).name} cannot be decoded", error, window=window) from error
+        return data
+
+    def _read_mask(self, window: Window, indexes: list[int]) -> NDArray[np.bool_] | None:
+        """Shape `(1, y, x)` or `(band, y, x)`, or None when the file has no mask of its own."""
+        if self.mask == "none":
+            return None
+        wanted = indexes if self.mask == "band" else indexes[:1]
+        try:
+            masks: NDArray[np.uint8] = self.dataset().read_masks(wanted, window=_to_rasterio(window))
+        except GDAL_ERRORS as error:
+            what = f"the mask of {Path(self.path).name} cannot be decoded"
+            raise cannot_read(self.path, what, error, window=window) from error
+        return masks > 0
+
+
+def identify(path: str) -> tuple[str, int, int]:
+    """(digest of the first and last 64 KiB, size in bytes, mtime in ns) of a file.
+
+    Raises:
+        InputError: IN-001 when it is gone, IN-005 when it cannot be read.
+    """
+    try:
+        head, tail, status = read_ends(Path(path))
+    except FileNotFoundError as error:
+        raise not_found(path) from error
+    except OSError as error:
+        raise cannot_read(path, f"{Path(path).name} cannot be read", error) from error
+    return digest_ends(head, tail), status.st_size, status.st_mtime_ns
+
+
+def digest_ends(head: bytes, tail: bytes) -> str:
+    """BLAKE2b, 128 bit, of the two ends of a file."""
+    return hashlib.blake2b(head + tail, digest_size=16).hexdigest()
+
+
+def not_found(path: str) -> InputError:
+    """IN-001."""
+    remote = "://" in path or path.startswith("/vsi")
+    return InputError(
+        f"there is no file {path}",
+        code="IN-001",
+        title="Scene not found",
+        where=path,
+        fix="scenes are read from a local disk: download it first" if remote else "check the path",
+    )
+
+
+def cannot_read(path: str, what: str, error: BaseException, *, window: Window | None = None) -> InputError:
+    """IN-005 with the cause that GDAL or the system gave."""
+    return InputError(
+        f"{what}: {innermost_message(error)}",
+        code="IN-005",
+        title="Scene cannot be read",
+        where=path if window is None else f"{path}, {window}",
+        fix="the file is damaged or not readable for you: check permissions, or copy or download it again",
+    )
+
+
+def _to_rasterio(window: Window) -> RasterioWindow:
+    return RasterioWindow(window.col_off, window.row_off, window.width, window.height)

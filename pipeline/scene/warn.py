@@ -1,0 +1,110 @@
+"""What a scene hides: collars without a declared nodata, blocks never written. Cheap looks, made once at opening."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rasterio.enums import Resampling
+from rasterio.windows import Window as RasterioWindow
+from scipy import ndimage
+
+from pipeline.scene.datasets import GDAL_ERRORS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from pipeline.scene.tiff import TiffLayout
+
+COLLAR_FRAC = 0.05
+"""Share of pixels of one constant value above which a collar is suspected."""
+_SAMPLE_PX = 256  # side of the decimated look
+_SAMPLE_GRID = 16  # single pixels per side, where a decimated look would decode the whole file
+_TINY_PX = 64**2  # in smaller scenes a few equal pixels are chance
+_SMALL_PX = 2048**2  # scenes this small are looked at whole
+
+
+def sparse_warning(layout: TiffLayout | None, *, declared: bool) -> str | None:
+    """A sentence about blocks without data on disk; None when there are none, or nodata says what they mean."""
+    if layout is None or layout.num_sparse == 0 or declared:
+        return None
+    percent = 100 * layout.num_sparse / layout.num_blocks
+    return (
+        f"{percent:.1f} % of the blocks have no data on disk and nodata is undeclared: they read as 0. "
+        "Was the program that wrote the file interrupted? If 0 means missing, give --nodata 0."
+    )
+
+
+def collar_warning(dataset: Any, indexes: Sequence[int]) -> str | None:
+    """A sentence about a constant collar along the border; None when there is none, or the pixels cannot be read.
+
+    Reading errors are not ours to report here: the run meets them again, at the window concerned.
+    """
+    if dataset.width * dataset.height < _TINY_PX:
+        return None
+    try:
+        value, share = _find_collar(dataset, list(indexes))
+    except GDAL_ERRORS:
+        return None
+    if share <= COLLAR_FRAC:
+        return None
+    return (
+        f"about {100 * share:.0f} % of the pixels, reaching in from the border, are {value:g} in all bands, and nodata "
+        f"is undeclared: if that means missing, give --nodata {value:g}."
+    )
+
+
+def _find_collar(dataset: Any, indexes: list[int]) -> tuple[float, float]:
+    """(value, share of pixels) of the most frequent constant of the border and what hangs together with it."""
+    if dataset.width * dataset.height <= _SMALL_PX or dataset.overviews(1):
+        sample = _decimated(dataset, indexes)
+        value, border_share = _border_constant(_border_of(sample))
+    else:
+        value, border_share = _border_constant(_read_border(dataset, indexes))
+        if border_share <= COLLAR_FRAC:  # saves decoding blocks all over the scene
+            return value, 0.0
+        sample = _scattered(dataset, indexes)
+    if border_share <= COLLAR_FRAC:
+        return value, 0.0
+    regions, _ = ndimage.label(np.all(sample == value, axis=0))
+    touching = np.unique(_border_of(regions[np.newaxis]))
+    return value, float(np.isin(regions, touching[touching > 0]).mean())
+
+
+def _border_constant(border: NDArray[Any]) -> tuple[float, float]:
+    """Most frequent value that all bands share along the border `(band, n)`, and its share of the border."""
+    same = border[0][np.all(border == border[:1], axis=0)]
+    if same.size == 0:
+        return 0.0, 0.0
+    values, counts = np.unique(same, return_counts=True)
+    best = int(counts.argmax())
+    return float(values[best]), float(counts[best] / border.shape[1])
+
+
+def _border_of(sample: NDArray[Any]) -> NDArray[Any]:
+    return np.concatenate([sample[:, 0], sample[:, -1], sample[:, :, 0], sample[:, :, -1]], axis=1)
+
+
+def _decimated(dataset: Any, indexes: list[int]) -> NDArray[Any]:
+    height, width = min(dataset.height, _SAMPLE_PX), min(dataset.width, _SAMPLE_PX)
+    data: NDArray[Any] = dataset.read(indexes, out_shape=(len(indexes), height, width), resampling=Resampling.nearest)
+    return data
+
+
+def _read_border(dataset: Any, indexes: list[int]) -> NDArray[Any]:
+    """The four edges; first and last pixel of each row only, where rows are strips that would be decoded whole."""
+    height, width = dataset.height, dataset.width
+    edges = [RasterioWindow(0, 0, width, 1), RasterioWindow(0, height - 1, width, 1)]
+    if dataset.block_shapes[0][1] < width:
+        edges += [RasterioWindow(0, 0, 1, height), RasterioWindow(width - 1, 0, 1, height)]
+    return np.concatenate([dataset.read(indexes, window=edge).reshape(len(indexes), -1) for edge in edges], axis=1)
+
+
+def _scattered(dataset: Any, indexes: list[int]) -> NDArray[Any]:
+    """Single pixels on a coarse grid, shape `(band, y, x)`."""
+    height, width = dataset.shape
+    rows, cols = (((np.arange(_SAMPLE_GRID) + 0.5) * n / _SAMPLE_GRID).astype(int).tolist() for n in (height, width))
+    pixels = [dataset.read(indexes, window=RasterioWindow(col, row, 1, 1)) for row in rows for col in cols]
+    return np.concatenate(pixels, axis=1).reshape(len(indexes), _SAMPLE_GRID, _SAMPLE_GRID)
