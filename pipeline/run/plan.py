@@ -67,8 +67,8 @@ class Plan:
 
     @property
     def forward_bytes(self) -> int:
-        """Predicted peak of one forward."""
-        return int(math.prod(self.tiling.patch_hw) * self.bytes_per_px * _WORKSPACE)
+        """Predicted peak of one forward and of what is done with its output."""
+        return int(math.prod(self.tiling.patch_hw) * patch_bytes_per_px(self.bytes_per_px, self.num_classes))
 
     @property
     def peak_bytes(self) -> int:
@@ -123,6 +123,11 @@ class Plan:
         }
 
 
+def patch_bytes_per_px(forward: float, num_classes: int) -> float:
+    """Bytes per pixel of a patch: the forward, or its output with the copies that activation and weighting make."""
+    return max(forward * _WORKSPACE, num_classes * 4 * 3 + 8)
+
+
 def make_plan(scene: Scene, model: Model, settings: SegmentSettings) -> Plan:
     """Resolve every `auto` for one scene and one model.
 
@@ -144,7 +149,7 @@ def make_plan(scene: Scene, model: Model, settings: SegmentSettings) -> Plan:
         "tile_px": settings.tile,
     }
     budget = _forward_budget(settings)
-    largest = _largest_patch(budget, traits)
+    largest = _largest_patch(budget, traits, len(model.spec.classes))
     if mode == "exact":
         halo = traits.halo_px or 0
         core = _exact_core(shape, settings, traits, halo, largest)
@@ -204,18 +209,18 @@ def _forward_budget(settings: SegmentSettings) -> int:
     return int(0.8 * (memory - _LIBRARIES))  # the rest is tiles in flight
 
 
-def _largest_patch(budget: int, traits: Traits) -> int:
+def _largest_patch(budget: int, traits: Traits, num_classes: int) -> int:
     """Largest allowed side whose forward fits the budget.
 
     Raises:
         ResourceError: RS-004 when not even the smallest useful patch fits.
     """
     sizes: SizeRule = traits.sizes
-    side = int(math.sqrt(max(budget, 0) / (traits.bytes_per_px * _WORKSPACE)))
-    side = min(side, _LARGEST_PATCH)
+    per_px = patch_bytes_per_px(traits.bytes_per_px, num_classes)
+    side = min(int(math.sqrt(max(budget, 0) / per_px)), _LARGEST_PATCH)
     least = sizes.at_least(2 * (traits.halo_px or 0) + max(traits.stride, 2 * traits.margin_px, 16))
     if side < least:
-        need = int(least * least * traits.bytes_per_px * _WORKSPACE / 0.8) + _LIBRARIES
+        need = int(least * least * per_px / 0.8) + _LIBRARIES
         raise ResourceError(
             f"a patch of {least} px, the smallest that is any use, needs {need / 1e9:.1f} GB; less is available",
             code="RS-004",

@@ -72,7 +72,7 @@ class SegmentSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     bands: Names | None = None
-    """Bands of the scene for the model, by name or 1-based number, in the model's order; matched by name if not given."""
+    """Bands of the scene by name or 1-based number, in the model's order; matched by name if not given."""
     aoi: Path | None = None
     """Polygons (any OGR format, any CRS); nothing outside is computed or written."""
     nodata: float | None = None

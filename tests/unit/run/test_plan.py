@@ -1,0 +1,107 @@
+"""The plan: frozen, printed, bounded by the budget."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.errors import ModelError, ResourceError, UsageError
+from pipeline.model import Model, ModelSpec, Scaling, model_from_module
+from pipeline.run.plan import Plan, make_plan
+from pipeline.run.settings import make_settings
+from pipeline.scene import open_scene
+from tests.networks import unet_model
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return unet_model(depth=2)
+
+
+def _scene(shape: tuple[int, int] = (4000, 5000)) -> object:
+    import xarray as xr
+    from pyproj import CRS
+
+    array = xr.DataArray(
+        np.broadcast_to(np.uint16(1), (2, *shape)),
+        dims=("band", "y", "x"),
+        coords={
+            "y": np.arange(shape[0])[::-1] * 10.0,
+            "x": np.arange(shape[1]) * 10.0,
+            "spatial_ref": xr.DataArray(0, attrs={"crs_wkt": CRS.from_epsg(32633).to_wkt()}),
+        },
+    )
+    return open_scene(array)
+
+
+def _plan(model: Model, **options: object) -> Plan:
+    return make_plan(_scene(), model, make_settings(options))  # type: ignore[arg-type]
+
+
+def test_a_plan_survives_json(model: Model) -> None:
+    for options in ({}, {"tiling": "blend", "patch": 256}):
+        plan = _plan(model, **options)
+        assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+        assert Plan.from_json(json.loads(json.dumps(plan.to_json()))).digest == plan.digest
+
+
+def test_less_memory_means_smaller_patches_and_the_budget_holds(model: Model) -> None:
+    sides = []
+    for memory in ("800MB", "1200MB", "3GB"):
+        plan = _plan(model, memory=memory)
+        sides.append(plan.tiling.patch_hw[0])
+        assert plan.peak_bytes <= 1.15 * {"800MB": 0.8e9, "1200MB": 1.2e9, "3GB": 3e9}[memory]
+    assert sides == sorted(sides)
+    assert sides[0] < sides[-1]
+
+
+def test_more_classes_shrink_the_patch() -> None:
+    def many(classes: int) -> Model:
+        names = tuple(f"c{i}" for i in range(classes))
+        spec = ModelSpec(name="many", bands=("a", "b"), classes=names, scaling=Scaling.identity(2))
+        return model_from_module(torch.nn.Conv2d(2, classes, 1), spec)
+
+    few, lots = (_plan(many(n), memory="1GB") for n in (4, 200))
+    assert lots.tiling.patch_hw[0] < few.tiling.patch_hw[0]
+    assert lots.forward_bytes <= 1.1 * max(few.forward_bytes, 4e8)
+
+
+def test_patches_are_equal_parts(model: Model) -> None:
+    """No sliver at the end: the last core is more than half a core."""
+    plan = _plan(model, memory="1GB")
+    core = plan.tiling.cols.step
+    assert 5000 - (plan.tiling.cols.count - 1) * core > core / 2
+
+
+def test_too_little_memory_is_refused_with_the_number_needed() -> None:
+    wide = unet_model(depth=4, width=64)
+    with pytest.raises(ResourceError, match="RS-004") as caught:
+        make_plan(_scene(), wide, make_settings({"memory": "620MB"}))  # type: ignore[arg-type]
+    assert "--memory" in caught.value.fix
+
+
+def test_exact_is_refused_for_a_network_that_is_not(model: Model) -> None:
+    instance = unet_model(depth=2, norm="instance")
+    with pytest.raises(ModelError, match="MD-011"):
+        _plan(instance, tiling="exact")
+    assert _plan(instance).tiling.mode == "blend"
+    assert _plan(model).tiling.mode == "exact"
+    assert _plan(model, overlap=32, patch=128).tiling.mode == "blend"
+
+
+def test_network_padding_needs_a_network_that_pads() -> None:
+    with pytest.raises(UsageError, match="drops its borders"):
+        _plan(unet_model(depth=2, padding="valid"), padding="network")
+    with pytest.raises(UsageError, match="blending"):
+        _plan(unet_model(depth=2, norm="instance"), padding="network")
+
+
+def test_the_tile_is_whole_patch_cores(model: Model) -> None:
+    for tile in (1, 300, 5000):
+        plan = _plan(model, patch=256, tile=tile)
+        assert plan.tiling.tile_hw[0] % plan.tiling.rows.step == 0
+        assert plan.tiling.tile_hw[0] >= min(tile, 1)
+    assert _plan(model, patch=256, tile=1).tiling.rows == _plan(model, patch=256, tile=999).tiling.rows
