@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from pipeline.model import Model
     from pipeline.scene import SyntheticScene
 
-_STEPS = 150
-_CHIP_PX = 160
+_STEPS = 350
+_CHIP_PX = 96
 _IGNORE = 255
 
 

@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 class TrainSettings:
     """How long and how fast."""
 
-    steps: int = 150
+    steps: int = 350
     """Optimiser steps."""
-    batch: int = 6
+    batch: int = 8
     """Chips per step."""
-    learning_rate: float = 4e-3
+    learning_rate: float = 6e-3
     """Highest learning rate, reached after a tenth of the steps."""
     weight_decay: float = 1e-4
     seed: int = 0
