@@ -39,7 +39,7 @@ PIXEL_SIZE_M = 1.0
 _STEP_PX = 1024  # side of what is painted at once; a multiple of the file's blocks
 _ORIGIN_XY = (402_000.0, 5_812_000.0)  # EPSG:32633, somewhere in Brandenburg
 _COLLAR_FRAC = 0.065  # the scene is tilted by this much: half of it per side has no data
-_GDAL_CACHE_MB = 64
+_GDAL_CACHE_BYTES = 64 * 2**20  # rasterio takes small numbers for bytes, GDAL for megabytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +91,7 @@ def write_synthetic_scene(
     scene_path, truth_path = folder / "scene.tif", folder / "truth.tif"
     steps = list(iter_windows((size_px, size_px), (_STEP_PX, _STEP_PX)))
     with (
-        rasterio.Env(GDAL_CACHEMAX=_GDAL_CACHE_MB),
+        rasterio.Env(GDAL_CACHEMAX=_GDAL_CACHE_BYTES),
         rasterio.open(scene_path, "w", **_profile(size_px, count=4, dtype="uint16", nodata=0)) as scene,
         rasterio.open(truth_path, "w", **_profile(size_px, count=1, dtype="uint8", nodata=255)) as truth,
     ):

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 TEXTURE_PX = 1021
 """Side of the periodic textures; prime, so that repeats never line up with blocks."""
+_RIM_PX = 1100  # part of a texture that is repeated at its end; painted blocks are not larger
 _CROWN_PX = 7  # lattice of tree crowns
 _CANOPY_PX = 73 * _CROWN_PX  # side of the texture of crowns, which is dear to make
 
@@ -69,30 +70,45 @@ def _spline(start: int, length: int, spacing_px: int) -> tuple[NDArray[np.int64]
 
 
 def cut(texture: NDArray[np.float32], window: Window, *, shift: int = 0) -> NDArray[np.float32]:
-    """A window of an endlessly repeated texture, shape `(y, x)`; `shift` gives another part of it."""
-    rows = (np.arange(window.row_off, window.row_stop) + 331 * shift) % len(texture)
-    cols = (np.arange(window.col_off, window.col_stop) + 173 * shift) % len(texture)
+    """A window of an endlessly repeated texture, shape `(y, x)`; `shift` gives another part of it.
+
+    A view wherever the window fits into the texture's repeated rim: look, do not write.
+    """
+    period = len(texture) - _RIM_PX
+    row, col = (window.row_off + 331 * shift) % period, (window.col_off + 173 * shift) % period
+    if max(window.shape) <= _RIM_PX:
+        return texture[row : row + window.height, col : col + window.width]
+    rows, cols = (np.arange(row, row + window.height) % period, np.arange(col, col + window.width) % period)
     return texture.take(rows, axis=0).take(cols, axis=1)
+
+
+def _repeated(texture: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The texture with its beginning once more at its end, so that most windows are plain slices."""
+    return np.pad(texture, ((0, _RIM_PX), (0, _RIM_PX)), mode="wrap")
 
 
 @lru_cache(maxsize=4)
 def white_texture(seed: int) -> NDArray[np.float32]:
     """Independent normal numbers, one per pixel."""
+    return _repeated(_white(seed))
+
+
+def _white(seed: int) -> NDArray[np.float32]:
     return np.random.default_rng([seed, 1]).standard_normal((TEXTURE_PX, TEXTURE_PX), np.float32)
 
 
 @lru_cache(maxsize=4)
 def grain_texture(seed: int) -> NDArray[np.float32]:
     """Clods, grass, gravel: noise correlated over two or three pixels, mean 0, standard deviation 1."""
-    grain: NDArray[np.float32] = ndimage.gaussian_filter(white_texture(seed + 1), 1.1, mode="wrap")
-    return np.asarray(grain / grain.std())
+    grain: NDArray[np.float32] = ndimage.gaussian_filter(_white(seed + 1), 1.1, mode="wrap")
+    return _repeated(grain / grain.std())
 
 
 @lru_cache(maxsize=4)
 def patch_texture(seed: int) -> NDArray[np.float32]:
     """Bushes, beds, ragged rims: noise correlated over about ten pixels, mean 0, standard deviation 1."""
-    patches: NDArray[np.float32] = ndimage.gaussian_filter(white_texture(seed + 2), 4.0, mode="wrap")
-    return np.asarray(patches / patches.std())
+    patches: NDArray[np.float32] = ndimage.gaussian_filter(_white(seed + 2), 4.0, mode="wrap")
+    return _repeated(patches / patches.std())
 
 
 @lru_cache(maxsize=4)
@@ -117,4 +133,4 @@ def crown_texture(seed: int) -> NDArray[np.float32]:
     slope = height - np.roll(height, (2, 2), (0, 1))  # rising towards north-west = facing away from the sun
     lit = np.clip(0.78 - 0.09 * slope + 0.05 * height, 0.25, 1.35)
     crowns: NDArray[np.float32] = ndimage.gaussian_filter((lit * bright).astype(np.float32), 0.6, mode="wrap")
-    return crowns
+    return _repeated(crowns)

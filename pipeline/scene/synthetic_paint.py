@@ -55,8 +55,8 @@ _CROPS = np.array(
 )  # fmt: skip
 _ROOFS = np.array(
     [
-        (740, 860, 1720, 1900), (690, 780, 1500, 1680), (800, 940, 1900, 2120), (1010, 1120, 1270, 1340),
-        (900, 900, 1180, 1420), (600, 650, 730, 800), (2000, 2100, 2200, 2450), (780, 880, 1640, 1850),
+        (740, 860, 1720, 1900), (690, 780, 1500, 1680), (800, 940, 1900, 2120), (780, 880, 1640, 1850),
+        (720, 820, 1580, 1760), (820, 860, 1250, 1400), (600, 650, 730, 800), (2000, 2100, 2200, 2450),
     ],
     np.float32,
 )  # fmt: skip
@@ -135,7 +135,7 @@ class _Painter:
         number, rim = np.zeros(length, np.uint32), np.zeros(length, bool)
         number[starts] = 1
         rim[starts] = rim[starts - 1] = rim[0] = rim[-1] = True
-        where = position.astype(np.int32) & (length - 1)
+        where = position.astype(np.intp) & (length - 1)
         return np.cumsum(number, dtype=np.uint32)[where], rim[where]
 
     def _sow(self, field: NDArray[np.intp], u: NDArray[np.float32]) -> None:

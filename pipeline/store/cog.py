@@ -206,7 +206,7 @@ def _gdal(path: Path, profile: dict[str, Any], cache_mb: int) -> Iterator[None]:
         (profile["height"], profile["width"]), count=profile["count"], itemsize=np.dtype(profile["dtype"]).itemsize
     )
     try:
-        with rasterio.Env(GDAL_CACHEMAX=cache_mb, GDAL_PAM_ENABLED="NO"), warnings.catch_warnings():
+        with rasterio.Env(GDAL_CACHEMAX=cache_mb << 20, GDAL_PAM_ENABLED="NO"), warnings.catch_warnings():
             if profile["transform"].is_identity:  # a scene without georeference, which the user has allowed
                 warnings.simplefilter("ignore", NotGeoreferencedWarning)
             yield

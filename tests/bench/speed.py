@@ -56,7 +56,7 @@ def gdal_copy(scene: Path) -> None:
     """The same scene through GDAL's own COG driver."""
     target = OUT / "copy.tif"
     target.unlink(missing_ok=True)
-    with rasterio.Env(GDAL_CACHEMAX=64):
+    with rasterio.Env(GDAL_CACHEMAX=64 << 20):
         rasterio.shutil.copy(scene, target, driver="COG", compress="DEFLATE", num_threads="ALL_CPUS")
 
 

@@ -12,6 +12,7 @@ import pytest
 import rasterio
 import xarray as xr
 from affine import Affine
+from geojson_pydantic import FeatureCollection
 from rasterio.features import rasterize
 from rio_cogeo.cogeo import cog_validate
 
@@ -78,6 +79,7 @@ def test_all_outputs_are_there_and_right(scene: Path, values: Any, threshold: sm
             assert (burned == expected).all()
         assert set(frame["class_name"]) == {"low", "high"}
     assert len(set(shapes)) == 1
+    FeatureCollection.model_validate_json((tmp_path / "polygons.geojson").read_text())
     names = {path.name for path in tmp_path.iterdir()}
     assert names >= {"mask.tif", "mask.tif.aux.xml", "mask.qml", "preview.png", "run.json", "item.json"}
     assert not (tmp_path / ".scenemask" / "store").exists()

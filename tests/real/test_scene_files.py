@@ -12,6 +12,7 @@ import rasterio
 from pipeline.errors import InputError
 from pipeline.grid import Window
 from pipeline.scene import Aoi, Scene, describe_scene, open_scene
+from pipeline.scene.datasets import open_dataset
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,6 +24,12 @@ CLOUD_BANDS = ("B02", "B03", "B04", "B08", "B11", "B12")
 
 def whole(scene: Scene) -> Window:
     return Window(row_off=0, col_off=0, height=scene.geobox.height, width=scene.geobox.width)
+
+
+def real_masks(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+    """Masks as GDAL gives them, shape `(band, y, x)`."""
+    with open_dataset(str(path), "GTiff") as dataset:
+        return np.asarray(dataset.read_masks() > 0)
 
 
 def test_every_raster_opens_or_is_refused(real_data: Path) -> None:
@@ -105,6 +112,14 @@ def test_aoi_of_real_buildings_equals_their_burned_mask(real_data: Path) -> None
     with rasterio.open(real_data / "labels/banepa_buildings_mask.tif") as truth:
         expected = truth.read(1) == 1
     np.testing.assert_array_equal(aoi.mask(whole(scene)), expected)
+
+
+def test_c36_a_mask_per_band(real_data: Path) -> None:
+    path = real_data / "odd/gdal/test3_with_mask_8bit.tif"
+    scene = open_scene(path, allow_no_crs=True)
+    expected = real_masks(path)
+    assert 0 < expected.mean() < 1
+    np.testing.assert_array_equal(scene.read_block(whole(scene)).valid, expected)
 
 
 def test_external_mask_and_alpha(real_data: Path) -> None:

@@ -151,6 +151,8 @@ def test_c5_assumed_crs_may_repeat_but_not_contradict_the_file(tmp_path: Path) -
     path = write_tif(tmp_path / "n.tif", noise(1, 8, 8))
     scene = open_scene(path, assume_crs="+proj=utm +zone=33 +datum=WGS84 +units=m +no_defs")
     assert scene.geobox == open_scene(path).geobox
+    degrees = write_tif(tmp_path / "d.tif", noise(1, 8, 8), crs="EPSG:4326")
+    open_scene(degrees, assume_crs="OGC:CRS84")  # the same but for the order of axes
     assert "EPSG:32633" in refused(path, "CF-010", assume_crs="EPSG:32634").what
     refused(path, "CF-012", assume_crs="EPSG:nonsense")
 
@@ -202,6 +204,17 @@ def test_c16_no_collar_inside_or_in_one_band_only(tmp_path: Path) -> None:
     data[:, 30:70, 30:70] = 0  # a lake
     data[0, :, :10] = 0  # one band only
     assert open_scene(write_tif(tmp_path / "c.tif", data)).warnings == ()
+
+
+def test_c16_what_does_not_hang_together_with_the_border_is_no_collar(tmp_path: Path) -> None:
+    data = noise(1, 100, 100)
+    data[:, :, :4] = 0
+    data[:, 30:80, 30:80] = 0  # a lake of the same value
+    assert open_scene(write_tif(tmp_path / "c.tif", data)).warnings == ()
+    data = noise(1, 100, 100)
+    data[:, 30:80, 30:99] = 0
+    data[:, 50:54, 99] = 0  # a lake with an outlet
+    assert open_scene(write_tif(tmp_path / "d.tif", data)).warnings == ()
 
 
 def test_c16_collar_of_a_scene_too_large_to_look_at_whole(tmp_path: Path) -> None:

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import rasterio
+import shapely
 
 from pipeline.errors import UsageError
 from pipeline.grid import Window
 from pipeline.scene import SyntheticScene, open_scene, write_synthetic_scene
+from pipeline.scene.synthetic_map import make_country
 from pipeline.scene.synthetic_paint import BUILDING, FOREST, LAND, ROAD, WATER, paint
 
 if TYPE_CHECKING:
@@ -78,6 +80,25 @@ def test_the_world_is_a_function_of_place(seed: int) -> None:
         rows, cols = part.slices_in(around)
         np.testing.assert_array_equal(some_classes, classes[rows, cols])
         np.testing.assert_array_equal(some_colour, colour[:, rows, cols])
+
+
+def test_shapes_do_not_depend_on_the_window_they_are_asked_for() -> None:
+    wide = Window(row_off=-500, col_off=3000, height=2500, width=2500)
+    country = make_country(wide, seed=3)
+    rng = np.random.default_rng(0)
+    houses = 0
+    for _ in range(150):
+        row, col = int(rng.integers(-400, 1800)), int(rng.integers(3100, 5300))
+        box = shapely.box(col, row, col + 100, row + 100)
+        local = make_country(Window(row_off=row, col_off=col, height=100, width=100), seed=3)
+        here = [
+            np.sort(shapely.area(h[shapely.intersects(h, box)])) for h in (local.houses.outline, country.houses.outline)
+        ]
+        np.testing.assert_allclose(here[0], here[1])
+        roads = [sorted(r.intersection(box).area for r in c.roads if r.intersects(box)) for c in (local, country)]
+        assert roads[0] == pytest.approx(roads[1])
+        houses += len(here[0])
+    assert houses > 50
 
 
 def test_same_seed_same_bytes_other_seed_other_world(tmp_path: Path, small: SyntheticScene) -> None:

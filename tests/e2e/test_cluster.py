@@ -1,0 +1,84 @@
+"""Where tiles run: a scheduler that is there already, and what listens while they do."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+import pipeline as sm
+from pipeline.run.cluster import connect
+from pipeline.run.settings import make_settings
+from tests.scenes import save_unet, sha256, smooth_values, write_scene
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def scheduler() -> Iterator[str]:
+    """A real `dask scheduler` with two `dask worker` processes, on loopback."""
+    port = _free_port()
+    address = f"tcp://127.0.0.1:{port}"
+    local = ["--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0"]
+    commands = [[sys.executable, "-m", "distributed.cli.dask_scheduler", "--port", str(port), *local]]
+    worker = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--nthreads", "2", *local]
+    commands += [worker, worker]
+    with contextlib.ExitStack() as stack:
+        processes = []
+        for command in commands:
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            stack.callback(process.wait)
+            stack.callback(process.terminate)
+            processes.append(process)
+        _wait_for_workers(address, 2)
+        yield address
+
+
+def _wait_for_workers(address: str, count: int) -> None:
+    from distributed import Client
+
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError, TimeoutError), Client(address, timeout="5s", set_as_default=False) as client:
+            client.wait_for_workers(count, timeout=30)
+            return
+    pytest.fail("the scheduler did not come up")
+
+
+def test_a_given_scheduler_gives_the_same_bytes_and_is_left_running(scheduler: str, tmp_path: Path) -> None:
+    scene = write_scene(tmp_path / "scene.tif", smooth_values(2, (150, 170)), names=("b0", "b1"))
+    model = save_unet(tmp_path / "model", depth=2)
+    here = sm.segment(scene, model, tmp_path / "here", patch=64, tile=1, vectors="none")
+    there = sm.segment(scene, model, tmp_path / "there", patch=64, tile=1, vectors="none", cluster=scheduler)
+    assert sha256(here.mask_path) == sha256(there.mask_path)
+    _wait_for_workers(scheduler, 2)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_t9_everything_listens_on_loopback_only(workers: int) -> None:
+    with connect(make_settings({"workers": workers})) as connection:
+        assert connection.slots == 3 * workers
+        me = psutil.Process()
+        listening = [
+            c.laddr.ip
+            for process in (me, *me.children(recursive=True))
+            for c in process.net_connections(kind="inet")
+            if c.status == psutil.CONN_LISTEN
+        ]
+    assert listening
+    assert all(re.match(r"127\.|::1$", ip) for ip in listening), listening
