@@ -54,12 +54,8 @@ def show_facts(facts: dict[str, Any]) -> None:
 def show_demo(result: DemoResult) -> None:
     """What the demo made, and how good it is where it was never trained."""
     console = Console(highlight=False)
-    table = _classes_table(result.run.summary["classes"])
-    table.add_column("IoU unseen", justify="right")
-    for row, score in enumerate(result.iou):
-        table.columns[-1]._cells.append(f"{score:.3f}")  # noqa: SLF001 - rich has no way to add a column of cells
-        del row
-    console.print(table)
+    scores = {"IoU unseen": [f"{score:.3f}" for score in result.iou]}
+    console.print(_classes_table(result.run.summary["classes"], scores))
     console.print(f"mean IoU on the part never trained on: {result.mean_iou:.3f}")
     stages = "  ".join(f"{name} {seconds:.1f} s" for name, seconds in result.timings_s.items())
     console.print(f"{stages}   total {sum(result.timings_s.values()):.0f} s")
@@ -68,13 +64,17 @@ def show_demo(result: DemoResult) -> None:
         console.print(f"  {path}", soft_wrap=True)
 
 
-def _classes_table(classes: list[dict[str, Any]]) -> Table:
+def _classes_table(classes: list[dict[str, Any]], more: dict[str, list[str]] | None = None) -> Table:
+    """A row per class; `more` holds further columns."""
+    more = more or {}
     table = Table(box=box.SIMPLE_HEAD)
-    for name in ("class", "pixels", "share", "area"):
+    for name in ("class", "pixels", "share", "area", *more):
         table.add_column(name, justify="left" if name == "class" else "right")
     total = sum(row["pixels"] for row in classes) or 1
-    for row in classes:
-        table.add_row(row["name"], f"{row['pixels']:,}", f"{row['pixels'] / total:.1%}", _area(row["area_m2"]))
+    for number, row in enumerate(classes):
+        further = (column[number] for column in more.values())
+        share = f"{row['pixels'] / total:.1%}"
+        table.add_row(row["name"], f"{row['pixels']:,}", share, _area(row["area_m2"]), *further)
     return table
 
 

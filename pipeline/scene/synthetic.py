@@ -27,7 +27,7 @@ SYNTHETIC_LEGEND = Legend(
         ClassInfo(value=0, name="open land", color=(225, 225, 215), background=True),
         ClassInfo(value=1, name="forest", color=(0, 110, 70)),
         ClassInfo(value=2, name="water", color=(60, 130, 220)),
-        ClassInfo(value=3, name="road", color=(120, 120, 120)),
+        ClassInfo(value=3, name="road", color=(240, 200, 60)),
         ClassInfo(value=4, name="building", color=(213, 94, 0)),
     )
 )
