@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from pipeline.run.segment import RunResult
 
 
+_LONG = 20
+"""Numbers in a row that a person still reads."""
+
+
 def show_run(result: RunResult) -> None:
     """Classes, stages and where to look."""
     console = Console(highlight=False)
@@ -98,6 +102,8 @@ def _plain(value: Any) -> str:
         return "-"
     if isinstance(value, float):
         return f"{value:.6g}"
+    if isinstance(value, list | tuple) and len(value) > _LONG:
+        return f"{len(value)} values (--json shows them)"
     if isinstance(value, list | tuple):
         return ", ".join(_plain(part) for part in value) or "-"
     return str(value)
