@@ -87,7 +87,7 @@ class SegmentSettings(BaseModel):
     """Pixels that neighbouring patches share in blend mode; a quarter of the patch if not given."""
     patch: Pixels | None = Field(default=None, ge=1)
     """Side of the square given to the network; chosen from the memory budget if not given."""
-    tile: Pixels = Field(default=1024, ge=1)
+    tile: Pixels = Field(default=512, ge=1)
     """Least side of a tile's core; rounded up to whole patch cores. Changes no pixel."""
     taper: Literal["hann", "gaussian", "linear"] = "hann"
     """Weights of blend mode."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.infer import Predictor, device_thread
+from pipeline.scene import limit_block_cache
 from pipeline.store import LedgerWriter, TileRecord, TileStore, quantize_probabilities
 
 if TYPE_CHECKING:
@@ -118,6 +119,7 @@ def forget(key: str) -> None:
 def _tools(job: Job) -> tuple[Predictor, LedgerWriter]:
     with _guard:
         if job.key not in _predictors:
+            limit_block_cache()
             _predictors[job.key] = make_predictor(job.model, job.plan)
             _ledgers[job.key] = LedgerWriter(job.ledger)
         return _predictors[job.key], _ledgers[job.key]

@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from pipeline.scene.aoi import Aoi
     from pipeline.scene.array import ArrayScene
     from pipeline.scene.base import Band, Block, Scene
-    from pipeline.scene.datasets import close_all
+    from pipeline.scene.datasets import close_all, limit_block_cache
     from pipeline.scene.describe import describe_scene
     from pipeline.scene.open import open_scene
     from pipeline.scene.raster import RasterScene
@@ -23,6 +23,7 @@ __all__ = [
     "SyntheticScene",
     "close_all",
     "describe_scene",
+    "limit_block_cache",
     "open_scene",
     "write_synthetic_scene",
 ]
@@ -38,6 +39,7 @@ _HOMES = {
     "SyntheticScene": "synthetic",
     "close_all": "datasets",
     "describe_scene": "describe",
+    "limit_block_cache": "datasets",
     "open_scene": "open",
     "write_synthetic_scene": "synthetic",
 }

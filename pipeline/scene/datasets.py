@@ -44,6 +44,10 @@ class _Cache(OrderedDict[DatasetKey, Any]):
     __hash__ = object.__hash__  # type: ignore[assignment]  # identity: a WeakSet holds the caches
 
 
+_BLOCK_CACHE_BYTES = 128 * 2**20
+"""A few rows of blocks: enough that neighbouring tiles do not decode their shared rim twice."""
+
+_limits: list[rasterio.Env] = []
 _local = threading.local()
 _caches: weakref.WeakSet[_Cache] = weakref.WeakSet()
 _lock = threading.Lock()
@@ -75,6 +79,18 @@ def borrow_dataset(key: DatasetKey) -> Any:
             cache.popitem(last=False)[1].close()
     cache.move_to_end(key)
     return dataset
+
+
+def limit_block_cache() -> None:
+    """Bound GDAL's cache of decoded blocks in this process, which is a twentieth of all memory unless told.
+
+    The setting is GDAL's own and process-wide; it stays until the process ends.
+    """
+    with _lock:
+        if not _limits:
+            limit = rasterio.Env(GDAL_CACHEMAX=_BLOCK_CACHE_BYTES)
+            limit.__enter__()  # never left: leaving would bring the default back while others read
+            _limits.append(limit)
 
 
 def close_all() -> None:
