@@ -341,3 +341,27 @@ def test_network_padding_equals_calling_the_network(scene: Path, unet: sm.Model,
     with rasterio.open(result.mask_path) as mask:
         same = mask.read(1) == logits.argmax(axis=0)
     assert (same | (top[-1] - top[-2] < 1e-4) | (values[0] == 0)).all()
+
+
+@pytest.mark.parametrize("mode", ["exact", "blend"])
+def test_bytes_do_not_depend_on_the_order_of_tiles(
+    scene: Path, unet: sm.Model, tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import random
+
+    from pipeline.run import segment as module
+
+    straight = sm.segment(scene, unet, tmp_path / "straight", tiling=mode, patch=96, tile=1, vectors="none")
+    run_tiles = module.run_tiles
+    orders = []
+
+    def shuffled(connection: Any, job: Any, tiles: Any, **options: Any) -> None:
+        mixed = random.Random(1).sample(list(tiles), len(tiles))
+        orders.append([tile.index for tile in mixed])
+        run_tiles(connection, job, mixed, **options)
+
+    monkeypatch.setattr(module, "run_tiles", shuffled)
+    mixed = sm.segment(scene, unet, tmp_path / "mixed", tiling=mode, patch=96, tile=1, vectors="none")
+    assert orders
+    assert orders[0] != sorted(orders[0])
+    assert sha256(straight.mask_path) == sha256(mixed.mask_path)
