@@ -64,7 +64,8 @@ def test_every_error_code_is_explained() -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: p.name)
 def test_each_settings_file_loads(path: Path) -> None:
     given = {key: value for key, value in read_yaml(path).items() if value is not None}
-    make_settings(given, where=str(path))
+    settings = make_settings(given, where=str(path))
+    assert set(given) <= settings.model_fields_set
 
 
 def test_full_yaml_names_every_option_with_its_default() -> None:
