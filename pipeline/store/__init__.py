@@ -3,7 +3,14 @@
 from pipeline.store.cog import cog_scratch_bytes, write_mask_cog, write_probability_cog
 from pipeline.store.damage import DamagedTilesError
 from pipeline.store.digest import sha256_array, sha256_file
-from pipeline.store.files import atomic_write_bytes, atomic_write_json, read_json, require_free_space
+from pipeline.store.files import (
+    atomic_write_bytes,
+    atomic_write_json,
+    private_folder,
+    read_json,
+    require_free_space,
+    same_disk,
+)
 from pipeline.store.ledger import LedgerScan, LedgerWriter, TileRecord, merge_records, read_ledger, scan_ledger
 from pipeline.store.lock import RunLock
 from pipeline.store.probabilities import (
@@ -20,6 +27,7 @@ from pipeline.store.runfile import (
     describe_files,
     foreign_output,
     inspect_output,
+    refuse_own_input,
 )
 from pipeline.store.stac import ResultFile, build_item
 from pipeline.store.style import read_legend, write_class_names, write_qgis_style
@@ -48,12 +56,15 @@ __all__ = [
     "foreign_output",
     "inspect_output",
     "merge_records",
+    "private_folder",
     "quantize_probabilities",
     "read_json",
     "read_ledger",
     "read_legend",
+    "refuse_own_input",
     "require_free_space",
     "restore_probabilities",
+    "same_disk",
     "scan_ledger",
     "sha256_array",
     "sha256_file",

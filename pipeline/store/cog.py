@@ -10,7 +10,7 @@ import contextlib
 import json
 import secrets
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 import rasterio
@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from pipeline.legend import Legend
     from pipeline.store.pyramid import Level, Pixels
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 LEGEND_TAG = "SCENEMASK_LEGEND"
 """TIFF tag with names, colours and background as JSON: the `.aux.xml` beside the file gets lost when it is moved."""
 
@@ -51,6 +54,7 @@ def write_mask_cog(
     legend: Legend,
     tags: Mapping[str, str] | None = None,
     cache_mb: int = 64,
+    between_steps: Callable[[], object] = lambda: None,
 ) -> None:
     """Write the mask and prove that it is what the ledger says.
 
@@ -63,6 +67,7 @@ def write_mask_cog(
         legend: Classes; gives dtype, nodata, and for uint8 the colour table.
         tags: TIFF tags. Nothing that differs between equal runs, or their bytes will.
         cache_mb: GDAL's block cache while writing.
+        between_steps: Called many times on the way; may raise to stop it. Nothing is left then.
 
     Raises:
         DamagedTilesError: ST-001 from `read`; ST-002, pixels in the file are not the recorded ones. Nothing is left.
@@ -87,6 +92,7 @@ def write_mask_cog(
         tiles=tiles,
         digests=digests,
         cache_mb=cache_mb,
+        between_steps=between_steps,
         options={"compress": "DEFLATE"},
     )
 
@@ -101,6 +107,7 @@ def write_probability_cog(
     legend: Legend,
     tags: Mapping[str, str] | None = None,
     cache_mb: int = 64,
+    between_steps: Callable[[], object] = lambda: None,
 ) -> None:
     """Write the probabilities, one uint8 band per class, scale 1/250, nodata 255; as `write_mask_cog` otherwise.
 
@@ -113,6 +120,7 @@ def write_probability_cog(
         legend: Its names become the bands' descriptions.
         tags: TIFF tags.
         cache_mb: GDAL's block cache while writing.
+        between_steps: As for the mask.
 
     Raises:
         DamagedTilesError: ST-001, ST-002, as for the mask.
@@ -140,6 +148,7 @@ def write_probability_cog(
         tiles=tiles,
         digests=digests,
         cache_mb=cache_mb,
+        between_steps=between_steps,
         options={"compress": "DEFLATE", "predictor": "YES"},
     )
 
@@ -177,6 +186,7 @@ def _write_verified(
     tiles: Sequence[Window],
     digests: Mapping[int, str | None],
     cache_mb: int,
+    between_steps: Callable[[], object],
     options: dict[str, Any],
 ) -> None:
     missing = [i for i in range(len(tiles)) if i not in digests]
@@ -187,11 +197,16 @@ def _write_verified(
     done = False
     try:
         with _gdal(path, profile, cache_mb):
-            levels = write_levels(base, read=read, halve=halve, profile=profile, describe=describe)
+            source = _after(between_steps, read)
+            levels = write_levels(
+                base, read=source, halve=_after(between_steps, halve), profile=profile, describe=describe
+            )
             write_vrt(vrt, levels)
             storage = {"blocksize": BLOCK_PX, "bigtiff": "IF_SAFER", "num_threads": "ALL_CPUS", **options}
             rasterio.shutil.copy(str(vrt), str(path), driver="COG", **storage)
-            _verify(path, levels, read, tiles, digests, nodata=int(profile["nodata"]))
+            _verify(
+                path, levels, source, tiles, digests, nodata=int(profile["nodata"]), look=_after(between_steps, _pixels)
+            )
         fsync_path(path)
         fsync_path(path.parent)
         done = True
@@ -235,6 +250,7 @@ def _verify(
     digests: Mapping[int, str | None],
     *,
     nodata: int,
+    look: Callable[[Any, Window], Pixels],
 ) -> None:
     wrong = [level for level in range(1, len(levels)) if not _level_matches(path, level, levels[level].sha256)]
     if wrong:
@@ -242,9 +258,9 @@ def _verify(
     with rasterio.open(path, driver="GTiff") as source:
         if source.shape != levels[0].shape or len(source.overviews(1)) != len(levels) - 1:
             raise _unlike(path, f"shape {source.shape} with overviews {source.overviews(1)}")
-        differing = [w for i, w in enumerate(tiles) if not _matches(_pixels(source, w), digests[i], nodata)]
+        differing = [w for i, w in enumerate(tiles) if not _matches(look(source, w), digests[i], nodata)]
         # Is it the file that differs from the store, or the store that differs from the ledger?
-        unlike_store = [w for w in differing if not np.array_equal(_pixels(source, w), read(w))]
+        unlike_store = [w for w in differing if not np.array_equal(look(source, w), read(w))]
     if unlike_store:
         raise _unlike(path, list_windows(unlike_store))
     if differing:
@@ -256,6 +272,16 @@ def _verify(
             fix="run the same command again: these tiles are computed anew; if it repeats, check disk and memory",
             windows=differing,
         )
+
+
+def _after(first: Callable[[], object], then: Callable[P, T]) -> Callable[P, T]:
+    """`then`, with `first` called before it each time."""
+
+    def both(*args: P.args, **kwargs: P.kwargs) -> T:
+        first()
+        return then(*args, **kwargs)
+
+    return both
 
 
 def _level_matches(path: Path, number: int, sha256: str | None) -> bool:

@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 from typing import TYPE_CHECKING
 
 from pipeline.errors import ResourceError, UsageError
@@ -26,10 +27,15 @@ _NO_SPACE = {
 
 def free_bytes(folder: Path) -> int:
     """Bytes that an unprivileged process may still write where `folder` is, or where it would be made."""
+    return shutil.disk_usage(_existing(folder)).free
+
+
+def _existing(folder: Path) -> Path:
+    """`folder`, or the nearest one above it that exists."""
     probe = folder.absolute()
     while not probe.exists() and probe != probe.parent:
         probe = probe.parent
-    return shutil.disk_usage(probe).free
+    return probe
 
 
 def require_free_space(folder: Path, needed_bytes: int) -> None:
@@ -45,6 +51,11 @@ def require_free_space(folder: Path, needed_bytes: int) -> None:
     free = free_bytes(folder)
     if free < needed_bytes:
         raise disk_full(folder, needed_bytes=needed_bytes, reason="not enough room for what this run will write")
+
+
+def same_disk(one: Path, other: Path) -> bool:
+    """Whether two folders, which need not exist yet, share their free space."""
+    return _existing(one).stat().st_dev == _existing(other).stat().st_dev
 
 
 def disk_full(folder: Path, *, needed_bytes: int | None = None, reason: str = "the disk is full") -> ResourceError:
@@ -146,29 +157,45 @@ def read_json(path: Path) -> dict[str, object] | None:
     return value if isinstance(value, dict) else None
 
 
-def private_folder(path: Path) -> Path:
+def private_folder(path: Path, *, option: str = "-o") -> Path:
     """Make `path`, readable by its owner only; an existing one is kept.
+
+    Args:
+        path: The folder.
+        option: The command's option that put it there, for the error.
 
     Raises:
         UsageError: CF-002, it is a link or a file, or cannot be made.
     """
     try:
-        with contextlib.suppress(FileExistsError):
-            path.mkdir(mode=0o700, parents=True)
-        usable = path.is_dir() and not path.is_symlink()
+        mode = _made_or_found(path)
     except OSError as error:
-        raise cannot_write(path, error.strerror or str(error)) from error
-    if not usable:
-        raise cannot_write(path, "it is a link or a file, not a folder of our own")
+        raise cannot_write(path, error.strerror or str(error), option=option) from error
+    if not stat.S_ISDIR(mode):
+        raise cannot_write(path, "it is a link or a file, not a folder of our own", option=option)
     return path
 
 
-def cannot_write(folder: Path, reason: str) -> UsageError:
-    """The CF-002 error for `folder`."""
+def _made_or_found(path: Path) -> int:
+    """Mode of what is at `path`, a folder made now unless there was something."""
+    for _ in range(_TRIES):
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(mode=0o700, parents=True)
+        with contextlib.suppress(FileNotFoundError):  # another run that ended just now has removed it again
+            return path.lstat().st_mode
+    raise FileNotFoundError(errno.ENOENT, "a folder above it is a link to nowhere", str(path))
+
+
+_TRIES = 1000
+
+
+def cannot_write(folder: Path, reason: str, *, option: str = "-o") -> UsageError:
+    """The CF-002 error for `folder`, which `option` chose."""
+    kind = "scratch" if option == "--scratch" else "output"
     return UsageError(
-        f"cannot write to output folder {folder} as user id {os.geteuid()}: {reason}",
+        f"cannot write to {kind} folder {folder} as user id {os.geteuid()}: {reason}",
         code="CF-002",
-        title="Cannot write to the output folder",
+        title=f"Cannot write to the {kind} folder",
         where=str(folder),
-        fix="choose another folder with -o, or change its permissions",
+        fix=f"choose another folder with {option}, or change its permissions",
     )

@@ -4,8 +4,12 @@ The lock is a folder, `lock/`, which appears whole (written under another name, 
 owner. The owner counts up a file in it. Clocks are never compared between machines: whoever waits watches the counter
 on a clock of its own.
 
-Taking over renames `lock/` to `lock.taken-<nonce of its owner>`, a name that is never used twice nor deleted: of two
-that see the same dead owner only one succeeds, and the slower one cannot sweep away the faster one's new lock.
+Taking over renames `lock/` to `lock.taken-<nonce of its owner>`, a name that is never used twice: of two that see the
+same dead owner only one succeeds, and the slower one cannot sweep away the faster one's new lock. These names go when a
+run has come to its end (`sweep`). Whoever slept from before its judgement until after that, and then renames a third
+run's lock, finds another owner in its hands and puts the lock back.
+
+Release removes the folder with the lock if nothing else is in it; whoever was about to lock makes it again.
 """
 
 from __future__ import annotations
@@ -121,7 +125,6 @@ class RunLock:
             ResourceError: RS-001, no space.
             UsageError: CF-002, the folder cannot be made.
         """
-        private_folder(self._folder)
         while not self._try_to_take():
             holder = _read_owner(self._path)
             if holder is None:
@@ -161,6 +164,14 @@ class RunLock:
             with contextlib.suppress(OSError):
                 self._path.rename(gone)
                 shutil.rmtree(gone)
+                self._folder.rmdir()  # refused unless it is empty
+
+    def sweep(self) -> None:
+        """Delete the locks of the dead, for the run is done and the folder may go. Call while holding the lock."""
+        self.ensure_held()
+        for pattern in ("lock.taken-*", "lock.gone-*"):
+            for left in self._folder.glob(pattern):
+                shutil.rmtree(left, ignore_errors=True)
 
     def __enter__(self) -> Self:
         self.acquire()
@@ -171,7 +182,7 @@ class RunLock:
 
     def _try_to_take(self) -> bool:
         self._owner = Owner.me(self._owner.heartbeat_s)
-        fresh = self._folder / f"lock.new-{self._owner.nonce}"
+        fresh = private_folder(self._folder) / f"lock.new-{self._owner.nonce}"
         try:
             with disk_full_as_error(self._folder):
                 fresh.mkdir(mode=0o700)
@@ -180,7 +191,8 @@ class RunLock:
                 fresh.rename(self._path)  # fails on a folder that is not empty: someone's lock
                 fsync_path(self._folder)
         except OSError as error:
-            if error.errno not in _TAKEN:
+            # Taken; or the folder went, with an owner that released its lock, before there was anything of ours in it.
+            if error.errno not in _TAKEN and not (error.errno == errno.ENOENT and not fresh.exists()):
                 raise
             return False
         else:
@@ -212,11 +224,17 @@ class RunLock:
     def _evict(self, holder: Owner) -> None:
         # Of those who judged this owner dead, the first rename wins; for the rest the target is taken, or the source
         # gone. All of them then try again.
+        taken = self._folder / f"lock.taken-{holder.nonce}"
         try:
-            self._path.rename(self._folder / f"lock.taken-{holder.nonce}")
+            self._path.rename(taken)
         except OSError as error:
             if error.errno not in {*_TAKEN, errno.ENOENT}:
                 raise
+            return
+        found = _read_owner(taken)
+        if found is not None and found.nonce.isalnum() and found.nonce != holder.nonce:  # not the one we judged
+            with contextlib.suppress(OSError):  # somebody has locked since: its owner will notice the loss
+                taken.rename(self._path)
 
     def _is_mine(self) -> bool:
         holder = _read_owner(self._path)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pipeline.errors import OutputError, PipelineError
+from pipeline.errors import OutputError, PipelineError, UsageError
 from pipeline.store.digest import sha256_file
 from pipeline.store.files import (
     atomic_write_json,
@@ -21,7 +23,6 @@ from pipeline.store.files import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from pathlib import Path
 
 RUN_FILE = "run.json"
 SCRATCH_FOLDER = ".scenemask"
@@ -94,6 +95,30 @@ def foreign_output(out_dir: Path, state: OutputState) -> OutputError:
     )
 
 
+def refuse_own_input(out_dir: Path, inputs: Mapping[str, Path]) -> None:
+    """A run must not replace what it reads, nor read what it removes.
+
+    Args:
+        out_dir: The output folder; need not exist.
+        inputs: What is read, by the word for it: scene, model, area of interest.
+
+    Raises:
+        UsageError: CF-008, one of them is a file that a run writes into `out_dir`, or lies in its scratch folder.
+    """
+    out = Path(os.path.realpath(out_dir))
+    for kind, given in inputs.items():
+        for path in (given.absolute(), Path(os.path.realpath(given))):
+            home = Path(os.path.realpath(path.parent))
+            if (home == out and is_result_name(path.name)) or (home / path.name).is_relative_to(out / SCRATCH_FOLDER):
+                raise UsageError(
+                    f"the {kind} is {given}, which this run would replace or remove; expected one outside its results",
+                    code="CF-008",
+                    title="Input lies among the results",
+                    where=str(given),
+                    fix="choose another output folder with -o, or move the file first",
+                )
+
+
 def create_output_folder(out_dir: Path) -> Path:
     """Make `out_dir` if needed and its private scratch folder; prove that both can be written.
 
@@ -140,6 +165,7 @@ class Staging:
     def __init__(self, out_dir: Path) -> None:
         self.out_dir = out_dir
         self.folder = private_folder(out_dir / SCRATCH_FOLDER / "stage")
+        self._begun = out_dir / SCRATCH_FOLDER / "commit-begun.json"
 
     def path(self, name: str) -> Path:
         """Where to make the result called `name`."""
@@ -147,7 +173,7 @@ class Staging:
         return self.folder / name
 
     def clear(self) -> None:
-        """Forget everything staged, leftovers of a killed run included."""
+        """Forget everything staged, leftovers of a killed run included; what a killed commit has to remove is kept."""
         shutil.rmtree(self.folder, ignore_errors=True)
         private_folder(self.folder)
 
@@ -156,7 +182,8 @@ class Staging:
 
         The old `run.json` goes first and the new one comes last, so that at no moment a `run.json` stands beside
         results that it does not describe. Results of an older run that the new one did not make are removed, if the
-        older `run.json` describes them under `files`. Killed half-way, calling it again finishes the work.
+        older `run.json` describes them under `files`. Killed half-way, calling it again finishes the work, be it with
+        the same files, with files staged anew, or with others.
 
         Args:
             names: Staged results to move, `run.json` not among them; those moved already are skipped.
@@ -167,14 +194,16 @@ class Staging:
             ResourceError: RS-001, no space.
         """
         assert RUN_FILE not in names
-        begun = self.folder / "commit-begun.json"
-        if not begun.exists():
-            for name in names:
+        before = read_json(self._begun)
+        for name in names:
+            moved = before is not None and not (self.folder / name).exists() and (self.out_dir / name).exists()
+            if not moved:
                 fsync_path(self.folder / name)
-            atomic_write_json(begun, read_json(self.out_dir / RUN_FILE) or {})
+        replaced = _described(before or {}) | _described(read_json(self.out_dir / RUN_FILE) or {})
+        atomic_write_json(self._begun, {"files": dict.fromkeys(sorted({*replaced, *names}))})
         (self.out_dir / RUN_FILE).unlink(missing_ok=True)
         fsync_path(self.out_dir)
-        for name in _described(read_json(begun) or {}) - set(names):
+        for name in replaced - set(names):
             (self.out_dir / name).unlink(missing_ok=True)
         with disk_full_as_error(self.out_dir):
             for name in names:
@@ -182,7 +211,7 @@ class Staging:
                     (self.folder / name).replace(self.out_dir / name)
         fsync_path(self.out_dir)
         atomic_write_json(self.out_dir / RUN_FILE, run)
-        begun.unlink()
+        self._begun.unlink()
 
 
 def _described(run: Mapping[str, object]) -> set[str]:

@@ -42,6 +42,32 @@ def _race(folder: str, gate: Any, inside: Any, results: Any) -> None:
         results.put(error.code)
 
 
+def _come_and_go(folder: str, gate: Any, inside: Any, results: Any) -> None:
+    gate.wait(60)
+    taken = 0
+    for _ in range(200):
+        try:
+            with RunLock(Path(folder)) as lock:
+                with inside.get_lock():
+                    inside.value += 1
+                    alone = inside.value == 1
+                lock.sweep()
+                with inside.get_lock():
+                    inside.value -= 1
+                if not alone:
+                    results.put(-1)
+                    return
+                taken += 1
+        except OutputError as error:
+            if error.code != "OU-002":
+                results.put(-1)
+                return
+        except Exception:
+            results.put(-1)
+            raise
+    results.put(taken)
+
+
 def _holder(folder: Path) -> tuple[Any, Any]:
     ready, leave = SPAWN.Event(), SPAWN.Event()
     process = SPAWN.Process(target=_hold, args=(str(folder), ready, leave))
@@ -81,7 +107,7 @@ def test_the_lock_comes_and_goes(tmp_path: Path) -> None:
         lock.ensure_held()
         assert (folder / "lock" / "owner.json").exists()
         assert not lock.lost
-    assert list(folder.iterdir()) == []
+    assert not folder.exists()
     lock.release()
     with RunLock(folder):
         pass
@@ -196,6 +222,71 @@ def test_b8_a_slow_evictor_cannot_sweep_away_a_new_lock(tmp_path: Path) -> None:
     with RunLock(tmp_path, clock=clock, sleep=clock.sleep) as fast:
         slow._evict(stale)  # judged the old owner dead before `fast` took over, and acts only now
         fast.ensure_held()
+
+
+def test_release_leaves_the_folder_to_what_is_in_it(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with RunLock(folder):
+        (folder / "plan.json").write_text("{}")
+    assert [p.name for p in folder.iterdir()] == ["plan.json"]
+
+
+def test_a_folder_that_goes_while_we_come_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its last owner removes it between our look at it and our lock."""
+    folder = tmp_path / "run"
+    mkdir, raced = Path.mkdir, []
+
+    def late(self: Path, *args: Any, **kwargs: Any) -> None:
+        if self.name.startswith("lock.new-") and not raced:
+            raced.append(self)
+            folder.rmdir()
+        mkdir(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "mkdir", late)
+    with RunLock(folder) as lock:
+        lock.ensure_held()
+    assert raced
+
+
+def test_the_locks_of_the_dead_are_swept_at_the_end(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    start = _pid_start(os.getpid())
+    assert start is not None
+    _plant(folder, pid_start=start - 1)
+    with RunLock(folder) as lock:
+        assert list(folder.glob("lock.taken-*"))
+        lock.sweep()
+        lock.ensure_held()
+    assert not folder.exists()
+
+
+def test_b8_who_wakes_after_the_sweep_gives_a_stranger_s_lock_back(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    stale = _plant(folder, machine="other")
+    slow = RunLock(folder)  # judges the owner dead, and sleeps
+    clock = Clock()
+    with RunLock(folder, clock=clock, sleep=clock.sleep) as first:
+        first.sweep()
+    with RunLock(folder) as third:
+        slow._evict(stale)
+        third.ensure_held()
+        with pytest.raises(OutputError, match="OU-002"):
+            slow.acquire()
+    assert not folder.exists()
+
+
+def test_b8_starters_and_finishers_never_meet(tmp_path: Path) -> None:
+    """The folder comes and goes under many processes; nobody fails but for a lock that is held."""
+    gate, inside, results = SPAWN.Event(), SPAWN.Value("i", 0), SPAWN.Queue()
+    racers = [SPAWN.Process(target=_come_and_go, args=(str(tmp_path / "run"), gate, inside, results)) for _ in range(4)]
+    for racer in racers:
+        racer.start()
+    gate.set()
+    told = [results.get(timeout=60) for _ in racers]
+    for racer in racers:
+        racer.join()
+    assert sum(told) > 0
+    assert -1 not in told
 
 
 def test_b8_of_many_at_once_one_gets_it_from_the_dead(tmp_path: Path) -> None:

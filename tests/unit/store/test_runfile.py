@@ -7,12 +7,14 @@ import os
 import stat
 import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from pipeline.errors import UsageError
 from pipeline.store import (
     Staging,
+    atomic_write_json,
     changed_files,
     create_output_folder,
     describe_files,
@@ -22,6 +24,9 @@ from pipeline.store import (
 from pipeline.store.runfile import is_result_name
 
 from .helpers import tiny_disk
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 def _staged(out: Path, **files: str) -> Staging:
@@ -156,8 +161,16 @@ class Killed(BaseException):
     """Stands for SIGKILL at one system call."""
 
 
+def _again(out: Path, *, anew: bool) -> Staging:
+    if not anew:
+        return Staging(out)
+    Staging(out).clear()
+    return _staged(out, mask_tif="new", polygons_geojson="new", item_json="new")
+
+
+@pytest.mark.parametrize("anew", [False, True], ids=["finished", "staged anew"])
 def test_a1_a_commit_killed_at_any_step_never_shows_a_false_record_and_can_be_finished(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, anew: bool
 ) -> None:
     names = ["mask.tif", "polygons.geojson", "item.json"]
     calls = {"replace": Path.replace, "unlink": Path.unlink}
@@ -195,7 +208,7 @@ def test_a1_a_commit_killed_at_any_step_never_shows_a_false_record_and_can_be_fi
         if told is not None:
             assert changed_files(out, told["files"]) == []  # type: ignore[arg-type]
         if told is None or told["n"] == 1:
-            Staging(out).commit(names, run)
+            _again(out, anew=anew).commit(names, run)
         assert inspect_output(out).run == run
         assert changed_files(out, run["files"]) == []  # type: ignore[arg-type]
         assert not (out / "polygons.gpkg").exists()
@@ -203,6 +216,28 @@ def test_a1_a_commit_killed_at_any_step_never_shows_a_false_record_and_can_be_fi
             break
     assert finished
     assert kill_at > 6
+
+
+def test_what_a_killed_commit_had_moved_does_not_stay_beside_another_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    staging = _staged(tmp_path, mask_tif="1", polygons_fgb="1")
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.store.runfile.atomic_write_json", _dies_at_run_json)
+        with pytest.raises(Killed):
+            staging.commit(["mask.tif", "polygons.fgb"], {"n": 1})
+    assert (tmp_path / "polygons.fgb").exists()
+    other = Staging(tmp_path)
+    other.clear()
+    other.path("mask.tif").write_text("2")
+    other.commit(["mask.tif"], {"n": 2})
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == ["mask.tif", "run.json"]
+
+
+def _dies_at_run_json(path: Path, value: Mapping[str, object]) -> None:
+    if path.name == "run.json":
+        raise Killed
+    atomic_write_json(path, value)
 
 
 def test_staging_takes_names_of_results_only(tmp_path: Path) -> None:
