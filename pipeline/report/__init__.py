@@ -1,5 +1,5 @@
 """What a person sees of a finished run: preview and report."""
 
-from pipeline.report.preview import read_overview_mask, read_overview_rgb, write_preview
+from pipeline.report.preview import read_overview_mask, write_preview
 
-__all__ = ["read_overview_mask", "read_overview_rgb", "write_preview"]
+__all__ = ["read_overview_mask", "write_preview"]

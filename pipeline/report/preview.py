@@ -45,7 +45,7 @@ def write_preview(
 
     Args:
         path: Replaced whole or left alone.
-        rgb: Scene `(y, x, 3)`, as `read_overview_rgb` gives.
+        rgb: Scene `(y, x, 3)`, contrast stretched; nodata as paper.
         mask: Classes `(y, x)`, same size.
         legend: Names and colours.
         scale: Whole number that enlarges every pixel, for small scenes.
@@ -96,48 +96,14 @@ def compose(scene: NDArray[np.uint8], colored: NDArray[np.uint8], captions: Sequ
     return np.pad(whole, ((_GAP_PX, _GAP_PX), (_GAP_PX, _GAP_PX), (0, 0)), constant_values=_PAPER)
 
 
-def read_overview_rgb(scene_path: Path | str, bands: Sequence[int], *, max_px: int = 1024) -> Picture:
-    """A small picture of a scene, contrast stretched from the 2nd to the 98th percentile of its valid pixels.
-
-    Args:
-        scene_path: Anything that GDAL opens.
-        bands: One band (grey) or three (red, green, blue), 1-based.
-        max_px: The longer side, at most.
-
-    Returns:
-        `(y, x, 3)`; nodata as paper.
-
-    Raises:
-        RasterioError: The scene cannot be read.
-    """
-    with rasterio.open(scene_path) as source:
-        height, width = overview_shape(source.shape, max_px)
-        # Averaging would read every byte of a scene without overviews. Nearest skips rows, and four of its pixels
-        # for each of ours take off its roughness.
-        fine = 2 if 2 * max(height, width) <= max(source.shape) else 1
-        shape = (len(bands), fine * height, fine * width)
-        pixels = source.read(list(bands), out_shape=shape, resampling=Resampling.nearest, masked=True)
-    valid = ~np.ma.getmaskarray(pixels).any(axis=0) & np.isfinite(pixels.data).all(axis=0)
-    picture = stretch_rgb(pixels.data, valid).reshape(height, fine, width, fine, 3)
-    smooth: Picture = np.rint(picture.mean(axis=(1, 3))).astype(np.uint8)
-    return smooth
-
-
-def read_overview_mask(mask_path: Path, *, max_px: int = 1024) -> NDArray[np.generic]:
-    """The mask `(y, x)` at the size of `read_overview_rgb`; takes an overview where there is one.
+def read_overview_mask(mask_path: Path, *, shape: tuple[int, int]) -> NDArray[np.generic]:
+    """The mask reduced to `shape`, `(y, x)`; takes an overview where there is one.
 
     Raises:
         RasterioError: The mask cannot be read.
     """
     with rasterio.open(mask_path, driver="GTiff") as source:
-        shape = overview_shape(source.shape, max_px)
         return np.asarray(source.read(1, out_shape=shape, resampling=Resampling.nearest))
-
-
-def overview_shape(shape: tuple[int, int], max_px: int) -> tuple[int, int]:
-    """(height, width) reduced in proportion until neither exceeds `max_px`; at least one pixel each."""
-    factor = min(1.0, max_px / max(shape))
-    return max(1, round(shape[0] * factor)), max(1, round(shape[1] * factor))
 
 
 def stretch_rgb(pixels: NDArray[Any], valid: NDArray[np.bool_]) -> Picture:
@@ -162,7 +128,7 @@ def encode_png(picture: NDArray[np.uint8]) -> bytes:
     rows[:, 1:] = flat
     rows[:, 4:] -= flat[:, :-3]
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes(), 6)), (b"IEND", b""))
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes(), 4)), (b"IEND", b""))
     body = (struct.pack(">I", len(d)) + kind + d + struct.pack(">I", zlib.crc32(kind + d)) for kind, d in chunks)
     return b"\x89PNG\r\n\x1a\n" + b"".join(body)
 

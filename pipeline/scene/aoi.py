@@ -18,6 +18,7 @@ from rasterio.features import geometry_mask
 
 from pipeline.errors import InputError
 from pipeline.grid import Window
+from pipeline.scene.datasets import without_georeference
 
 if TYPE_CHECKING:
     import os
@@ -105,7 +106,8 @@ class Aoi:
         if not polygons:
             return np.zeros(block.shape, bool)
         origin = Affine.translation(block.col_off, block.row_off)
-        burned: NDArray[np.bool_] = geometry_mask(polygons, out_shape=block.shape, transform=origin, invert=True)
+        with without_georeference():  # the first block's origin looks like none
+            burned: NDArray[np.bool_] = geometry_mask(polygons, out_shape=block.shape, transform=origin, invert=True)
         return burned
 
 

@@ -7,15 +7,19 @@ first read.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import warnings
 import weakref
 from collections import OrderedDict
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import rasterio
 from rasterio._err import CPLE_BaseError
 from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 MAX_OPEN_PER_THREAD = 8
 """Datasets kept open by one thread; with a handful of threads far below the usual limit of 1024 files."""
@@ -53,16 +57,25 @@ _caches: weakref.WeakSet[_Cache] = weakref.WeakSet()
 _lock = threading.Lock()
 
 
-def open_dataset(path: str, driver: str) -> Any:
-    """Open a raster with one driver and no other; the caller closes it.
+@contextlib.contextmanager
+def without_georeference() -> Iterator[None]:
+    """Silences rasterio's warning that pixels have no place on Earth.
 
-    `warnings.catch_warnings` swaps a list that all threads share, hence the lock. A scene without georeference is
-    answered by `open_scene` in its own words, so rasterio's warning would only repeat it.
+    `warnings.catch_warnings` swaps a list that all threads share, hence the lock.
     """
     with _lock, warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with rasterio.Env(GDAL_VRT_ENABLE_PYTHON="NO", GDAL_VRT_ENABLE_RAWRASTERBAND="NO"):
-            return rasterio.open(path, driver=driver)
+        yield
+
+
+def open_dataset(path: str, driver: str) -> Any:
+    """Open a raster with one driver and no other; the caller closes it.
+
+    A scene without georeference is answered by `open_scene` in its own words, so rasterio's warning would only repeat
+    it.
+    """
+    with without_georeference(), rasterio.Env(GDAL_VRT_ENABLE_PYTHON="NO", GDAL_VRT_ENABLE_RAWRASTERBAND="NO"):
+        return rasterio.open(path, driver=driver)
 
 
 def borrow_dataset(key: DatasetKey) -> Any:

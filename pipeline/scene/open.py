@@ -115,7 +115,7 @@ def _read_ends(source: str, path: Path) -> tuple[bytes, bytes, os.stat_result]:
             code="IN-002",
             title="Not a raster",
             where=source,
-            fix="give one file in it; several scenes are the business of `scenemask batch`",
+            fix="give one file in it; for several scenes run the command once for each",
         )
     try:
         head, tail, status = read_ends(path)

@@ -13,7 +13,7 @@ from pipeline.vector.rings import from_shapely
 from pipeline.vector.spool import SpoolReader
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -42,6 +42,8 @@ class PolygonSet:
         self._areas = areas
         self.geobox = geobox
         """Grid and CRS of the mask."""
+        self.before_batch: Callable[[], object] = lambda: None
+        """Called before each batch; may raise, so that a long writing can be stopped."""
 
     def __len__(self) -> int:
         return len(self._reader)
@@ -98,7 +100,13 @@ class PolygonSet:
 
     def iter_batches(self, max_rows: int = _BATCH_ROWS) -> Iterator[PolygonBatch]:
         """Batches in canonical order, in pixel coordinates, of at most `max_rows` polygons."""
-        return self._reader.iter_batches(max_rows=max_rows, max_bytes=_BATCH_BYTES)
+        batches = self._reader.iter_batches(max_rows=max_rows, max_bytes=_BATCH_BYTES)
+        while True:
+            self.before_batch()
+            batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
 
     def _sum_by_class(self, column: str) -> dict[int, int]:
         classes, index = np.unique(self._reader.column("class_id"), return_inverse=True)
