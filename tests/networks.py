@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from pipeline.infer import Predictor, TileResult, device_thread
-from pipeline.model import Model, ModelSpec, Scaling, UNet, UNetConfig, model_from_module
+from pipeline.model import EngineSpec, Model, ModelSpec, Scaling, UNet, UNetConfig, model_from_module
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,9 +75,16 @@ def random_scene(bands: int, shape: tuple[int, int], *, seed: int = 0) -> NDArra
 
 
 def predictor(model: Model, tiling: Tiling, **options: Any) -> Predictor:
-    """A float32 CPU predictor."""
-    settings = {"padding": "reflect", "taper": "hann", "device": "cpu", "precision": "float32", **options}
-    return Predictor(model, tiling, thread=device_thread(threads=2), **settings)
+    """A float32 CPU predictor; `backend` and `precision` as in `EngineSpec`."""
+    engine = EngineSpec(
+        backend=options.pop("backend", "torch"),
+        device="cpu",
+        precision=options.pop("precision", "float32"),
+        threads=2,
+        one_size=tiling.one_size,
+    )
+    settings = {"padding": "reflect", "taper": "hann", **options}
+    return Predictor(model, tiling, engine=engine, thread=device_thread(threads=2), **settings)
 
 
 def predict_by_tiles(model: Model, tiling: Tiling, read: Callable[[Window], Any], **options: Any) -> TileResult:

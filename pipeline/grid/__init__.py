@@ -2,6 +2,7 @@
 
 from pipeline.grid.geobox import GeoBox
 from pipeline.grid.padding import Padding, source_index
+from pipeline.grid.parts import balanced_core
 from pipeline.grid.tiling import (
     Axis,
     Mode,
@@ -25,6 +26,7 @@ __all__ = [
     "Tile",
     "Tiling",
     "Window",
+    "balanced_core",
     "blend_tiling",
     "exact_tiling",
     "iter_windows",

@@ -8,6 +8,7 @@ result, do not depend on its size.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -127,6 +128,11 @@ class Tiling:
         return self.rows.patch, self.cols.patch
 
     @property
+    def one_size(self) -> bool:
+        """Whether all patches have one size; with network padding those at the rim are smaller."""
+        return self.rows.limit is None and self.cols.limit is None
+
+    @property
     def num_patches(self) -> int:
         """Distinct patches on the lattice."""
         return self.rows.count * self.cols.count
@@ -140,14 +146,15 @@ class Tiling:
         """Patches that contribute to `window`, in lattice order."""
         for row in self.rows.touching(window.row_off, window.row_stop):
             for col in self.cols.touching(window.col_off, window.col_stop):
-                yield self._patch(row, col)
+                yield self.patch_at(row, col)
 
     def redundancy(self) -> float:
         """Pixels put through the network per pixel of the scene, summed over tiles."""
         total = sum(patch.input.num_pixels for tile in self.tiles() for patch in self.patches(tile.core))
         return total / (self.shape[0] * self.shape[1])
 
-    def _patch(self, row: int, col: int) -> Patch:
+    def patch_at(self, row: int, col: int) -> Patch:
+        """The patch at these indices of the lattice."""
         (r0, r1), (c0, c1) = self.rows.core(row), self.cols.core(col)
         (ir0, ir1), (ic0, ic1) = self.rows.input(row), self.cols.input(col)
         return Patch(
@@ -169,6 +176,18 @@ class SizeRule:
     largest: int | None = None
     """Set for networks with a fixed input size."""
 
+    def on_stride(self, stride: int) -> SizeRule:
+        """Of these sides those that are all alike modulo the stride, so that flips keep the lattice of strides."""
+        if self.remainder or self.multiple % stride == 0:
+            return self
+        return dataclasses.replace(self, multiple=math.lcm(self.multiple, stride))
+
+    def at_most(self, size: int) -> int | None:
+        """Largest allowed side that is at most `size`; None when there is none."""
+        side = min(size, self.largest or size)
+        side -= (side - self.remainder) % self.multiple
+        return side if side >= self.smallest else None
+
     def at_least(self, size: int) -> int:
         """Smallest allowed side that is at least `size`.
 
@@ -186,28 +205,31 @@ class SizeRule:
 def exact_tiling(
     shape: tuple[int, int],
     *,
-    core_px: int,
+    core_hw: tuple[int, int],
     halo_px: int,
     stride: int,
     margin_px: int,
     sizes: SizeRule,
     tile_px: int,
     network_padding: bool = False,
+    square: bool = False,
 ) -> Tiling:
     """Tiling that keeps patch cores only.
 
     Args:
         shape: Scene (height, width), in pixels.
-        core_px: Wanted side of a patch core; rounded up to a multiple of `stride`, and no larger than the scene needs.
+        core_hw: Wanted (height, width) of a patch core; rounded up to multiples of `stride`, and no larger than the
+            scene needs.
         halo_px: Measured halo, a multiple of `stride`.
         stride: Output stride of the network.
         margin_px: Pixels that the network drops on each side.
         sizes: Sides that the network takes.
         tile_px: Wanted side of a tile's core; rounded up to whole patch cores.
         network_padding: Patches end at the scene's rim, rounded up to the next size that the network takes.
+        square: Patches are squares though the scene be narrow.
     """
 
-    def axis(size: int) -> Axis:
+    def axis(size: int, core_px: int) -> Axis:
         core = min(round_up(core_px, stride), round_up(size, stride))
         return Axis(
             size=size,
@@ -219,7 +241,10 @@ def exact_tiling(
             limit=sizes.at_least(size) if network_padding else None,
         )
 
-    rows, cols = axis(shape[0]), axis(shape[1])
+    rows, cols = axis(shape[0], core_hw[0]), axis(shape[1], core_hw[1])
+    if square:
+        side = max(rows.patch, cols.patch)
+        rows, cols = dataclasses.replace(rows, patch=side), dataclasses.replace(cols, patch=side)
     return Tiling(
         mode="exact",
         shape=shape,
@@ -241,6 +266,7 @@ def blend_tiling(
     margin_px: int,
     sizes: SizeRule,
     tile_px: int,
+    square: bool = False,
 ) -> Tiling:
     """Tiling whose patches overlap and are averaged under a taper.
 
@@ -252,13 +278,14 @@ def blend_tiling(
         margin_px: Pixels that the network drops on each side.
         sizes: Sides that the network takes.
         tile_px: Wanted side of a tile's core; rounded up to whole lattice steps.
+        square: Patches are squares though the scene be narrow.
 
     Raises:
         ValueError: The overlap leaves no step of at least one stride.
     """
 
     def axis(size: int) -> Axis:
-        patch = min(sizes.at_least(patch_px), sizes.at_least(size + 2 * margin_px))
+        patch = sizes.at_least(min(patch_px, (max(shape) if square else size) + 2 * margin_px))
         output = patch - 2 * margin_px
         step = (output - min(overlap_px, output - stride)) // stride * stride
         return Axis(size=size, patch=patch, step=step, lead=margin_px, kept=output, margin=margin_px, limit=None)

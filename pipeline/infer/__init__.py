@@ -1,16 +1,28 @@
 """One tile on one device: scale, patches, forward, crop or blend, arg-max. Knows no Dask, no files."""
 
+from pipeline.infer.augment import Augmentation, Symmetry, symmetries
+from pipeline.infer.calibration import Calibration, calibrate
 from pipeline.infer.device import Device, DeviceThread, device_thread, resolve_device
+from pipeline.infer.network_input import Scaler
 from pipeline.infer.predictor import Predictor, TileResult
+from pipeline.infer.sink import labels_of, to_probabilities
 from pipeline.infer.taper import Taper, axis_weights
 
 __all__ = [
+    "Augmentation",
+    "Calibration",
     "Device",
     "DeviceThread",
     "Predictor",
+    "Scaler",
+    "Symmetry",
     "Taper",
     "TileResult",
     "axis_weights",
+    "calibrate",
     "device_thread",
+    "labels_of",
     "resolve_device",
+    "symmetries",
+    "to_probabilities",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,13 +12,15 @@ from torch import Tensor
 from pipeline.grid import Padding, Window, source_index
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from pipeline.grid import Patch
     from pipeline.model import Scaling
 
 
-def source_window(patches: list[Patch], shape: tuple[int, int], *, padding: Padding) -> Window:
+def source_window(patches: Sequence[Patch], shape: tuple[int, int], *, padding: Padding) -> Window:
     """Smallest window of the scene that holds every real pixel that these patches are filled from.
 
     Args:
@@ -54,34 +57,74 @@ def gather(
         `(band, y, x)` of `wanted`; a view where nothing has to be invented.
     """
     if wanted.intersect(outer) == wanted:
-        rows, cols = wanted.slices_in(outer)
-        return array[:, rows, cols]
-    row_index = source_index(wanted.row_off, wanted.row_stop, shape[0], padding=padding)
-    col_index = source_index(wanted.col_off, wanted.col_stop, shape[1], padding=padding)
-    block = array[:, np.maximum(row_index - outer.row_off, 0)][:, :, np.maximum(col_index - outer.col_off, 0)]
+        return array[(slice(None), *wanted.slices_in(outer))]
+    rows = _source(wanted.row_off, wanted.row_stop, outer.row_off, shape[0], padding)
+    cols = _source(wanted.col_off, wanted.col_stop, outer.col_off, shape[1], padding)
+    block = np.empty((len(array), wanted.height, wanted.width), array.dtype)
+    # Real pixels are one block, copied as such; index arrays serve the strips around it only.
+    y, x = rows.real, cols.real
+    block[:, y, x] = array[:, rows.slice_of(y), cols.slice_of(x)]
+    for strip in (slice(0, y.start), slice(y.stop, wanted.height)):
+        block[:, strip] = array[:, rows.index[strip]][:, :, cols.index]
+    for strip in (slice(0, x.start), slice(x.stop, wanted.width)):
+        block[:, y, strip] = array[:, rows.slice_of(y)][:, :, cols.index[strip]]
     if padding == "zero":
-        block[:, row_index < 0] = 0
-        block[:, :, col_index < 0] = 0
+        block[:, rows.absent] = 0
+        block[:, :, cols.absent] = 0
     return block
 
 
-def scale(data: Tensor, invalid: Tensor | None, scaling: Scaling) -> Tensor:
-    """Network input from stored values; invalid (band, pixel) values become 0, which is the mean.
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """Where the positions along one axis are taken from."""
 
-    Args:
-        data: `(band, y, x)` in the file's dtype, on the device.
-        invalid: `(band, y, x)` boolean, True = not usable; None when all are usable.
-        scaling: Constants per band.
+    index: NDArray[np.int64]
+    """Index into the array, one per position."""
+    absent: NDArray[np.bool_]
+    """Positions that nothing is taken for (zero padding)."""
+    real: slice
+    """Positions inside the scene, which follow each other in the array; may be empty."""
 
-    Returns:
-        `(1, band, y, x)` float32, channels last.
+    def slice_of(self, positions: slice) -> slice:
+        """The same positions in the array."""
+        if positions.start == positions.stop:
+            return slice(0, 0)
+        first = int(self.index[positions.start])
+        return slice(first, first + positions.stop - positions.start)
+
+
+def _source(start: int, stop: int, outer_start: int, size: int, padding: Padding) -> _Source:
+    index = source_index(start, stop, size, padding=padding)
+    first, last = min(max(0, -start), stop - start), min(stop, size) - start
+    real = slice(first, max(first, last))
+    return _Source(np.maximum(index - outer_start, 0), index < 0, real)
+
+
+class Scaler:
+    """Makes network input from stored values, in one buffer that it uses again and again.
+
+    Fresh memory costs several times the arithmetic: the kernel clears every page of it. Used on the device thread only.
     """
-    gain, bias = (
-        torch.tensor(v, device=data.device, dtype=torch.float32)[:, None, None] for v in scaling.gain_and_bias()
-    )
-    x = data.to(torch.float32)
-    # Multiply and add apart, never fused: the low bits must not depend on where a patch was cut.
-    x = x.mul(gain).add_(bias)
-    if invalid is not None:
-        x.masked_fill_(invalid, 0.0)
-    return x.unsqueeze(0).to(memory_format=torch.channels_last)
+
+    def __init__(self, scaling: Scaling) -> None:
+        self._gain, self._bias = (torch.tensor(v, dtype=torch.float32)[:, None, None] for v in scaling.gain_and_bias())
+        self._buffer: Tensor | None = None
+
+    def __call__(self, data: Tensor, invalid: Tensor | None) -> Tensor:
+        """Network input from stored values; invalid (band, pixel) values become 0, which is the mean.
+
+        Args:
+            data: `(band, y, x)` in the file's dtype, on the device.
+            invalid: `(band, y, x)`, or `(y, x)` for all bands, boolean, True = not usable; None when all are usable.
+
+        Returns:
+            `(1, band, y, x)` float32. Valid until the next call.
+        """
+        if self._buffer is None or self._buffer.shape != data.shape:
+            self._buffer = torch.empty(data.shape, dtype=torch.float32, device=data.device)
+            self._gain, self._bias = self._gain.to(data.device), self._bias.to(data.device)
+        # Multiply and add apart, never fused: the low bits must not depend on where a patch was cut.
+        x = self._buffer.copy_(data).mul_(self._gain).add_(self._bias)
+        if invalid is not None:
+            x.masked_fill_(invalid, 0.0)
+        return x.unsqueeze(0)

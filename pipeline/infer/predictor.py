@@ -12,21 +12,21 @@ from torch import Tensor
 
 from pipeline.errors import ModelError
 from pipeline.grid import Padding, Patch, Tiling, Window
-from pipeline.infer.network_input import gather, scale, source_window
-from pipeline.infer.sink import Sink, in_output, make_sink
+from pipeline.infer.augment import Augmentation, add_to, symmetries
+from pipeline.infer.network_input import Scaler, gather, source_window
+from pipeline.infer.sink import Sink, in_output, make_sink, to_probabilities
+from pipeline.model import make_engine
+from pipeline.model.engine import NOT_FINITE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
-    from torch import nn
 
     from pipeline.infer.device import DeviceThread
     from pipeline.infer.taper import Taper
-    from pipeline.model import Model, ModelSpec, Precision
+    from pipeline.model import EngineSpec, Model, ModelSpec
     from pipeline.scene import Block
-
-_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,9 +49,9 @@ class Predictor:
         tiling: Where patches lie; its shape is the scene's.
         padding: How the scene is extended beyond its rim.
         taper: Weights of blend mode.
-        device: `cpu` or `cuda`.
-        precision: Of the forward; probabilities are float32 always.
+        engine: What runs the network; probabilities are float32 always.
         thread: The device thread that forwards run on.
+        tta: Images of each patch whose probabilities are averaged.
     """
 
     def __init__(
@@ -61,18 +61,19 @@ class Predictor:
         *,
         padding: Padding,
         taper: Taper,
-        device: str,
-        precision: Precision,
+        engine: EngineSpec,
         thread: DeviceThread,
+        tta: Augmentation = "none",
     ) -> None:
         self.spec: ModelSpec = model.spec
         self.tiling = tiling
         self._padding = padding
         self._taper = taper
-        self._device = torch.device(device)
-        self._precision = precision
+        self._device = torch.device(engine.device)
         self._thread = thread
-        self._network: nn.Module = thread.run(lambda: model.prepare(self._device))
+        self._symmetries = symmetries(tta)
+        self._scaler = Scaler(model.spec.scaling)
+        self._engine = thread.run(lambda: make_engine(model, engine))
 
     def predict(
         self,
@@ -81,6 +82,7 @@ class Predictor:
         *,
         probabilities: bool = False,
         output_valid: NDArray[np.bool_] | None = None,
+        patches: Sequence[Patch] | None = None,
     ) -> TileResult:
         """Classes of one window.
 
@@ -90,16 +92,24 @@ class Predictor:
             probabilities: Also return them.
             output_valid: `(y, x)` of `window`; False where no class is wanted (outside an area of interest). It
                 limits the output only and changes no pixel beside it.
+            patches: Those to compute it from, in order; the tiling's own if not given.
 
         Raises:
             ModelError: MD-006 when the network gives NaN or infinity on a valid pixel.
         """
-        patches = list(self.tiling.patches(window))
+        patches = list(self.tiling.patches(window)) if patches is None else patches
         outer = source_window(patches, self.tiling.shape, padding=self._padding)
         block = read(outer)
         wanted = _wanted(block, outer, window, output_valid)
         needed = [p for p in patches if wanted[p.core.intersect(window).slices_in(window)].any()]
-        sink = make_sink(self.tiling, window, self.spec, taper=self._taper, probabilities=probabilities)
+        sink = make_sink(
+            self.tiling,
+            window,
+            self.spec,
+            taper=self._taper,
+            probabilities=probabilities,
+            averaged=self._averages,
+        )
         for patch in needed:
             data = gather(block.data, outer, patch.input, self.tiling.shape, padding=self._padding)
             valid = self._patch_valid(block, outer, patch)
@@ -129,26 +139,49 @@ class Predictor:
         """One forward, on the device thread: stored values in, the patch's share of the result into the sink."""
         with torch.inference_mode():
             invalid = None if valid is None else torch.from_numpy(np.logical_not(valid)).to(self._device)
-            x = scale(torch.from_numpy(_own(data)).to(self._device), invalid, self.spec.scaling)
-            output = self._forward(x)[0]
+            x = self._scaler(torch.from_numpy(_own(data)).to(self._device), invalid)
             kept = patch.core.intersect(sink.window)
-            self._check_finite(output[(slice(None), *in_output(patch, kept))], kept, wanted, sink.window)
-            sink.add(patch, kept, output)
+            labels = None if sink.labels is None else self._engine.label(x)
+            if sink.labels is not None and labels is not None:
+                labels = labels[in_output(patch, kept)]
+                self._refuse_not_finite(labels.eq(NOT_FINITE), kept, wanted, sink.window)
+                sink.labels[kept.slices_in(sink.window)] = labels.cpu().numpy()
+                return
 
-    def _forward(self, x: Tensor) -> Tensor:
-        """Float32 output of the network, `(1, class, y, x)`."""
-        if self._precision == "float32":
-            output: Tensor = self._network(x)
-        else:
-            with torch.autocast(self._device.type, dtype=_DTYPES[self._precision]):
-                output = self._network(x)
-        return output.float()
+            def check(output: Tensor) -> None:
+                self._check_finite(output[(slice(None), *in_output(patch, kept))], kept, wanted, sink.window)
+
+            sink.add(patch, kept, self._average(x, check) if self._averages else self._run(x, check))
+
+    @property
+    def _averages(self) -> bool:
+        return len(self._symmetries) > 1
+
+    def _run(self, x: Tensor, check: Callable[[Tensor], None]) -> Tensor:
+        output = self._engine.run(x)[0]
+        check(output)
+        return output
+
+    def _average(self, x: Tensor, check: Callable[[Tensor], None]) -> Tensor:
+        """Mean probabilities `(class, y, x)` of a patch's images, always summed in the same order."""
+        total: Tensor | None = None
+        for symmetry in self._symmetries:
+            output = symmetry.undo(self._engine.run(symmetry.apply(x))[0])
+            check(output)
+            total = add_to(total, to_probabilities(output, self.spec))
+        assert total is not None
+        return total.div_(len(self._symmetries))
 
     def _check_finite(self, output: Tensor, kept: Window, wanted: NDArray[np.bool_], window: Window) -> None:
         # One pass and no copy of all classes: a finite sum has finite parts. An infinite one may be an overflow.
         if bool(torch.isfinite(output.sum())):
             return
-        bad = (~torch.isfinite(output)).any(dim=0).cpu().numpy() & wanted[kept.slices_in(window)]
+        self._refuse_not_finite((~torch.isfinite(output)).any(dim=0), kept, wanted, window)
+
+    def _refuse_not_finite(self, found: Tensor, kept: Window, wanted: NDArray[np.bool_], window: Window) -> None:
+        if not bool(found.any()):
+            return
+        bad = found.cpu().numpy() & wanted[kept.slices_in(window)]
         if bad.any():
             row, col = (int(v[0]) for v in np.nonzero(bad))
             raise ModelError(

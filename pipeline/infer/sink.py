@@ -14,26 +14,34 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.grid import Patch, Tiling, Window
-    from pipeline.model import ModelSpec
+    from pipeline.model import Engine, ModelSpec
 
 
 class Sink(Protocol):
     """Collects the patches of one window; used on the device thread only."""
 
     window: Window
+    labels: NDArray[np.generic] | None
+    """`(y, x)` of the window: where classes alone may be put, so that the engine can keep its outputs to itself; None
+    where outputs are needed."""
 
     def add(self, patch: Patch, kept: Window, output: Tensor) -> None:
-        """Take in one patch: `output` is `(class, y, x)` float32 of the whole patch, `kept` lies in its core."""
+        """Take in one patch: `output` is `(class, y, x)` float32 of the whole patch, `kept` lies in its core.
+
+        The network's own output, or probabilities where those of several forwards were averaged.
+        """
 
     def finish(self) -> tuple[NDArray[np.generic], NDArray[np.float32] | None]:
         """The mask `(y, x)` and, if asked for, probabilities `(class, y, x)` of the window."""
 
 
-def make_sink(tiling: Tiling, window: Window, spec: ModelSpec, *, taper: Taper, probabilities: bool) -> Sink:
-    """The sink that the tiling's mode needs."""
+def make_sink(
+    tiling: Tiling, window: Window, spec: ModelSpec, *, taper: Taper, probabilities: bool, averaged: bool = False
+) -> Sink:
+    """The sink that the tiling's mode needs; `averaged`: it is given probabilities, not the network's output."""
     if tiling.mode == "exact":
-        return _Crop(window, spec, probabilities=probabilities)
-    return _Blend(window, spec, tiling, taper, probabilities=probabilities)
+        return _Crop(window, spec, probabilities=probabilities, averaged=averaged)
+    return _Blend(window, spec, tiling, taper, probabilities=probabilities, averaged=averaged)
 
 
 def in_output(patch: Patch, kept: Window) -> tuple[slice, slice]:
@@ -50,35 +58,44 @@ def to_probabilities(output: Tensor, spec: ModelSpec) -> Tensor:
     """
     if spec.activation == "softmax":
         return torch.softmax(output, dim=0)
-    if spec.activation == "sigmoid":
-        p = torch.sigmoid(output)
-        return torch.cat([1.0 - p, p])
-    return output
+    p = torch.sigmoid(output) if spec.activation == "sigmoid" else output
+    return torch.cat([1.0 - p, p]) if spec.binary else p
 
 
 def decide(probabilities: Tensor, spec: ModelSpec) -> Tensor:
     """Class per pixel `(y, x)` from probabilities or, with softmax, from logits: it keeps their order."""
-    if spec.activation == "sigmoid":
+    if spec.binary:
         return probabilities[1] >= spec.threshold
     return probabilities.argmax(dim=0)
 
 
+def labels_of(engine: Engine, x: Tensor, spec: ModelSpec) -> Tensor:
+    """Class per pixel `(y', x')` of a network input `(1, band, y, x)`."""
+    labels = engine.label(x)
+    if labels is not None:
+        return labels
+    output = engine.run(x)[0]
+    return decide(output if spec.activation == "softmax" else to_probabilities(output, spec), spec)
+
+
 class _Crop:
-    def __init__(self, window: Window, spec: ModelSpec, *, probabilities: bool) -> None:
+    def __init__(self, window: Window, spec: ModelSpec, *, probabilities: bool, averaged: bool) -> None:
         self.window = window
         self._spec = spec
+        self._averaged = averaged
         legend = spec.legend()
         self._mask = np.full(window.shape, legend.nodata, legend.dtype)
         shape = (len(legend), *window.shape)
         self._probabilities = np.full(shape, np.nan, np.float32) if probabilities else None
+        self.labels: NDArray[np.generic] | None = None if probabilities or averaged else self._mask
 
     def add(self, patch: Patch, kept: Window, output: Tensor) -> None:
         inside = (slice(None), *in_output(patch, kept))
         place = kept.slices_in(self.window)
-        needs_p = self._probabilities is not None or self._spec.activation == "sigmoid"
+        needs_p = not self._averaged and (self._probabilities is not None or self._spec.binary)
         # Activations run on the whole patch: their low bits may depend on where in memory a pixel lies.
         values = to_probabilities(output, self._spec) if needs_p else output
-        # With softmax always from the logits, so that asking for probabilities changes no class.
+        # With softmax from the logits where there are any, so that asking for probabilities changes no class.
         ranked = output if self._spec.activation == "softmax" else values
         self._mask[place] = decide(ranked[inside], self._spec).cpu().numpy()
         if self._probabilities is not None:
@@ -91,17 +108,22 @@ class _Crop:
 class _Blend:
     """Sum of weighted probabilities over sum of weights, both float32, always added in lattice order."""
 
-    def __init__(self, window: Window, spec: ModelSpec, tiling: Tiling, taper: Taper, *, probabilities: bool) -> None:
+    def __init__(
+        self, window: Window, spec: ModelSpec, tiling: Tiling, taper: Taper, *, probabilities: bool, averaged: bool
+    ) -> None:
         self.window = window
         self._probabilities = probabilities
         self._spec = spec
         self._tiling = tiling
         self._taper = taper
+        self._averaged = averaged
         self._sum: Tensor | None = None
         self._weight: Tensor | None = None
+        self.labels: NDArray[np.generic] | None = None
 
     def add(self, patch: Patch, kept: Window, output: Tensor) -> None:
-        values = to_probabilities(output, self._spec)[(slice(None), *in_output(patch, kept))]
+        values = output if self._averaged else to_probabilities(output, self._spec)
+        values = values[(slice(None), *in_output(patch, kept))]
         if self._sum is None or self._weight is None:
             self._sum = torch.zeros((values.shape[0], *self.window.shape), device=output.device)
             self._weight = torch.zeros(self.window.shape, device=output.device)

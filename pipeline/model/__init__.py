@@ -1,26 +1,37 @@
 """Networks, the model folder, and what a network promises: stride, halo, equivariance. Knows no scene, no Dask."""
 
-from pipeline.model.folder import MODEL_FILE, BareOptions, load_model, save_model
-from pipeline.model.model import Model, Precision, model_from_module
+from pipeline.model.bare import BareOptions
+from pipeline.model.cache import cache_folder
+from pipeline.model.engine import Backend, Engine, EngineSpec, Precision, make_engine
+from pipeline.model.folder import MODEL_FILE, adopt_model, load_model, save_model, write_traits
+from pipeline.model.foreign import NetworkIO
+from pipeline.model.model import Model, model_from_module
 from pipeline.model.probe import probe
 from pipeline.model.spec import Activation, ModelSpec, Scaling
-from pipeline.model.traits import Traits, cache_folder
+from pipeline.model.traits import Traits
 from pipeline.model.unet import UNet, UNetConfig
 
 __all__ = [
     "MODEL_FILE",
     "Activation",
+    "Backend",
     "BareOptions",
+    "Engine",
+    "EngineSpec",
     "Model",
     "ModelSpec",
+    "NetworkIO",
     "Precision",
     "Scaling",
     "Traits",
     "UNet",
     "UNetConfig",
+    "adopt_model",
     "cache_folder",
     "load_model",
+    "make_engine",
     "model_from_module",
     "probe",
     "save_model",
+    "write_traits",
 ]

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pystac.extensions.mlm import ModelInput, ModelOutput
 
+    from pipeline.model.foreign import NetworkIO
     from pipeline.model.spec import ModelSpec
-    from pipeline.model.unet import UNet, UNetConfig
+    from pipeline.model.unet import UNet
 
 WEIGHTS_FILE = "weights.safetensors"
 
@@ -48,8 +49,8 @@ def model_item(network: UNet, spec: ModelSpec, weights_sha256: str, training: di
         tasks=[mlm.TaskType.SEMANTIC_SEGMENTATION],
         framework="pytorch",
         total_parameters=sum(p.numel() for p in network.parameters()),
-        input=[_input(network.config, spec)],
-        output=[_output(network.config, spec)],
+        input=[_input(network.config.bands, 2**network.config.depth * 32, spec)],
+        output=[_output(network.config.outputs, 2**network.config.depth * 32, spec)],
     )
     asset = pystac.Asset(
         href=f"./{WEIGHTS_FILE}",
@@ -67,18 +68,65 @@ def model_item(network: UNet, spec: ModelSpec, weights_sha256: str, training: di
     return document
 
 
-def _input(config: UNetConfig, spec: ModelSpec) -> ModelInput:
+_ARTIFACTS = {"onnx": "onnx", "torchscript": "torch.jit.save", "pt2": "torch.export.save"}
+
+
+def foreign_item(io_spec: NetworkIO, spec: ModelSpec, weights_sha256: str) -> dict[str, Any]:
+    """The STAC item of a network that others trained.
+
+    Args:
+        io_spec: The file and how it is used.
+        spec: What it expects and gives.
+        weights_sha256: Digest of the file, hex.
+    """
+    import pystac  # noqa: PLC0415
     from pystac.extensions import mlm  # noqa: PLC0415
 
-    shape, order = _shape(config, config.bands), ["batch", "bands", "height", "width"]
+    now = datetime.now(UTC)
+    item = pystac.Item(
+        id=spec.name, geometry=None, bbox=None, datetime=None, properties={}, start_datetime=now, end_datetime=now
+    )
+    item.properties.update(
+        {
+            "scenemask:model": spec.model_dump(mode="json"),
+            "scenemask:network": io_spec.model_dump(mode="json"),
+            "scenemask:weights_sha256": weights_sha256,
+        }
+    )
+    mlm.MLMExtension.ext(item, add_if_missing=True).apply(
+        name=spec.name,
+        architecture="unknown",
+        tasks=[mlm.TaskType.SEMANTIC_SEGMENTATION],
+        framework="ONNX" if io_spec.format == "onnx" else "pytorch",
+        input=[_input(len(spec.bands), _EXAMPLE_SIDE, spec)],
+        output=[_output(spec.num_outputs, _EXAMPLE_SIDE, spec)],
+    )
+    asset = pystac.Asset(
+        href=f"./{io_spec.file}",
+        media_type="application/octet-stream",
+        roles=["mlm:model"],
+        extra_fields={"mlm:artifact_type": _ARTIFACTS[io_spec.format]},
+    )
+    item.add_asset("weights", asset)
+    document: dict[str, Any] = item.to_dict(include_self_link=False)
+    return document
+
+
+_EXAMPLE_SIDE = 512
+
+
+def _input(channels: int, side: int, spec: ModelSpec) -> ModelInput:
+    from pystac.extensions import mlm  # noqa: PLC0415
+
+    shape, order = [-1, channels, side, side], ["batch", "bands", "height", "width"]
     structure = mlm.InputStructure.create(shape=shape, dim_order=order, data_type="float32")
     return mlm.ModelInput.create(name="scene patch", bands=list(spec.bands), input=structure)
 
 
-def _output(config: UNetConfig, spec: ModelSpec) -> ModelOutput:
+def _output(channels: int, side: int, spec: ModelSpec) -> ModelOutput:
     from pystac.extensions import classification, mlm  # noqa: PLC0415
 
-    shape, order = _shape(config, config.outputs), ["batch", "class", "height", "width"]
+    shape, order = [-1, channels, side, side], ["batch", "class", "height", "width"]
     classes = [
         classification.Classification.create(
             value=c.value, name=_slug(c.name), title=c.name, color_hint="{:02X}{:02X}{:02X}".format(*c.color)
@@ -91,12 +139,6 @@ def _output(config: UNetConfig, spec: ModelSpec) -> ModelOutput:
         result=mlm.ResultStructure.create(shape=shape, dim_order=order, data_type="float32"),
         classes=classes,
     )
-
-
-def _shape(config: UNetConfig, channels: int) -> list[int]:
-    """Shape of a batch; any side that the poolings divide works, this one is an example."""
-    side = 2**config.depth * 32
-    return [-1, channels, side, side]
 
 
 def _slug(name: str) -> str:

@@ -8,51 +8,33 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
-
-from pydantic import ValidationError
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ModelError
-from pipeline.model.card import WEIGHTS_FILE, model_item
+from pipeline.model.bare import BareOptions, first_line, load_bare, program_format
+from pipeline.model.card import WEIGHTS_FILE, foreign_item, model_item
+from pipeline.model.foreign import NetworkIO, load_foreign
 from pipeline.model.model import Model, model_from_module
-from pipeline.model.spec import ModelSpec, Scaling, broadcast
+from pipeline.model.spec import ModelSpec
 from pipeline.model.unet import UNet, UNetConfig
 from pipeline.model.weights import build_unet, read_weights, sha256_of_file, write_weights
+
+if TYPE_CHECKING:
+    from torch import nn
 
 MODEL_FILE = "model.json"
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class BareOptions:
-    """What a weights file without `model.json` does not say."""
-
-    bands: tuple[str, ...] = ()
-    """Names of the input bands; `1`, `2`, … when empty."""
-    scale: tuple[float, ...] = (1.0,)
-    offset: tuple[float, ...] = (0.0,)
-    mean: tuple[float, ...] = (0.0,)
-    std: tuple[float, ...] = (1.0,)
-    class_names: tuple[str, ...] = ()
-    """Names of the classes; `class 0`, `class 1`, … when empty."""
-    activation: str | None = None
-    """`softmax` for several outputs and `sigmoid` for one unless given."""
-    threshold: float = 0.5
-
-    @property
-    def given(self) -> list[str]:
-        """Names of the options that differ from their defaults."""
-        return [f.name for f in dataclasses.fields(self) if getattr(self, f.name) != f.default]
-
-
-def load_model(path: str | Path, *, bare: BareOptions | None = None) -> Model:
-    """Load a model folder, or a bare weights file of our U-Net.
+def load_model(path: str | Path, *, bare: BareOptions | None = None, trust_model: bool = False) -> Model:
+    """Load a model folder, or a bare file: weights of our U-Net, ONNX, TorchScript or torch.export.
 
     Args:
-        path: Folder with `model.json`, the `model.json` itself, or a weights file.
-        bare: What a bare weights file does not say; refused beside a `model.json`, which says it already.
+        path: Folder with `model.json`, the `model.json` itself, or a file.
+        bare: What a bare file does not say; refused beside a `model.json`, which says it already.
+        trust_model: Run TorchScript and torch.export files, which are programs and can do anything.
 
     Raises:
-        ModelError: Missing, truncated, pickled, not fitting (codes MD-001 to MD-010).
+        ModelError: Missing, truncated, pickled, not fitting (codes MD-001 to MD-015).
     """
     path = Path(path)
     if path.is_dir() or path.name == MODEL_FILE:
@@ -65,8 +47,8 @@ def load_model(path: str | Path, *, bare: BareOptions | None = None) -> Model:
                 where=str(folder),
                 fix="drop the option, or change model.json",
             )
-        return _load_folder(folder)
-    return _load_bare(path, bare or BareOptions())
+        return _load_folder(folder, trust=trust_model)
+    return load_bare(path, bare or BareOptions(), trust=trust_model)
 
 
 def save_model(folder: str | Path, network: UNet, spec: ModelSpec, *, training: dict[str, Any] | None = None) -> Model:
@@ -86,13 +68,97 @@ def save_model(folder: str | Path, network: UNet, spec: ModelSpec, *, training: 
     return load_model(folder)
 
 
-def _load_folder(folder: Path) -> Model:
-    where = str(folder / MODEL_FILE)
-    try:
+def adopt_model(
+    folder: str | Path, file: str | Path, spec: ModelSpec, *, trust_model: bool = False, **io: Any
+) -> Model:
+    """Make a model folder around a network that others trained, and return the model.
+
+    Args:
+        folder: Made when missing; `file` is copied into it.
+        file: ONNX, TorchScript or torch.export.
+        spec: What it expects and gives.
+        trust_model: As in `load_model`.
+        **io: `layout` and `output` of `NetworkIO`, where the defaults do not fit.
+
+    Raises:
+        ModelError: The file cannot be used, or does not fit `spec`.
+    """
+    folder, file = Path(folder), Path(file)
+    folder.mkdir(parents=True, exist_ok=True)
+    io_spec = NetworkIO(file=file.name, format=program_format(file), **io)
+    content = load_foreign(file, io_spec, trust=trust_model).content
+    if file.resolve().parent != folder.resolve():
+        (folder / file.name).write_bytes(content)
+    sha256 = sha256_of_file(folder / file.name)
+    network = load_foreign(folder / file.name, io_spec, trust=trust_model)
+    model_from_module(network, spec, digest=f"{sha256}:{io_spec.model_dump_json()}")
+    document = foreign_item(io_spec, spec, sha256)
+    (folder / MODEL_FILE).write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    return load_model(folder, trust_model=trust_model)
+
+
+def write_traits(model: Model) -> Path:
+    """Write what was measured of a model into its `model.json`, so that nobody measures it again.
+
+    Raises:
+        ModelError: MD-010 when it was not loaded from a folder.
+    """
+    if model.path is None or not model.path.is_dir():
+        raise ModelError(
+            "there is no model.json to write to; expected a model folder",
+            code="MD-010",
+            title="Option contradicts model.json",
+            where=str(model.path or model.spec.name),
+            fix="make a folder with save_model or adopt_model first",
+        )
+    path = model.path / MODEL_FILE
+    document = json.loads(path.read_text())
+    document["properties"][_TRAITS] = {"key": model.traits_key, **model.traits.model_dump(mode="json")}
+    made = path.with_suffix(".json.tmp")
+    made.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    made.replace(path)
+    return path
+
+
+_TRAITS = "scenemask:traits"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Card:
+    """What a folder's `model.json` says."""
+
+    spec: ModelSpec
+    network: UNetConfig | NetworkIO
+    sha256: str
+    traits: dict[str, Any] | None
+
+    @classmethod
+    def read(cls, folder: Path) -> _Card:
         properties = json.loads((folder / MODEL_FILE).read_text())["properties"]
-        spec = ModelSpec.model_validate(properties["scenemask:model"])
-        config = UNetConfig.model_validate(properties["scenemask:unet"])
-        expected = properties["scenemask:weights_sha256"]
+        if "scenemask:network" in properties:
+            network: UNetConfig | NetworkIO = NetworkIO.model_validate(properties["scenemask:network"])
+        else:
+            network = UNetConfig.model_validate(properties["scenemask:unet"])
+        return cls(
+            spec=ModelSpec.model_validate(properties["scenemask:model"]),
+            network=network,
+            sha256=properties["scenemask:weights_sha256"],
+            traits=properties.get(_TRAITS),
+        )
+
+    def file(self, folder: Path) -> Path:
+        """The weights; a name that leaves the folder is refused as a damaged card."""
+        name = self.network.file if isinstance(self.network, NetworkIO) else WEIGHTS_FILE
+        if Path(name).name != name:
+            msg = f"file {name!r} is not a plain name"
+            raise ValueError(msg)
+        return folder / name
+
+
+def _load_folder(folder: Path, *, trust: bool) -> Model:
+    try:
+        card = _Card.read(folder)
+        weights = card.file(folder)
     except FileNotFoundError as error:
         raise ModelError(
             "the folder holds no model.json",
@@ -103,72 +169,34 @@ def _load_folder(folder: Path) -> Model:
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(
-            f"model.json is not a Scenemask model: {_first_line(error)}",
+            f"model.json is not a Scenemask model: {first_line(error)}",
             code="MD-001",
             title="Model cannot be read",
-            where=where,
+            where=str(folder / MODEL_FILE),
             fix="restore the file, or export the model again",
         ) from error
-    weights = folder / WEIGHTS_FILE
-    state, _ = read_weights(weights)
-    found = sha256_of_file(weights)
-    if found != expected:
+    network = _network(card, weights, trust=trust)
+    digest = card.sha256
+    if isinstance(card.network, NetworkIO):
+        digest = f"{digest}:{card.network.model_dump_json()}"
+    model = model_from_module(network, card.spec, digest=digest, traits=card.traits)
+    return dataclasses.replace(model, path=folder)
+
+
+def _network(card: _Card, weights: Path, *, trust: bool) -> nn.Module:
+    state = None
+    if not isinstance(card.network, NetworkIO):
+        state, _ = read_weights(weights)
+    if weights.is_file() and (found := sha256_of_file(weights)) != card.sha256:
         raise ModelError(
-            f"the weights have SHA-256 {found[:16]}…, model.json expects {expected[:16]}…",
+            f"the weights have SHA-256 {found[:16]}…, model.json expects {card.sha256[:16]}…",
             code="MD-001",
             title="Weights are not those of model.json",
             where=str(weights),
             fix="copy both files of the model folder again",
         )
-    network = build_unet(state, config, where=str(weights))
-    model = model_from_module(network, spec, digest=found)
-    return dataclasses.replace(model, path=folder)
-
-
-def _load_bare(path: Path, options: BareOptions) -> Model:
-    state, config = read_weights(path)
-    network = build_unet(state, config, where=str(path))
-    try:
-        spec = _bare_spec(path, network.config, options)
-    except ValidationError as error:
-        raise ModelError(
-            f"the options do not make a model: {_first_line(error)}",
-            code="MD-003",
-            title="Network and description differ",
-            where=str(path),
-            fix="check --class-names, --activation and --threshold",
-        ) from error
-    except ValueError as error:
-        raise ModelError(
-            f"the options do not fit the network: {error}",
-            code="MD-003",
-            title="Network and description differ",
-            where=str(path),
-            fix=f"give one value, or one for each of its {network.config.bands} bands",
-        ) from error
-    model = model_from_module(network, spec, digest=sha256_of_file(path))
-    return dataclasses.replace(model, path=path)
-
-
-def _bare_spec(path: Path, config: UNetConfig, options: BareOptions) -> ModelSpec:
-    bands = config.bands
-    outputs = max(config.outputs, 2)
-    scaling = {name: broadcast(getattr(options, name), bands, what=name) for name in ("scale", "offset", "mean", "std")}
-    return ModelSpec.model_validate(
-        {
-            "name": path.stem,
-            "bands": options.bands or tuple(str(i + 1) for i in range(bands)),
-            "classes": options.class_names or tuple(f"class {i}" for i in range(outputs)),
-            "scaling": Scaling(**scaling),
-            "activation": options.activation or ("sigmoid" if config.outputs == 1 else "softmax"),
-            "threshold": options.threshold,
-        }
-    )
-
-
-def _first_line(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        return f"{place}: {first['msg']}" if place else first["msg"]
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    if state is None:
+        assert isinstance(card.network, NetworkIO)
+        return load_foreign(weights, card.network, trust=trust)
+    assert isinstance(card.network, UNetConfig)
+    return build_unet(state, card.network, where=str(weights))

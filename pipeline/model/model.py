@@ -1,32 +1,30 @@
-"""A model: what it expects, what it was measured to do, and its network made ready for one device."""
+"""A model: what it expects, what it was measured to do, and its network."""
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch import nn
 
 from pipeline.errors import ModelError
+from pipeline.model.identity import network_digest
 from pipeline.model.probe import probe
 from pipeline.model.traits import Traits, load_traits, save_traits
 from pipeline.model.unet import UNet
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from pipeline.model.spec import ModelSpec
 
-Precision = Literal["float32", "bfloat16", "float16"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Model:
-    """A network with its contract. Picklable; the network stays on the CPU until `prepare`.
+    """A network with its contract. Picklable; the network stays on the CPU; `make_engine` gets it ready to run.
 
     `network` maps `(batch, band, y, x)` float32 to `(batch, class, y', x')`.
     """
@@ -36,64 +34,64 @@ class Model:
     network: nn.Module
     """In eval mode, float32, on the CPU."""
     digest: str
-    """SHA-256 over weights and semantic fields, hex: the model's identity."""
+    """SHA-256 over network and semantic fields, hex: the model's identity."""
     path: Path | None = None
     """Where it was loaded from; None for a module handed over in Python."""
+    cacheable: bool = True
+    """Whether the digest says all that decides the traits. False for code that only its author knows: the traits are
+    then measured once per `Model`, and never taken from a network that looks the same."""
     _traits: list[Traits] = field(default_factory=list, repr=False)
 
     @property
     def traits(self) -> Traits:
-        """Measured on first use, then taken from the user's cache."""
+        """Measured on first use, then taken from the user's cache where `cacheable`."""
         if not self._traits:
-            key = hashlib.sha256(f"{_PROBE_VERSION}:{self.digest}".encode()).hexdigest()
-            traits = load_traits(key)
-            if traits is None:
-                traits = probe(self.network, bands=len(self.spec.bands))
-                save_traits(key, traits)
-            self._traits.append(traits)
+            self._traits.append(self._cached_traits() if self.cacheable else self._measured_traits())
         return self._traits[0]
 
-    def prepare(self, device: torch.device) -> nn.Module:
-        """A copy ready for inference: batch norm folded into convolutions, channels last, on `device`."""
-        network = fold_batch_norm(copy.deepcopy(self.network))
-        ready: nn.Module = network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return ready.eval()
+    @property
+    def traits_key(self) -> str:
+        """What cached traits are kept under: the model and the way they are measured."""
+        return hashlib.sha256(f"{_PROBE_VERSION}:{self.digest}".encode()).hexdigest()
+
+    def _cached_traits(self) -> Traits:
+        traits = load_traits(self.traits_key)
+        if traits is None:
+            traits = self._measured_traits()
+            save_traits(self.traits_key, traits)
+        return traits
+
+    def _measured_traits(self) -> Traits:
+        return probe(self.network, bands=len(self.spec.bands))
 
 
-_PROBE_VERSION = 1
+_PROBE_VERSION = 3
 """Raise when the probe measures something else, so that cached traits are measured again."""
 
 
-def model_from_module(network: nn.Module, spec: ModelSpec, *, digest: str | None = None) -> Model:
+def model_from_module(
+    network: nn.Module, spec: ModelSpec, *, digest: str | None = None, traits: Mapping[str, Any] | None = None
+) -> Model:
     """A model around any `nn.Module` that maps images to logits or probabilities.
 
     Args:
         network: Input `(batch, band, y, x)` float32, output `(batch, class, y, x)`.
         spec: What it expects and gives.
-        digest: Identity of the weights; hashed from the state dict when None.
+        digest: Identity of the network that you vouch for, code included: traits are cached under it. When None,
+            tensors and structure are hashed, and the traits of anything but a `UNet` are measured anew each time.
+        traits: What was measured of it before, with the `traits_key` as `key`; measured anew where that differs.
 
     Raises:
         ModelError: MD-003 when the number of output channels is not the one that `spec` needs.
     """
     network = network.eval().requires_grad_(requires_grad=False)
-    weights = digest or _hash_state(network)
-    identity = hashlib.sha256(f"{weights}:{spec.digest()}".encode()).hexdigest()
-    model = Model(spec=spec, network=network, digest=identity)
+    identity = hashlib.sha256(f"{network_digest(network, weights=digest)}:{spec.digest()}".encode()).hexdigest()
+    known = digest is not None or type(network) is UNet
+    model = Model(spec=spec, network=network, digest=identity, cacheable=known)
+    if traits is not None and traits.get("key") == model.traits_key:
+        model._traits.append(Traits.model_validate({k: v for k, v in traits.items() if k != "key"}))  # noqa: SLF001
     _check_outputs(model)
     return model
-
-
-def fold_batch_norm(module: nn.Module) -> nn.Module:
-    """Replace each convolution followed by batch norm in a Sequential by one convolution. In eval mode only."""
-    for child in module.children():
-        fold_batch_norm(child)
-    if isinstance(module, nn.Sequential):
-        for index in range(len(module) - 1):
-            conv, norm = module[index], module[index + 1]
-            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                module[index] = fuse_conv_bn_eval(conv, norm)
-                module[index + 1] = nn.Identity()
-    return module
 
 
 def _check_outputs(model: Model) -> None:
@@ -118,15 +116,3 @@ def _refuse_count(what: str, got: int, expected: int, names: list[str]) -> None:
         title="Network and description differ",
         fix="correct bands, classes or activation in model.json (or --bands, --class-names, --activation)",
     )
-
-
-def _hash_state(network: nn.Module) -> str:
-    digest = hashlib.sha256(type(network).__qualname__.encode())
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(_bytes(tensor))
-    return digest.hexdigest()
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()

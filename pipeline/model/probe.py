@@ -13,6 +13,7 @@ The halo is DESIGN's: how far the inputs of a stride x stride block of outputs r
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 _LARGEST_MULTIPLE = 128
 _STRIDES = (1, 2, 4, 8, 16, 32, 64, 128)
+_PERIODS = (_LARGEST_MULTIPLE, 3 * _LARGEST_MULTIPLE)
+"""How much larger a second patch is: multiples of what any pooling by 2, or by 3, divides."""
 _LARGEST_SIDE = 1024
 _TOLERANCE = 2e-5
 """Share of the outputs' magnitude below which two float32 results count as equal: order of summation, no more."""
@@ -39,6 +42,11 @@ class _Sizes:
     margin_px: int
 
 
+_Touched = Callable[["nn.Module", int, int, int], tuple[int, int]]
+_CHANGES = (1e3, -1e3, 10.0, -10.0)
+_CHANGE_SEEDS = (2, 3)
+
+
 def probe(network: nn.Module, *, bands: int) -> Traits:
     """Measure a network.
 
@@ -47,15 +55,44 @@ def probe(network: nn.Module, *, bands: int) -> Traits:
         bands: Input bands.
 
     Raises:
-        ModelError: MD-005 when the network does not map images to images; MD-007 when it fails on every size tried.
+        ModelError: MD-005 when the network does not map images to images of the same resolution; MD-007 when it fails
+            on every size tried, or on all but one.
     """
+    if getattr(network, "fixed_side", None) is not None:
+        return _fixed(network, bands, int(network.fixed_side))  # type: ignore[arg-type]
     with torch.inference_mode():
         sizes = _measure_sizes(network, bands)
-        stride, stride_error = _measure_stride(network, bands, sizes)
-        deterministic = _is_deterministic(network, bands, sizes)
-        stride, reach = _measure_reach(network, bands, sizes, stride) if stride else (None, None)
-        halo = None if reach is None or stride is None else round_up(reach, stride)
-        equivariance = None if halo is None or not stride else _crop_error(network, bands, sizes, halo, stride)
+        try:
+            return _measure(network, bands, sizes)
+        except ModelError:
+            raise
+        except (RuntimeError, ValueError, IndexError, AssertionError) as error:
+            raise ModelError(
+                f"the network takes {sizes.rule.at_least(256)} px and fails on another patch: {error}",
+                code="MD-007",
+                title="Network takes few patch sizes",
+                fix="export it for any size; it must be fully convolutional",
+            ) from error
+
+
+def count_outputs(network: nn.Module, *, bands: int) -> int:
+    """Channels that a network puts out, from one forward.
+
+    Raises:
+        ModelError: As `probe`.
+    """
+    with torch.inference_mode():
+        fixed = getattr(network, "fixed_side", None)
+        side = fixed or _measure_sizes(network, bands).rule.at_least(1)
+        return int(network(torch.zeros(1, bands, side, side)).shape[1])
+
+
+def _measure(network: nn.Module, bands: int, sizes: _Sizes) -> Traits:
+    stride, stride_error = _measure_stride(network, bands, sizes)
+    deterministic = _is_deterministic(network, bands, sizes)
+    stride, reach, how = _measure_reach(network, bands, sizes, stride) if stride else (None, None, None)
+    halo = None if reach is None or stride is None else round_up(reach, stride)
+    equivariance = None if halo is None or not stride else _crop_error(network, bands, sizes, halo, stride)
     equivariant = equivariance is not None and equivariance <= _TOLERANCE
     tiling, reason = _verdict(stride, halo, equivariant=equivariant, deterministic=deterministic)
     return Traits(
@@ -72,10 +109,40 @@ def probe(network: nn.Module, *, bands: int) -> Traits:
         bytes_per_px=bytes_per_pixel(network, bands=bands, side=sizes.rule.at_least(256)),
         evidence={
             "reach_px": reach,
+            "followed": how,
             "shift_error": stride_error,
             "crop_error": equivariance,
             "tolerance": _TOLERANCE,
         },
+    )
+
+
+def _fixed(network: nn.Module, bands: int, side: int) -> Traits:
+    """Traits of a network that takes one size only: a forward of the whole scene does not exist to be equalled."""
+    with torch.inference_mode():
+        out = _output_side(network, bands, side)
+        if out != side:  # a margin could be a lower resolution: with one size nothing tells them apart
+            raise ModelError(
+                f"a patch of {side} px, the only size that the network declares, gives {out}; expected the same size",
+                code="MD-005",
+                title="Output does not fit the input",
+                fix="use a network that puts out one value per pixel",
+            )
+        sizes = _Sizes(rule=SizeRule(multiple=side, smallest=side, largest=side), margin_px=0)
+        deterministic = _is_deterministic(network, bands, sizes)
+    return Traits(
+        stride=1,
+        halo_px=None,
+        margin_px=sizes.margin_px,
+        size_multiple=side,
+        size_remainder=0,
+        size_smallest=side,
+        size_largest=side,
+        equivariant=False,
+        deterministic=deterministic,
+        tiling="blend",
+        reason=f"the network takes patches of {side} px only, so a forward of the whole scene does not exist",
+        bytes_per_px=bytes_per_pixel(network, bands=bands, side=side),
     )
 
 
@@ -92,43 +159,63 @@ def _verdict(stride: int | None, halo: int | None, *, equivariant: bool, determi
 
 
 def _measure_sizes(network: nn.Module, bands: int) -> _Sizes:
-    """Sides that work from 256 px on, and what is dropped there."""
-    working: dict[int, int] = {}
+    """Sides that work from 256 px on, and what is dropped there.
+
+    A side works when no other drops less: a network that pools without looking takes any side and cuts what is left.
+    """
+    sides: dict[int, list[int]] = {}  # by what is dropped
     for side in range(256, 256 + 2 * _LARGEST_MULTIPLE + 1):
         out = _output_side(network, bands, side)
-        if out is not None:
-            working[side] = out
-        if len(working) == 3:  # noqa: PLR2004 - two gaps: the second confirms the first
+        if out is None:
+            continue
+        if not sides:
+            _check_resolution(network, bands, side, out)
+        sides.setdefault(side - out, []).append(side)
+        if len(sides[side - out]) == 3:  # noqa: PLR2004 - two gaps: the second confirms the first
             break
-    if not working:
+    if not sides:
         raise ModelError(
             "the network fails on every square patch of 256 to 512 px",
             code="MD-007",
             title="Network takes no tried patch size",
             fix="check the number of bands, and that the network is fully convolutional",
         )
-    sides = sorted(working)
-    multiple = max((b - a for a, b in itertools.pairwise(sides)), default=_LARGEST_MULTIPLE)
-    first = sides[0]
-    margin, odd = divmod(first - working[first], 2)
-    if odd or margin < 0:
-        raise ModelError(
-            f"a patch of {first} px gives {working[first]} px; expected the same size or a symmetric margin",
-            code="MD-005",
-            title="Output does not fit the input",
-            fix="use a network that puts out one value per pixel",
-        )
+    dropped = min((d for d in sides if d >= 0), default=max(sides))
+    working = sides[dropped]
+    first, alone = working[0], sum(map(len, sides.values())) == 1
+    if dropped < 0 or dropped % 2 or (alone and dropped):  # with one side only, a margin could be a lower resolution
+        raise _misfit(first, first - dropped)
+    multiple = max((b - a for a, b in itertools.pairwise(working)), default=_LARGEST_MULTIPLE)
     remainder = first % multiple
     tried = range(remainder or multiple, first + 1, multiple)
-    smallest = next(side for side in tried if _output_side(network, bands, side))
-    return _Sizes(rule=SizeRule(multiple=multiple, remainder=remainder, smallest=smallest), margin_px=margin)
+    smallest = next(s for s in tried if s > dropped and _output_side(network, bands, s) == s - dropped)
+    rule = SizeRule(multiple=multiple, remainder=remainder, smallest=smallest)
+    return _Sizes(rule=rule, margin_px=dropped // 2)
+
+
+def _check_resolution(network: nn.Module, bands: int, side: int, out: int) -> None:
+    """A larger patch must give as many pixels more: a margin is constant, half the resolution is not."""
+    larger = {period: _output_side(network, bands, side + period) for period in _PERIODS}
+    given = {period: found for period, found in larger.items() if found is not None}
+    if given and all(found != out + period for period, found in given.items()):
+        period, found = next(iter(given.items()))
+        raise _misfit(side, out, f" and one of {side + period} px gives {found} px")
+
+
+def _misfit(side: int, out: int, more: str = "") -> ModelError:
+    return ModelError(
+        f"a patch of {side} px gives {out} px{more}; expected the same size or a symmetric margin of constant width",
+        code="MD-005",
+        title="Output does not fit the input",
+        fix="use a network that puts out one value per pixel; up-sample its output if it is coarser",
+    )
 
 
 def _output_side(network: nn.Module, bands: int, side: int) -> int | None:
     """Side of the output for a square patch; None where the network fails."""
     try:
         out = network(torch.zeros(1, bands, side, side))
-    except (RuntimeError, ValueError, IndexError):
+    except (RuntimeError, ValueError, IndexError, AssertionError):
         return None
     if not isinstance(out, torch.Tensor) or out.ndim != 4 or out.shape[-1] != out.shape[-2]:  # noqa: PLR2004
         got = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
@@ -137,6 +224,13 @@ def _output_side(network: nn.Module, bands: int, side: int) -> int | None:
             code="MD-005",
             title="Output does not fit the input",
             fix="wrap the network so that it returns logits (batch, class, y, x)",
+        )
+    if not out.is_floating_point():
+        raise ModelError(
+            f"the network returns {out.dtype}, expected floating-point logits or probabilities",
+            code="MD-005",
+            title="Output does not fit the input",
+            fix="let the network return what its arg-max or threshold is taken of",
         )
     return int(out.shape[-1])
 
@@ -172,39 +266,48 @@ def _is_deterministic(network: nn.Module, bands: int, sizes: _Sizes) -> bool:
     return bool(torch.equal(network(x), network(x)))
 
 
-def _measure_reach(network: nn.Module, bands: int, sizes: _Sizes, stride: int) -> tuple[int, int | None]:
-    """(stride, reach): pixels that the inputs of an output block reach beyond it, None when the whole patch matters.
+def _measure_reach(network: nn.Module, bands: int, sizes: _Sizes, stride: int) -> tuple[int, int | None, str]:
+    """(stride, reach, how): how far the inputs of an output block reach beyond it, None when the whole patch matters.
 
-    The stride grows until the footprint of NaN repeats with it.
+    By NaN; where a large change reaches further than NaN did, the network or its library swallows NaN, and changes
+    alone are followed. The stride grows until the footprint repeats with it.
     """
+    stride, reach = _follow(network, bands, sizes, stride, _touched_by_nan)
+    if reach is not None and not _hides_nan(network, bands, sizes, stride, reach):
+        return stride, reach, "NaN"
+    if reach is None:
+        return stride, None, "NaN"
+    stride, reach = _follow(network, bands, sizes, stride, _touched_by_change)
+    return stride, reach, "large changes"
+
+
+def _follow(network: nn.Module, bands: int, sizes: _Sizes, stride: int, touched: _Touched) -> tuple[int, int | None]:
     side = sizes.rule.at_least(max(128, 4 * stride))
     while side <= _LARGEST_SIDE:
         base = side // 2 // stride * stride
-        one, next_one = (_touched(network, bands, side, position) for position in (base, base + stride))
+        one, next_one = (touched(network, bands, side, position) for position in (base, base + stride))
         if _at_rim(one, side, sizes) or _at_rim(next_one, side, sizes):
             side = sizes.rule.at_least(2 * side)
         elif (one[0] + stride, one[1] + stride) != next_one and stride < _STRIDES[-1]:
             stride *= 2
         else:
-            reach = _reach_at(network, bands, sizes, stride, side)
+            reach = _reach_at(network, bands, sizes, stride, side, touched)
             if reach is not None:
                 return stride, reach
             side = sizes.rule.at_least(2 * side)
     return stride, None
 
 
-def _reach_at(network: nn.Module, bands: int, sizes: _Sizes, stride: int, side: int) -> int | None:
+def _reach_at(network: nn.Module, bands: int, sizes: _Sizes, stride: int, side: int, touched: _Touched) -> int | None:
     """Reach measured on patches of `side` px; None when it runs into the rim."""
     base = side // 2 // stride * stride
     reach = 0
     for phase in range(stride):
         position = base + phase
-        touched = _touched(network, bands, side, position)
-        if _at_rim(touched, side, sizes):
+        first, last = found = touched(network, bands, side, position)
+        if _at_rim(found, side, sizes):
             return None
-        first, last = touched
         reach = max(reach, _block_reach(first + sizes.margin_px, last + sizes.margin_px, position, stride))
-    _cross_check(network, bands, side, base, reach, sizes, stride)
     return reach
 
 
@@ -215,7 +318,7 @@ def _block_reach(first: int, last: int, position: int, stride: int) -> int:
     return max(below, above, 0)
 
 
-def _touched(network: nn.Module, bands: int, side: int, position: int) -> tuple[int, int]:
+def _touched_by_nan(network: nn.Module, bands: int, side: int, position: int) -> tuple[int, int]:
     """First and last output row or column that a NaN at (position, position) reaches; (0, side) when none."""
     x = torch.zeros(1, bands, side, side)
     x[..., position, position] = torch.nan
@@ -223,27 +326,38 @@ def _touched(network: nn.Module, bands: int, side: int, position: int) -> tuple[
     return (int(hit.min()), int(hit.max())) if len(hit) else (0, side)
 
 
+def _touched_by_change(network: nn.Module, bands: int, side: int, position: int) -> tuple[int, int]:
+    """The same for large changes of both signs in several scenes, all together: what one hides another shows."""
+    found = [_touched_in(network, _noise(bands, side, seed=seed), position, _CHANGES) for seed in _CHANGE_SEEDS]
+    touched = [span for span in found if span != (0, side)] or found
+    return min(first for first, _ in touched), max(last for _, last in touched)
+
+
+def _touched_in(network: nn.Module, scene: Tensor, position: int, changes: tuple[float, ...]) -> tuple[int, int]:
+    """The same in one scene."""
+    clean, side = network(scene).clone(), scene.shape[-1]
+    first, last = side, -1
+    for change in changes:
+        changed = scene.clone()
+        changed[..., position, position] += change
+        hit = (network(changed) != clean).any(dim=1)[0].nonzero().flatten()
+        if len(hit):
+            first, last = min(first, int(hit.min())), max(last, int(hit.max()))
+    return (first, last) if last >= 0 else (0, side)
+
+
 def _at_rim(touched: tuple[int, int], side: int, sizes: _Sizes) -> bool:
     return touched[0] == 0 or touched[1] >= side - 2 * sizes.margin_px - 1
 
 
-def _cross_check(
-    network: nn.Module, bands: int, side: int, position: int, reach: int, sizes: _Sizes, stride: int
-) -> None:
-    """A large finite change must not reach further than NaN did: a network may hide NaN with guards of its own."""
-    scene = _noise(bands, side, seed=2)
-    clean = network(scene)
-    for change in (1e3, -1e3):
-        changed = scene.clone()
-        changed[..., position, position] += change
-        hit = (network(changed) != clean).any(dim=1)[0].nonzero().flatten() + sizes.margin_px
-        if len(hit) and (far := _block_reach(int(hit.min()), int(hit.max()), position, stride)) > reach:
-            raise ModelError(
-                f"a large change of one input pixel reaches {far} px, NaN reached {reach} px",
-                code="MD-009",
-                title="Halo cannot be measured",
-                fix="use --tiling blend with --overlap PX",
-            )
+def _hides_nan(network: nn.Module, bands: int, sizes: _Sizes, stride: int, reach: int) -> bool:
+    """Whether a large finite change reaches further than NaN did: guards of a network, or a library's own maximum."""
+    side = sizes.rule.at_least(max(128, 4 * stride, 3 * reach))
+    position = side // 2 // stride * stride
+    first, last = _touched_in(network, _noise(bands, side, seed=_CHANGE_SEEDS[0]), position, _CHANGES[:2])
+    if (first, last) == (0, side):
+        return False
+    return _block_reach(first + sizes.margin_px, last + sizes.margin_px, position, stride) > reach
 
 
 def _crop_error(network: nn.Module, bands: int, sizes: _Sizes, halo: int, stride: int) -> float:

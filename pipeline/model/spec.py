@@ -72,6 +72,8 @@ class ModelSpec(BaseModel):
     """From stored values to the network's input."""
     activation: Activation = "softmax"
     """What turns the network's output into probabilities; `none` when they come out already."""
+    outputs: int | None = Field(default=None, ge=1)
+    """Channels that come out: one per class, or 1 for two classes. None: 1 with `sigmoid`, else one per class."""
     threshold: float = Field(default=0.5, gt=0.0, lt=1.0)
     """One output channel means class 1 where p >= threshold."""
     gsd_m: float | None = None
@@ -91,12 +93,23 @@ class ModelSpec(BaseModel):
         if self.background is not None and self.background not in self.classes:
             msg = f"background {self.background!r} is not one of the classes {list(self.classes)}"
             raise ValueError(msg)
+        binary = self.outputs == 1 and self.activation != "softmax" and len(self.classes) == 2  # noqa: PLR2004
+        if self.outputs is not None and self.outputs != len(self.classes) and not binary:
+            msg = f"{self.outputs} outputs for {len(self.classes)} classes; 1 serves two classes without softmax"
+            raise ValueError(msg)
         return self
 
     @property
     def num_outputs(self) -> int:
-        """Channels that the network must put out: 1 for two classes with sigmoid, else one per class."""
+        """Channels that the network must put out."""
+        if self.outputs is not None:
+            return self.outputs
         return 1 if self.activation == "sigmoid" else len(self.classes)
+
+    @property
+    def binary(self) -> bool:
+        """Whether one output channel decides between two classes."""
+        return self.num_outputs == 1 and len(self.classes) > 1
 
     def legend(self) -> Legend:
         """Classes with values and colours."""

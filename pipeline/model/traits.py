@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import tempfile
-from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.grid import SizeRule
+from pipeline.model.cache import cache_folder, write_cached
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 class Traits(BaseModel):
@@ -32,6 +32,8 @@ class Traits(BaseModel):
     """See `size_multiple`."""
     size_smallest: int
     """Smallest side that was seen to work."""
+    size_largest: int | None = None
+    """The only side, for networks with a fixed input size; None where larger ones work too."""
     equivariant: bool
     """A crop of a large forward equals the forward of a crop, beyond the halo."""
     deterministic: bool
@@ -48,13 +50,12 @@ class Traits(BaseModel):
     @property
     def sizes(self) -> SizeRule:
         """Sides that the network takes."""
-        return SizeRule(multiple=self.size_multiple, remainder=self.size_remainder, smallest=max(1, self.size_smallest))
-
-
-def cache_folder() -> Path:
-    """The user's cache: `$XDG_CACHE_HOME/scenemask` or `~/.cache/scenemask`."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "scenemask"
+        return SizeRule(
+            multiple=self.size_multiple,
+            remainder=self.size_remainder,
+            smallest=max(1, self.size_smallest),
+            largest=self.size_largest,
+        )
 
 
 def load_traits(key: str) -> Traits | None:
@@ -67,13 +68,7 @@ def load_traits(key: str) -> Traits | None:
 
 def save_traits(key: str, traits: Traits) -> None:
     """Remember traits for the next run; a cache that cannot be written is no failure."""
-    path = _path(key)
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-        with os.fdopen(handle, "w") as file:
-            json.dump(traits.model_dump(mode="json"), file, indent=1)
-        Path(name).replace(path)
+    write_cached(_path(key), json.dumps(traits.model_dump(mode="json"), indent=1))
 
 
 def _path(key: str) -> Path:

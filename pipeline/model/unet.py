@@ -7,13 +7,15 @@ size, batch normalisation (Ioffe & Szegedy 2015, arXiv:1502.03167), interpolated
 from __future__ import annotations
 
 import itertools
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+CONFIG_KEY = "scenemask:unet"
+"""Name of a U-Net's configuration in the metadata of weights."""
 Norm = Literal["batch", "group", "instance", "none"]
 Upsampling = Literal["transposed", "bilinear", "nearest"]
 
@@ -65,9 +67,25 @@ class UNet(nn.Module):
         factor = 2 if config.skips else 1
         self.decoder = nn.ModuleList(_double_conv(factor * o, o, config) for o in upward[1:])
         self.head = nn.Conv2d(config.width, config.outputs, kernel_size=1)
+        self.register_state_dict_post_hook(_note_config)  # type: ignore[no-untyped-call]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits for a batch."""
+    @property
+    def can_trim(self) -> bool:
+        """Whether outputs depend on their surroundings only, so that those not needed may be left out."""
+        return self.config.padding == "same" and self.config.norm in {"batch", "none"}
+
+    def forward(self, x: Tensor, trim_px: int = 0) -> Tensor:
+        """Logits for a batch.
+
+        Args:
+            x: `(batch, band, y, x)` float32.
+            trim_px: Outputs closer than this to the patch's rim are not wanted: the decoder, where most of the work
+                is, computes only what the others depend on. A multiple of the output stride.
+
+        Returns:
+            `(batch, class, y', x')`, of `same` padding y' = y - 2 * left_out(trim_px): the middle of what comes out
+            untrimmed, right from `trim_px` on.
+        """
         skips: list[Tensor] = []
         for block in self.encoder:  # (batch, width * 2**level, y / 2**level, x / 2**level)
             x = block(x)
@@ -75,14 +93,75 @@ class UNet(nn.Module):
             _check_even(x, self.config)
             x = functional.max_pool2d(x, kernel_size=2)
         x = self.dropout(self.bottleneck(x))
-        for up, block in zip(self.up, self.decoder, strict=True):
-            x = up(x)
-            skip = skips.pop()
+        starts = self._starts(trim_px)
+        for up, block, start in zip(self.up, self.decoder, starts, strict=True):
+            x = _cut(up(_cut(x, start.input)), start.upsampled)
+            skip = _cut(skips.pop(), start.skip)
             if self.config.skips:
                 x = torch.cat([_crop_like(skip, x), x], dim=1)
             x = block(x)
         logits: Tensor = self.head(x)
         return logits
+
+    def left_out(self, trim_px: int) -> int:
+        """Outputs that are missing on each side, at most `trim_px`: cutting the last two costs more than they do."""
+        return self._starts(trim_px)[-1].skip
+
+    def _starts(self, trim_px: int) -> list[_Cuts]:
+        """What each step of the decoder leaves out on every side, deepest first."""
+        reach = 1 if self.config.upsampling == "bilinear" else 0
+        wanted, levels = trim_px, []
+        for _ in range(self.config.depth):
+            block = max(0, wanted - _BLOCK_REACH) // 2 * 2  # even: where a pixel of the level below begins
+            below = max(0, block // 2 - reach)
+            levels.append((block, below))
+            wanted = below
+        begins = [block for block, _ in levels[1:]] + [0]  # where the output of the level below begins
+        return [
+            _Cuts(input=below - begin, upsampled=block - 2 * below, skip=block)
+            for (block, below), begin in zip(reversed(levels), reversed(begins), strict=True)
+        ]
+
+
+class Trimmed(nn.Module):
+    """A U-Net that does not compute what a tile does not keep."""
+
+    def __init__(self, network: UNet, trim_px: int) -> None:
+        super().__init__()
+        self.network = network
+        self.trim_px = trim_px
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of the middle of a batch."""
+        logits: Tensor = self.network(x, self.trim_px)
+        return logits
+
+
+_BLOCK_REACH = 2
+"""How far two 3x3 convolutions see; closer to a cut their outputs are wrong."""
+
+
+class _Cuts(NamedTuple):
+    """Pixels left out on each side at one level of the decoder."""
+
+    input: int
+    """Of what comes up from below, before it is up-sampled."""
+    upsampled: int
+    """Of that, once up-sampled."""
+    skip: int
+    """Of the skip connection: here the level begins."""
+
+
+def _cut(x: Tensor, px: int) -> Tensor:
+    """Without its outermost pixels."""
+    return x[..., px:-px, px:-px] if px else x
+
+
+def _note_config(network: nn.Module, state: dict[str, Any], prefix: str, local_metadata: dict[str, Any]) -> None:
+    """Leave the configuration in a state dict's metadata: its tensors do not tell everything apart."""
+    del state, prefix
+    assert isinstance(network, UNet)
+    local_metadata[CONFIG_KEY] = network.config.model_dump_json()
 
 
 def _double_conv(in_channels: int, out_channels: int, config: UNetConfig) -> nn.Sequential:

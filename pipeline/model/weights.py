@@ -6,14 +6,15 @@ import hashlib
 import json
 import pickle
 import zipfile
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from pipeline.errors import ModelError
-from pipeline.model.unet import Norm, UNet, UNetConfig
+from pipeline.model.unet import CONFIG_KEY, Norm, UNet, UNetConfig
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 STATE_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
-_CONFIG_KEY = "scenemask:unet"
 _SHOWN = 5
 
 
@@ -29,21 +29,21 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], UNetConfig | None]:
     """Tensors by name, and the U-Net's configuration where the file carries one.
 
     Raises:
-        ModelError: MD-001 missing, truncated or not a weights file; MD-002 holds pickled code; MD-008 is a program.
+        ModelError: MD-001 missing, truncated or not a weights file; MD-002 holds pickled code.
     """
     if not path.is_file():
         _refuse(path, "no such file", fix="check the path of -m/--model")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     if path.suffix in STATE_SUFFIXES:
-        return _read_state_dict(path), None
+        return _read_state_dict(path)
     return _refuse(path, f"the suffix {path.suffix!r} is not one of .safetensors, {', '.join(STATE_SUFFIXES)}")
 
 
 def write_weights(path: Path, network: UNet) -> None:
     """Save a U-Net's weights with its configuration in the header."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    save_file(state, path, metadata={_CONFIG_KEY: network.config.model_dump_json()})
+    save_file(state, path, metadata={CONFIG_KEY: network.config.model_dump_json()})
 
 
 def sha256_of_file(path: Path) -> str:
@@ -57,11 +57,12 @@ def build_unet(state: dict[str, Tensor], config: UNetConfig | None, *, where: st
 
     Args:
         state: Tensors by name.
-        config: The architecture; read off the tensors' shapes when None.
+        config: The architecture. When None, it is read off the tensors' names and shapes, which do not tell `valid`
+            padding from `same`: `same` is assumed.
         where: File named in errors.
 
     Raises:
-        ModelError: MD-004 with the first differences.
+        ModelError: MD-004 with the first differences, or with what the tensors do not tell.
     """
     network = UNet(config or _infer_config(state, where=where))
     expected = network.state_dict()
@@ -92,19 +93,21 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], UNetConfig | None]
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError, ValueError) as error:
         _refuse(path, f"not a whole safetensors file ({error})", cause=error)
-    config = metadata.get(_CONFIG_KEY)
-    return state, UNetConfig.model_validate(json.loads(config)) if config else None
+    return state, _parse_config(metadata.get(CONFIG_KEY), path)
 
 
-def _read_state_dict(path: Path) -> dict[str, Tensor]:
-    if _is_program(path):
-        raise ModelError(
-            "the file is a TorchScript or torch.export program, which can run any code; expected a state dict",
-            code="MD-008",
-            title="Model is a program",
-            where=str(path),
-            fix="save network.state_dict() of a Scenemask U-Net, or use its .safetensors",
+def _parse_config(text: object, path: Path) -> UNetConfig | None:
+    if text is None:
+        return None
+    try:
+        return UNetConfig.model_validate(json.loads(str(text)))
+    except (ValidationError, ValueError) as error:
+        _refuse(
+            path, f"the U-Net's configuration inside is not valid ({str(error).partition(chr(10))[0]})", cause=error
         )
+
+
+def _read_state_dict(path: Path) -> tuple[dict[str, Tensor], UNetConfig | None]:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -121,44 +124,50 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
         _refuse(path, f"not a whole PyTorch file ({reason})", cause=error)
     if not isinstance(loaded, dict) or not all(isinstance(v, torch.Tensor) for v in loaded.values()):
         _refuse(path, "holds something else than a state dict (tensors by name)")
-    return loaded
+    # Written by the network itself; lost where somebody rebuilt the dictionary.
+    metadata = getattr(loaded, "_metadata", None)
+    root = metadata.get("") if isinstance(metadata, dict) else None
+    return loaded, _parse_config(root.get(CONFIG_KEY) if isinstance(root, dict) else None, path)
 
 
-def _is_program(path: Path) -> bool:
+def program_kind(path: Path) -> Literal["torchscript", "pt2"] | None:
+    """Which kind of program a `.pt` file holds; None for anything else, state dicts included."""
     if not zipfile.is_zipfile(path):
         with path.open("rb") as file:
             if file.read(2) == b"PK":  # a zip archive whose end is missing
                 _refuse(path, "the file is cut off")
-        return False
+        return None
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
-    return any(
-        "/code/" in name or name.endswith(("constants.pkl", "serialized_exported_program.json")) for name in names
-    )
+    if any(name.endswith("serialized_exported_program.json") or "/models/" in name for name in names):
+        return "pt2"
+    return "torchscript" if any("/code/" in name or name.endswith("constants.pkl") for name in names) else None
 
 
 def _infer_config(state: dict[str, Tensor], *, where: str) -> UNetConfig:
-    """The architecture that these shapes belong to; `valid` padding leaves no trace, so `same` is assumed."""
+    """The architecture that these names and shapes belong to.
+
+    Transposed up-sampling and batch norm (or none) leave names of their own. Bilinear and nearest up-sampling leave
+    equal ones, so do group and instance norm: those are refused, not guessed. `valid` padding leaves no trace, so
+    `same` is assumed.
+    """
     try:
-        first = state["encoder.0.0.weight"]
-        head = state["head.weight"]
+        first, head = state["encoder.0.0.weight"], state["head.weight"]
         width = int(first.shape[0])
         depth = len({name.split(".")[1] for name in state if name.startswith("encoder.")})
         last = state[f"decoder.{depth - 1}.0.weight"]
-        transposed = "up.0.weight" in state
-        norm: Norm = (
-            "batch" if "encoder.0.1.running_mean" in state else "group" if "encoder.0.1.weight" in state else "none"
-        )
+        _refuse_ambiguous(state, where)
+        norm: Norm = "batch" if "encoder.0.1.running_mean" in state else "none"
         return UNetConfig(
             bands=int(first.shape[1]),
             outputs=int(head.shape[0]),
             depth=depth,
             width=width,
             norm=norm,
-            upsampling="transposed" if transposed else "bilinear",
+            upsampling="transposed",
             skips=int(last.shape[1]) == 2 * width,
         )
-    except (KeyError, IndexError, ValueError) as error:
+    except (KeyError, IndexError, ValidationError) as error:
         raise ModelError(
             f"the tensors are not those of a Scenemask U-Net (no {error})",
             code="MD-004",
@@ -166,6 +175,23 @@ def _infer_config(state: dict[str, Tensor], *, where: str) -> UNetConfig:
             where=where,
             fix="use a model folder with model.json, or weights saved by scenemask",
         ) from error
+
+
+def _refuse_ambiguous(state: dict[str, Tensor], where: str) -> None:
+    open_questions = []
+    if "up.0.weight" not in state:
+        open_questions.append("bilinear from nearest up-sampling")
+    if "encoder.0.1.weight" in state and "encoder.0.1.running_mean" not in state:
+        open_questions.append("group from instance normalisation")
+    if open_questions:
+        raise ModelError(
+            f"the tensors alone do not tell {' and '.join(open_questions)}, and the file carries no configuration",
+            code="MD-004",
+            title="Weights do not say which network",
+            where=where,
+            fix="use the .safetensors or the model folder that save_model wrote, or torch.save(network.state_dict(), "
+            "...) of the U-Net as it is",
+        )
 
 
 def _refuse(

@@ -32,7 +32,7 @@ def _tiling(model: Model, shape: tuple[int, int], core: int, tile: int, *, netwo
     assert traits.halo_px is not None
     return exact_tiling(
         shape,
-        core_px=core,
+        core_hw=(core, core),
         halo_px=traits.halo_px,
         stride=traits.stride,
         margin_px=traits.margin_px,
@@ -112,7 +112,13 @@ def test_a_halo_16_px_short_breaks_the_law(upsampling: str) -> None:
     assert traits.halo_px is not None
     data = random_scene(2, (300, 300))
     tiling = exact_tiling(
-        (300, 300), core_px=64, halo_px=traits.halo_px - 16, stride=16, margin_px=0, sizes=traits.sizes, tile_px=64
+        (300, 300),
+        core_hw=(64, 64),
+        halo_px=traits.halo_px - 16,
+        stride=16,
+        margin_px=0,
+        sizes=traits.sizes,
+        tile_px=64,
     )
     result = predict_by_tiles(model, tiling, reader(data))
     assert result.probabilities is not None

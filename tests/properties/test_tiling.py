@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.grid import SizeRule, Tiling, Window, blend_tiling, exact_tiling, iter_windows, source_index
+from pipeline.grid import (
+    SizeRule,
+    Tiling,
+    Window,
+    balanced_core,
+    blend_tiling,
+    exact_tiling,
+    iter_windows,
+    source_index,
+)
 
 sides = st.integers(1, 400)
 
@@ -21,7 +33,7 @@ def tilings(draw: st.DrawFn) -> Tiling:
     if draw(st.booleans()):
         return exact_tiling(
             shape,
-            core_px=draw(st.integers(16, 100)),
+            core_hw=(draw(st.integers(16, 100)), draw(st.integers(16, 100))),
             halo_px=stride * draw(st.integers(0, 6)),
             stride=stride,
             margin_px=0,
@@ -117,3 +129,36 @@ def test_a_size_beyond_a_fixed_one_is_refused() -> None:
     assert SizeRule(multiple=16, remainder=12, smallest=188).at_least(189) == 204
     with pytest.raises(ValueError, match="at most 512"):
         SizeRule(multiple=1, smallest=512, largest=512).at_least(513)
+
+
+@given(multiple=st.integers(1, 40), remainder=st.integers(0, 39), smallest=st.integers(1, 90), size=st.integers(1, 300))
+def test_the_largest_side_that_fits(multiple: int, remainder: int, smallest: int, size: int) -> None:
+    rule = SizeRule(multiple=multiple, remainder=remainder % multiple, smallest=smallest)
+    allowed = [n for n in range(1, size + 1) if n >= smallest and n % multiple == remainder % multiple]
+    assert rule.at_most(size) == (max(allowed) if allowed else None)
+
+
+@given(
+    height=st.integers(1, 3000),
+    width=st.integers(1, 3000),
+    halo=st.sampled_from([0, 16, 48]),
+    largest=st.integers(200**2, 1500**2),
+    square=st.booleans(),
+)
+def test_balanced_cores_fit_the_budget_and_nothing_cheaper_does(
+    height: int, width: int, halo: int, largest: int, *, square: bool
+) -> None:
+    rule = SizeRule(multiple=16)
+
+    def cost(core_h: int, core_w: int) -> float:
+        patch = rule.at_least(core_h + 2 * halo) * rule.at_least(core_w + 2 * halo)
+        return math.inf if patch > largest else -(-height // core_h) * -(-width // core_w) * patch
+
+    core_h, core_w = balanced_core(
+        (height, width), halo_px=halo, stride=16, sizes=rule, largest_patch_px=largest, seconds=float, square=square
+    )
+    assert core_h % 16 == core_w % 16 == 0
+    assert cost(core_h, core_w) < math.inf
+    heights, widths = ({-(-n // parts // 16) * 16 for parts in range(1, 7)} for n in (height, width))
+    others = ((c, c) for c in heights | widths) if square else itertools.product(heights, widths)
+    assert all(cost(core_h, core_w) <= cost(h, w) for h, w in others if max(h, w) <= 2048)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from torch import Tensor, nn
 
 from pipeline.errors import ModelError
@@ -67,20 +66,105 @@ def test_plain_convolutions_need_their_radius() -> None:
     assert (traits.stride, traits.halo_px) == (1, 3)
 
 
-class _Halving(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.avg_pool2d(x, 2)
-
-
 class _Tuple(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return x, x
 
 
-@pytest.mark.parametrize("network", [_Tuple(), nn.Flatten()])
-def test_d5_wrong_output_is_refused(network: nn.Module) -> None:
-    with pytest.raises(ModelError, match="MD-005"):
+class _Dict(nn.Module):
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"out": x}
+
+
+class _Classes(nn.Module):
+    """Takes the arg-max itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.argmax(dim=1, keepdim=True)
+
+
+class _Decided(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x > 0
+
+
+class _FixedOutput(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.interpolate(x, size=(256, 256))
+
+
+class _OneSize(nn.Module):
+    """Takes 256 px only; at what resolution it answers is its own affair."""
+
+    def __init__(self, answer: nn.Module) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-2:] != (256, 256):
+            msg = "256 px only"
+            raise ValueError(msg)
+        out: Tensor = self.answer(x)
+        return out
+
+
+WRONG = {
+    "tuple": (_Tuple(), "returns tuple"),
+    "dict": (_Dict(), "returns dict"),
+    "flat": (nn.Flatten(), "expected one tensor"),
+    "integers": (_Classes(), "torch.int64"),
+    "booleans": (_Decided(), "torch.bool"),
+    "half": (nn.AvgPool2d(2), "256 px gives 128 px and one of 384 px gives 192 px"),
+    "half-convolution": (nn.Conv2d(2, 3, 3, stride=2, padding=1), "gives 128 px"),
+    "a-third": (nn.MaxPool2d(3), "gives 85 px"),
+    "a-quarter": (nn.Conv2d(2, 3, 4, stride=4), "gives 64 px"),
+    "three-quarters": (nn.Upsample(scale_factor=0.75), "gives 192 px"),
+    "double": (nn.Upsample(scale_factor=2), "gives 512 px"),
+    "always-256": (_FixedOutput(), "one of 384 px gives 256 px"),
+    "one-more": (nn.ZeroPad2d((1, 0, 1, 0)), "256 px gives 257 px"),
+    "one-less": (nn.Conv2d(2, 3, 2), "256 px gives 255 px"),
+    "one-size-half": (_OneSize(nn.AvgPool2d(2)), "256 px gives 128 px"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_d5_outputs_that_are_not_one_value_per_pixel_are_refused(name: str) -> None:
+    network, told = WRONG[name]
+    with pytest.raises(ModelError, match=rf"MD-005.*{told}"):
         probe(network.eval(), bands=2)
+
+
+def test_d5_half_the_resolution_at_a_declared_size_is_no_margin() -> None:
+    network = _OneSize(nn.AvgPool2d(2)).eval()
+    network.fixed_side = 256  # type: ignore[assignment]
+    with pytest.raises(ModelError, match=r"MD-005.*gives 128; expected the same size"):
+        probe(network, bands=2)
+
+
+def test_a_network_for_one_size_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"MD-007.*takes 256 px and fails"):
+        probe(_OneSize(nn.Conv2d(2, 3, 3, padding=1)).eval(), bands=2)
+
+
+class _Careless(nn.Module):
+    """Pools without looking whether the side divides, and brings back what is left."""
+
+    def __init__(self, factor: int, *, up: bool) -> None:
+        super().__init__()
+        self.pool = nn.MaxPool2d(factor, ceil_mode=up)
+        self.up = nn.Upsample(scale_factor=factor)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.up(self.pool(x))
+        return out
+
+
+@pytest.mark.parametrize("up", [False, True])
+@pytest.mark.parametrize("factor", [2, 8])
+def test_a_network_that_cuts_odd_sides_is_given_whole_ones(factor: int, up: bool) -> None:  # noqa: FBT001
+    traits = probe(_Careless(factor, up=up).eval(), bands=2)
+    assert (traits.size_multiple, traits.size_remainder, traits.margin_px) == (factor, 0, 0)
+    assert (traits.stride, traits.halo_px, traits.tiling) == (factor, 0, "exact")
 
 
 def test_memory_is_measured_not_guessed() -> None:
@@ -102,9 +186,3 @@ def test_traits_survive_the_cache(tmp_path: object) -> None:
     save_traits("some-key", traits)
     assert load_traits("some-key") == traits
     assert load_traits("another-key") is None
-
-
-def test_half_resolution_outputs_are_refused() -> None:
-    with pytest.raises(ModelError, match="MD-005"):
-        probe(nn.Sequential(nn.ZeroPad2d((1, 0, 1, 0)), nn.Identity()).eval(), bands=2)
-    assert torch.is_tensor(_Halving()(torch.zeros(1, 2, 4, 4)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -58,6 +59,50 @@ def test_a_bare_weights_file_works(saved: tuple[Model, Path], tmp_path: Path, su
     assert torch.equal(bare.network(x), model.network(x))
     assert bare.spec.classes == ("a", "b", "c")
     assert bare.spec.scaling.mean == (500.0, 500.0)
+
+
+UNETS = [
+    {"upsampling": up, "norm": norm, "padding": padding, "skips": skips}
+    for up in ("transposed", "bilinear", "nearest")
+    for norm in ("batch", "group", "instance", "none")
+    for padding, skips in (("same", True), ("same", False), ("valid", True))
+]
+
+
+def _same_network(path: Path, model: Model) -> bool:
+    x = torch.randn(1, 2, 60, 60)
+    found = load_model(path).network
+    assert isinstance(found, UNet)
+    assert isinstance(model.network, UNet)
+    return found.config == model.network.config and torch.equal(found(x), model.network(x))
+
+
+@pytest.mark.parametrize("config", UNETS, ids=lambda c: "-".join(str(v) for v in c.values()))
+def test_bare_weights_are_the_same_network_or_refused(tmp_path: Path, config: dict[str, Any]) -> None:
+    model = unet_model(depth=2, **config)
+    state = model.network.state_dict()
+    torch.save(state, tmp_path / "whole.pt")
+    assert _same_network(tmp_path / "whole.pt", model)
+    torch.save(dict(state), tmp_path / "tensors-alone.pt")
+    if config["upsampling"] == "transposed" and config["norm"] in {"batch", "none"}:
+        assumed = config["padding"] == "same"  # no tensor tells the padding: README says what is assumed
+        assert _same_network(tmp_path / "tensors-alone.pt", model) == assumed
+    else:
+        with pytest.raises(ModelError, match=r"MD-004.*do not tell.*safetensors"):
+            load_model(tmp_path / "tensors-alone.pt")
+
+
+@pytest.mark.parametrize("text", ["no json", '{"bands": 0, "outputs": 2}', '["list"]'])
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_configuration_that_is_none(saved: tuple[Model, Path], tmp_path: Path, suffix: str, text: str) -> None:
+    state = saved[0].network.state_dict()
+    if suffix == ".pt":
+        state._metadata[""]["scenemask:unet"] = text  # type: ignore[attr-defined]
+        torch.save(state, tmp_path / "w.pt")
+    else:
+        save_file(dict(state), tmp_path / "w.safetensors", metadata={"scenemask:unet": text})
+    with pytest.raises(ModelError, match=r"MD-001.*configuration"):
+        load_model(tmp_path / f"w{suffix}")
 
 
 class _Marker:

@@ -1,0 +1,165 @@
+"""What a forward costs on this machine, measured once per model and engine and kept in the user's cache."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import os
+import platform
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline.model import EngineSpec, cache_folder, make_engine
+from pipeline.model.cache import write_cached
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from pipeline.infer.device import DeviceThread
+    from pipeline.model import Engine, Model
+
+_SMALL_PX, _LARGE_PX = 384, 1024
+_REPEATS = 2
+_VERSION = 3
+"""Raise when something else is measured, so that cached figures are measured again."""
+
+
+class Calibration(BaseModel):
+    """Time and memory of one forward as functions of the patch's size."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    fixed_s: float
+    """Seconds per forward, whatever its size."""
+    s_per_px: float
+    """Seconds per pixel of a patch."""
+    fixed_bytes: float
+    """Resident bytes that the engine takes whatever the patch: weights, code made for it."""
+    bytes_per_px: float
+    """Resident bytes per pixel of a patch at the peak of a forward, on the host or on the device."""
+
+    def seconds(self, num_pixels: int) -> float:
+        """Predicted seconds of a forward over a patch of so many pixels."""
+        return self.fixed_s + self.s_per_px * num_pixels
+
+
+def calibrate(model: Model, spec: EngineSpec, thread: DeviceThread, *, budget_bytes: int) -> Calibration:
+    """Measure, or recall, what this engine does on this machine.
+
+    Args:
+        model: The model.
+        spec: Of the engine.
+        thread: Where forwards run.
+        budget_bytes: What a forward may take; the larger of the two patches tried shrinks to it.
+    """
+    if not model.cacheable:
+        return thread.run(lambda: _measure(model, spec, budget_bytes))
+    path = cache_folder() / "calibration" / f"{_key(model, spec)}.json"
+    with contextlib.suppress(OSError, ValidationError):
+        return Calibration.model_validate_json(path.read_text())
+    made = thread.run(lambda: _measure(model, spec, budget_bytes))
+    write_cached(path, made.model_dump_json(indent=1))
+    return made
+
+
+class _Point(NamedTuple):
+    """One patch that was tried."""
+
+    pixels: int
+    seconds: float
+    nbytes: float
+
+
+def _measure(model: Model, spec: EngineSpec, budget_bytes: int) -> Calibration:
+    sizes, margin = model.traits.sizes, model.traits.margin_px
+    points = [_try(model, spec, sizes.largest or sizes.at_least(_SMALL_PX + 2 * margin))]
+    affordable = math.isqrt(int(budget_bytes / max(points[0].nbytes / points[0].pixels, 1.0)))
+    side = sizes.at_most(min(sizes.at_least(_LARGE_PX + 2 * margin), affordable)) if sizes.largest is None else None
+    if side is not None and side * side > points[0].pixels:
+        points.append(_try(model, spec, side))
+    pixels = [point.pixels for point in points]
+    fixed_s, s_per_px = _line(pixels, [point.seconds for point in points])
+    fixed_bytes, bytes_per_px = _line(pixels, [point.nbytes for point in points])
+    return Calibration(fixed_s=fixed_s, s_per_px=s_per_px, fixed_bytes=fixed_bytes, bytes_per_px=max(bytes_per_px, 4.0))
+
+
+def _try(model: Model, spec: EngineSpec, side: int) -> _Point:
+    """Time and memory of a forward over a square, on an engine of its own."""
+    engine = make_engine(model, spec)
+    x = torch.randn(1, len(model.spec.bands), side, side, generator=torch.Generator().manual_seed(0)).to(spec.device)
+    nbytes = peak_growth_bytes(lambda: _forward(engine, x), device=spec.device)
+    return _Point(side * side, min(_seconds(engine, x) for _ in range(_REPEATS)), nbytes)
+
+
+def _line(pixels: list[int], values: Sequence[float]) -> tuple[float, float]:
+    """(value at no pixels, value per pixel) of a line through one or two points; neither is negative.
+
+    The slope is at least half of what the larger point alone would give: two small numbers make no steep promise.
+    """
+    slope = values[-1] / pixels[-1]
+    if len(pixels) > 1:
+        slope = min(slope, max((values[1] - values[0]) / (pixels[1] - pixels[0]), slope / 2))
+    return max(values[-1] - slope * pixels[-1], 0.0), slope
+
+
+def peak_growth_bytes(function: Callable[[], object], *, device: str = "cpu") -> int:
+    """How much memory grows while a function runs, at its peak."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        return int(torch.cuda.max_memory_allocated() - before)
+    done = threading.Event()
+    peak = before = _resident_bytes()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.002):
+            peak = max(peak, _resident_bytes())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        function()
+    finally:
+        done.set()
+        watcher.join()
+    return max(peak, _resident_bytes()) - before
+
+
+def _resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _seconds(engine: Engine, x: torch.Tensor) -> float:
+    started = time.perf_counter()
+    _forward(engine, x)
+    return time.perf_counter() - started
+
+
+def _forward(engine: Engine, x: torch.Tensor) -> None:
+    with torch.inference_mode():
+        if engine.label(x) is None:
+            engine.run(x)
+    if x.is_cuda:
+        torch.cuda.synchronize()
+
+
+def _key(model: Model, spec: EngineSpec) -> str:
+    """Same figures only for the same weights, engine, library and machine."""
+    machine = torch.cuda.get_device_name() if spec.device == "cuda" else f"{platform.node()} {_cpu()}"
+    parts = (_VERSION, model.digest, spec.model_dump_json(), torch.__version__, machine)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def _cpu() -> str:
+    with contextlib.suppress(OSError):
+        names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        return f"{names[:1]} {len(names)}"
+    return platform.processor()

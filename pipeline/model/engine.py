@@ -1,0 +1,186 @@
+"""A network made ready to run: one small protocol, whatever library computes it.
+
+PyTorch runs everything everywhere. OpenVINO runs the same weights on x86 CPUs in less time and memory, from a graph
+compiled for one patch size.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from pipeline.model.foreign import ForeignNetwork, OnnxNetwork, onnx_session
+from pipeline.model.unet import Trimmed, UNet
+
+if TYPE_CHECKING:
+    from pipeline.model.model import Model
+
+Backend = Literal["torch", "openvino", "onnxruntime"]
+Precision = Literal["float32", "bfloat16", "float16"]
+
+NOT_FINITE = 255
+"""What `label` puts where the network's output is NaN or infinite; no class has this value."""
+
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def has_fast_bfloat16(device: str) -> bool:
+    """Whether bfloat16 is computed in hardware there."""
+    if device == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    with contextlib.suppress(OSError):
+        return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(Path("/proc/cpuinfo").read_text().split())
+    return False
+
+
+class EngineSpec(BaseModel):
+    """What runs a network, and how; part of the frozen plan."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    backend: Backend
+    """Library that computes."""
+    device: str
+    """`cpu` or `cuda`."""
+    precision: Precision
+    """Of the convolutions; outputs are float32 always."""
+    threads: int
+    """Threads per forward."""
+    one_size: bool
+    """Whether all patches have one size, which a graph may then be compiled for; not so with network padding."""
+    trim_px: int = 0
+    """Outputs on each side that nobody needs, because they lie in the halo of every patch; the engine leaves out
+    `left_out_px` of them."""
+
+
+class Engine(Protocol):
+    """Used by one thread at a time."""
+
+    def run(self, x: Tensor) -> Tensor:
+        """Output of the network.
+
+        Args:
+            x: `(batch, band, y, x)` float32, scaled, on the device.
+
+        Returns:
+            `(batch, class, y', x')` float32, without the `left_out_px` outermost pixels. Valid until the next call.
+        """
+
+    def label(self, x: Tensor) -> Tensor | None:
+        """The class with the largest output, the first on a tie; `NOT_FINITE` where the output is no number.
+
+        Args:
+            x: `(1, band, y, x)` float32, scaled, on the device.
+
+        Returns:
+            `(y', x')` uint8, trimmed alike, valid until the next call; None where the library cannot do it inside, or
+            the network's outputs are not one per class.
+        """
+
+
+def make_engine(model: Model, spec: EngineSpec) -> Engine:
+    """The engine that a plan asks for. Call it on the thread that will use it.
+
+    Raises:
+        ModelError: MD-012 when this machine cannot run the backend.
+    """
+    if spec.backend == "openvino":
+        from pipeline.model.openvino import OpenVinoEngine  # noqa: PLC0415 - an extra; half a second to import
+
+        return OpenVinoEngine.of(model, spec)
+    if spec.backend == "onnxruntime":
+        return OnnxEngine(model.network, spec)
+    return TorchEngine(model.network, spec)
+
+
+class TorchEngine:
+    """Eager PyTorch: batch norm folded into convolutions, channels last."""
+
+    def __init__(self, network: nn.Module, spec: EngineSpec) -> None:
+        self._spec = spec
+        ready = copy.deepcopy(network).to(device=spec.device)
+        if not isinstance(network, ForeignNetwork):  # programs stay as they are
+            ready = fold_batch_norm(ready).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._network: nn.Module = trimmed(ready, spec.trim_px).eval()
+        if spec.device == "cuda":
+            # PyTorch's default lets convolutions round float32 to TF32, and pick kernels by timing them.
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = spec.precision != "float32"
+            torch.backends.cudnn.benchmark = False
+        self._input: Tensor | None = None
+
+    def run(self, x: Tensor) -> Tensor:
+        """Output of the network; see `Engine`."""
+        x = self._channels_last(x)
+        if self._spec.precision == "float32":
+            output: Tensor = self._network(x)
+        else:
+            with torch.autocast(self._spec.device, dtype=_DTYPES[self._spec.precision]):
+                output = self._network(x)
+        return output.float()
+
+    def label(self, x: Tensor) -> None:
+        """None: outputs leave the library as they are."""
+
+    def _channels_last(self, x: Tensor) -> Tensor:
+        if self._input is None or self._input.shape != x.shape:
+            self._input = torch.empty_like(x, memory_format=torch.channels_last)
+        return self._input.copy_(x)
+
+
+class OnnxEngine:
+    """ONNX Runtime, float32."""
+
+    def __init__(self, network: nn.Module, spec: EngineSpec) -> None:
+        if not isinstance(network, OnnxNetwork):
+            msg = f"ONNX Runtime runs ONNX files, not {type(network).__name__}"
+            raise TypeError(msg)
+        self._device = spec.device
+        self._network = OnnxNetwork(network.content, network.io)
+        session = onnx_session(network.content, where=network.io.file, threads=spec.threads, device=spec.device)
+        self._network.session = session
+
+    def run(self, x: Tensor) -> Tensor:
+        """Output of the network; see `Engine`."""
+        output: Tensor = self._network(x)
+        return output.float().to(self._device)
+
+    def label(self, x: Tensor) -> None:
+        """None: outputs leave the library as they are."""
+
+
+def can_trim(network: nn.Module) -> bool:
+    """Whether an engine can leave outputs out, and with them the work that only they need."""
+    return isinstance(network, UNet) and network.can_trim
+
+
+def left_out_px(network: nn.Module, trim_px: int) -> int:
+    """Outputs that an engine leaves out on each side, at most `trim_px`."""
+    return network.left_out(trim_px) if isinstance(network, UNet) else 0
+
+
+def trimmed(network: nn.Module, trim_px: int) -> nn.Module:
+    """The network without work for its outermost outputs."""
+    if not trim_px:
+        return network
+    assert isinstance(network, UNet)
+    return Trimmed(network, trim_px)
+
+
+def fold_batch_norm(module: nn.Module) -> nn.Module:
+    """Replace each convolution followed by batch norm in a Sequential by one convolution. In eval mode only."""
+    for child in module.children():
+        fold_batch_norm(child)
+    if isinstance(module, nn.Sequential):
+        for index in range(len(module) - 1):
+            conv, norm = module[index], module[index + 1]
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                module[index] = fuse_conv_bn_eval(conv, norm)
+                module[index + 1] = nn.Identity()
+    return module

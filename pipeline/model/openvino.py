@@ -1,0 +1,288 @@
+"""OpenVINO on x86 CPUs: the same weights, compiled for one patch size.
+
+A graph of one static size needs a third less memory than one that takes any size. The converted graph is kept in the
+user's cache, because converting takes seconds and compiling a fifth of one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import platform
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.errors import ModelError
+from pipeline.model.cache import cache_folder, write_cached
+from pipeline.model.engine import NOT_FINITE, EngineSpec, fold_batch_norm, trimmed
+from pipeline.model.foreign import ForeignNetwork, OnnxNetwork
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from pipeline.model.model import Model
+
+_PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+_LARGEST_LABEL = NOT_FINITE - 1
+
+
+def available() -> bool:
+    """Whether OpenVINO is installed and this is an x86 CPU, for which it is made."""
+    return platform.machine() in {"x86_64", "AMD64"} and importlib.util.find_spec("openvino") is not None
+
+
+@functools.cache
+def _core() -> Any:
+    # Importing OpenVINO reports home unless its telemetry package is missing; ours stays silent.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None: importing it fails
+    import openvino  # noqa: PLC0415 - an extra
+
+    return openvino.Core()
+
+
+class OpenVinoEngine:
+    """One compiled graph for outputs, or one for labels; each made when first called."""
+
+    def __init__(self, graph: Any, spec: EngineSpec, *, labels: bool) -> None:
+        self._graph = graph
+        self._spec = spec
+        self._labels = labels
+        self._requests: dict[bool, _Request] = {}
+
+    @classmethod
+    def of(cls, model: Model, spec: EngineSpec) -> OpenVinoEngine:
+        """An engine for a model.
+
+        Raises:
+            ModelError: MD-012, OpenVINO is not here or cannot run the network.
+        """
+        if not available():
+            raise _cannot_run("OpenVINO is not installed here", "install scenemask[openvino] on every worker")
+        try:
+            key = model.digest if model.cacheable else None
+            graph = read_graph(model.network, bands=len(model.spec.bands), key=key, trim_px=spec.trim_px)
+        except RuntimeError as error:
+            raise _cannot_run(f"OpenVINO cannot run it: {str(error).splitlines()[0]}", "use --backend auto") from error
+        one_per_class = model.spec.activation in {"softmax", "none"} and model.spec.num_outputs > 1
+        return cls(graph, spec, labels=one_per_class and len(model.spec.classes) <= _LARGEST_LABEL)
+
+    def run(self, x: Tensor) -> Tensor:
+        """Output of the network; see `Engine`."""
+        return torch.from_numpy(self._infer(x, labels=False))
+
+    def label(self, x: Tensor) -> Tensor | None:
+        """Classes; see `Engine`."""
+        if not self._labels:
+            return None
+        return torch.from_numpy(self._infer(x, labels=True)[0, 0])
+
+    def _infer(self, x: Tensor, *, labels: bool) -> np.ndarray[Any, Any]:
+        import openvino  # noqa: PLC0415 - an extra
+
+        request = self._request(tuple(x.shape), labels=labels)
+        request.set_input_tensor(openvino.Tensor(x.contiguous().numpy(), shared_memory=True))
+        request.infer()
+        output: np.ndarray[Any, Any] = request.get_output_tensor(0).data
+        return output
+
+    def _request(self, shape: tuple[int, ...], *, labels: bool) -> Any:
+        """An infer request for inputs of this shape; the former one goes first where its graph has another size."""
+        size = shape if self._spec.one_size else None
+        made = self._requests.get(labels)
+        if made is None or made.size != size:
+            self._requests.pop(labels, None)
+            graph = _with_labels(self._graph) if labels else self._graph.clone()
+            if size is not None:
+                graph.reshape(list(size))
+            made = self._requests[labels] = _Request(size, _compile(graph, self._spec))
+        return made.request
+
+
+class _Request(NamedTuple):
+    size: tuple[int, ...] | None
+    """Shape of the input that the graph was compiled for; None where it takes any."""
+    request: Any
+
+
+def _compile(graph: Any, spec: EngineSpec) -> Any:
+    config = {
+        "INFERENCE_PRECISION_HINT": _PRECISIONS[spec.precision],
+        "NUM_STREAMS": 1,
+        "INFERENCE_NUM_THREADS": spec.threads,
+        "ENABLE_CPU_PINNING": False,  # other threads read and write meanwhile
+    }
+    return _core().compile_model(graph, "CPU", config).create_infer_request()
+
+
+def read_graph(network: nn.Module, *, bands: int, key: str | None, trim_px: int = 0) -> Any:
+    """The network as an OpenVINO graph, sizes left open; from the user's cache where it was converted before.
+
+    Args:
+        network: In eval mode, float32, on the CPU.
+        bands: Input bands.
+        key: Identity of the network; None when nothing vouches for it, which is then converted each time.
+        trim_px: Outputs to leave out on each side.
+    """
+    if key is None:
+        return _convert(network, bands, trim_px)
+    path = _graph_path(key, trim_px)
+    with contextlib.suppress(RuntimeError, OSError):
+        if path.exists():
+            return _core().read_model(path)
+    graph = _convert(network, bands, trim_px)
+    with contextlib.suppress(RuntimeError, OSError):
+        _save(graph, path)
+    return graph
+
+
+_CONVERTER = 3
+"""Raise when the conversion changes, so that cached graphs are made again."""
+
+
+def _graph_path(key: str, trim_px: int = 0) -> Path:
+    version = importlib.metadata.version("openvino")
+    name = hashlib.sha256(f"{_CONVERTER}:{version}:{torch.__version__}:{key}:{trim_px}".encode()).hexdigest()
+    return cache_folder() / "openvino" / f"{name}.xml"
+
+
+def _convert(network: nn.Module, bands: int, trim_px: int) -> Any:
+    _core()
+    import openvino  # noqa: PLC0415 - an extra
+
+    if isinstance(network, OnnxNetwork):
+        return _from_onnx(network, bands)
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore")  # about checks of shapes, which tracing makes constant
+        folded = copy.deepcopy(network)
+        if not isinstance(network, ForeignNetwork):
+            folded = fold_batch_norm(folded)
+        side = 2 * trim_px + _EXAMPLE_PX
+        graph = openvino.convert_model(trimmed(folded, trim_px).eval(), example_input=torch.zeros(1, bands, side, side))
+    graph.reshape([1, bands, -1, -1])
+    return graph
+
+
+_EXAMPLE_PX = 256
+
+
+def _from_onnx(network: OnnxNetwork, bands: int) -> Any:
+    """The file's graph with the layout and the one output that we use."""
+    import openvino  # noqa: PLC0415 - an extra
+    from openvino import opset13 as op  # noqa: PLC0415 - an extra
+
+    graph = _core().read_model(network.content, b"")
+    outputs = [node.get_node().input_value(0) for node in graph.outputs]
+    output = outputs[_position(network, [node.get_any_name() for node in graph.outputs], outputs)]
+    parameters = graph.get_parameters()
+    if network.io.layout == "channels_last":
+        source = op.parameter([1, bands, -1, -1], dtype=np.float32)
+        turned = op.transpose(source, op.constant([0, 2, 3, 1], dtype=np.int64))
+        parameters[0].output(0).replace(turned.output(0))
+        parameters = [source]
+        output = op.transpose(output, op.constant([0, 3, 1, 2], dtype=np.int64)).output(0)
+    made = openvino.Model([op.result(output)], parameters, "network")
+    if network.fixed_side is None:
+        made.reshape([1, bands, -1, -1])
+    return made
+
+
+def _position(network: OnnxNetwork, names: list[str], outputs: list[Any]) -> int:
+    """Which output counts, as `ForeignNetwork` has it."""
+    wanted = network.io.output
+    if isinstance(wanted, int):
+        return wanted
+    if wanted is not None:
+        return names.index(wanted)
+    return next(i for i, output in enumerate(outputs) if output.get_partial_shape().rank.get_length() == _RANK)
+
+
+_RANK = 4
+
+
+def _save(graph: Any, path: Path) -> None:
+    """Both files of a graph, whole or not at all: the weights first, the description last."""
+    import openvino  # noqa: PLC0415 - an extra
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        made = Path(folder) / path.name
+        openvino.save_model(graph, made, compress_to_fp16=False)
+        made.with_suffix(".bin").replace(path.with_suffix(".bin"))
+        made.replace(path)
+
+
+def _with_labels(graph: Any) -> Any:
+    """The graph with the arg-max inside: one byte per pixel comes out, and logits never leave the caches."""
+    import openvino  # noqa: PLC0415 - an extra
+    from openvino import opset13 as op  # noqa: PLC0415 - an extra
+
+    graph = graph.clone()
+    output = graph.outputs[0].get_node().input_value(0)
+    channel = op.constant([1], dtype=np.int64)
+    best = op.topk(output, op.constant(1, dtype=np.int64), 1, "max", "none", index_element_type="i32")
+    # The sum of a pixel's outputs is finite exactly where all of them are.
+    finite = op.is_finite(op.reduce_sum(output, channel, keep_dims=True))
+    label = op.select(finite, op.convert(best.output(1), "u8"), op.constant(NOT_FINITE, dtype=np.uint8))
+    return openvino.Model([op.result(label.output(0))], graph.get_parameters(), "labels")
+
+
+def _cannot_run(why: str, fix: str) -> ModelError:
+    return ModelError(why, code="MD-012", title="Backend cannot run the network", fix=fix)
+
+
+def why_not(model: Model) -> str | None:
+    """Why OpenVINO cannot run this model here, in a few words; None where it gives what PyTorch gives.
+
+    Converts the network and compares both on noise once; the answer is kept in the user's cache.
+    """
+    if not available():
+        return "OpenVINO is not installed" if platform.machine() in {"x86_64", "AMD64"} else "not an x86 CPU"
+    if not model.cacheable:
+        return _compare(model)
+    path = _graph_path(model.digest).with_suffix(".json")
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        answer = json.loads(path.read_text())["why_not"]
+        return None if answer is None else str(answer)
+    answer = _compare(model)
+    write_cached(path, json.dumps({"why_not": answer}))
+    return answer
+
+
+def _compare(model: Model) -> str | None:
+    side = model.traits.sizes.at_least(256)
+    noise = torch.randn(1, len(model.spec.bands), side, side, generator=torch.Generator().manual_seed(0))
+    spec = EngineSpec(backend="openvino", device="cpu", precision="float32", threads=1, one_size=True)
+    worst = 0.0
+    try:
+        engine = OpenVinoEngine.of(model, spec)
+        # Standardised values, and small positive ones: networks fed with reflectance say nothing on the former.
+        for x in (noise, 0.2 + 0.1 * noise):
+            ours = engine.run(x)
+            with torch.inference_mode():
+                reference = model.network(x).float()
+            if ours.shape != reference.shape:
+                return f"OpenVINO gives {tuple(ours.shape)}, the network {tuple(reference.shape)}"
+            worst = max(worst, float((ours - reference).abs().max() / reference.abs().max().clamp_min(_FAINT)))
+    except Exception as error:  # noqa: BLE001 - whatever stops it, the other engine remains
+        return f"OpenVINO cannot run the network: {str(error).partition(chr(10))[0] or type(error).__name__}"
+    if worst <= _PARITY:
+        return None
+    return f"OpenVINO differs from the network by {worst:.1e} of the largest output"
+
+
+_FAINT = 1e-3
+"""Outputs below this are compared as if they were this large: a probability of 1e-9 has no digits to keep."""
+_PARITY = 1e-4
+"""Largest difference from PyTorch in float32, as a share of the largest output: order of summation, no more."""

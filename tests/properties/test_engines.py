@@ -1,0 +1,173 @@
+"""Every engine gives what the network gives, and the laws hold on each."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.grid import Window, exact_tiling
+from pipeline.infer import calibrate, calibration, device_thread
+from pipeline.model import EngineSpec, Model, make_engine, openvino
+from pipeline.model.engine import NOT_FINITE
+from tests.networks import predict_by_tiles, predictor, random_scene, reader, unet_model, whole_forward
+
+if TYPE_CHECKING:
+    from pipeline.model import Backend
+
+needs_openvino = pytest.mark.skipif(not openvino.available(), reason="OpenVINO is not installed")
+BACKENDS = ["torch", pytest.param("openvino", marks=needs_openvino)]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+def _spec(backend: Backend, **changes: object) -> EngineSpec:
+    given = {"backend": backend, "device": "cpu", "precision": "float32", "threads": 2, "one_size": True}
+    return EngineSpec.model_validate({**given, **changes})
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("upsampling", ["transposed", "bilinear", "nearest"])
+def test_an_engine_gives_what_the_network_gives(backend: Backend, upsampling: str) -> None:
+    model = unet_model(depth=3, width=8, upsampling=upsampling)
+    x = torch.randn(1, 2, 64, 96)
+    engine = make_engine(model, _spec(backend))
+    for _ in range(2):  # the second call reuses what the first one made
+        with torch.inference_mode():
+            reference = model.network(x)
+            assert torch.allclose(engine.run(x), reference, atol=1e-5 * float(reference.abs().max()))
+    labels = engine.label(x)
+    assert (labels is None) == (backend == "torch")
+    if labels is not None:
+        close = (reference.topk(2, dim=1).values.diff(dim=1).abs() < 1e-4)[0, 0]
+        assert ((labels == reference[0].argmax(0)) | close).all()
+
+
+@needs_openvino
+@pytest.mark.parametrize("one_size", [True, False])
+def test_other_sizes_are_taken_too(*, one_size: bool) -> None:
+    model = unet_model(depth=2)
+    engine = make_engine(model, _spec("openvino", one_size=one_size))
+    for side in (32, 64, 48):
+        x = torch.randn(1, 2, side, 2 * side)
+        with torch.inference_mode():
+            assert torch.allclose(engine.run(x), model.network(x), atol=1e-4)
+
+
+@needs_openvino
+def test_labels_tell_where_the_output_is_no_number() -> None:
+    model = unet_model(depth=2)
+    network = torch.nn.Conv2d(2, 3, 1)
+    other = Model(spec=model.spec, network=network.eval(), digest="one by one")
+    x = torch.randn(1, 2, 64, 96)
+    x[0, 0, 3, 5], x[0, 1, 60, 90] = torch.nan, torch.inf
+    labels = make_engine(other, _spec("openvino")).label(x)
+    assert labels[3, 5] == labels[60, 90] == NOT_FINITE
+    assert int((labels == NOT_FINITE).sum()) == 2
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("padding", ["reflect", "network"])
+def test_exact_law(backend: Backend, padding: str) -> None:
+    model = unet_model(depth=3, width=8)
+    traits, shape = model.traits, (203, 170)
+    data = random_scene(2, shape)
+    tiling = exact_tiling(
+        shape,
+        core_hw=(64, 48),
+        halo_px=traits.halo_px or 0,
+        stride=traits.stride,
+        margin_px=0,
+        sizes=traits.sizes,
+        tile_px=64,
+        network_padding=padding == "network",
+    )
+    result = predict_by_tiles(model, tiling, reader(data), backend=backend, padding=padding)
+    before = 0 if padding == "network" else 64
+    sides = [-(-(n + before) // 8) * 8 - n for n in shape]
+    after = sides if padding == "network" else [64 + (-(n + 128)) % 8 for n in shape]
+    reference = whole_forward(model, data, before=before, after_hw=(after[0], after[1]))
+    assert result.probabilities is not None
+    assert np.abs(result.probabilities - reference).max() <= 1e-5
+    top = np.sort(reference, axis=0)
+    assert ((result.mask == reference.argmax(0)) | (top[-1] - top[-2] < 2e-5)).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_classes_do_not_depend_on_tiles_or_on_probabilities(backend: Backend, precision: str) -> None:
+    """Also in low precision, and whether the arg-max runs inside the graph or after it."""
+    model = unet_model(depth=2, width=8)
+    shape = (150, 130)
+    data = random_scene(2, shape)
+    masks = []
+    for tile in (32, 64, 200):
+        tiling = exact_tiling(
+            shape,
+            core_hw=(32, 32),
+            halo_px=model.traits.halo_px or 0,
+            stride=model.traits.stride,
+            margin_px=0,
+            sizes=model.traits.sizes,
+            tile_px=tile,
+        )
+        masks.append(predict_by_tiles(model, tiling, reader(data), backend=backend, precision=precision).mask)
+        engine = predictor(model, tiling, backend=backend, precision=precision)
+        whole = Window.from_bounds(0, 0, *shape)
+        masks.append(engine.predict(reader(data), whole).mask)
+    assert all(np.array_equal(masks[0], mask) for mask in masks[1:])
+
+
+@needs_openvino
+def test_a_converted_graph_is_kept_and_a_damaged_one_made_again(tmp_path: object) -> None:
+    from pathlib import Path
+
+    model = unet_model(depth=2)
+    x = torch.randn(1, 2, 64, 96)
+    first = make_engine(model, _spec("openvino")).run(x).clone()
+    kept = sorted(Path(str(tmp_path)).rglob("*.xml"))
+    assert len(kept) == 1
+    again = make_engine(model, _spec("openvino")).run(x).clone()
+    kept[0].write_text("<net")
+    assert torch.equal(first, again)
+    assert torch.equal(first, make_engine(model, _spec("openvino")).run(x))
+
+
+@needs_openvino
+def test_a_network_that_openvino_gets_wrong_is_left_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = unet_model(depth=2)
+    assert openvino.why_not(model) is None
+    monkeypatch.setattr(openvino, "_PARITY", 0.0)
+    other = unet_model(depth=2, seed=3)
+    assert "differs from the network by" in (openvino.why_not(other) or "")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_calibration_is_plausible_and_recalled(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = unet_model(depth=2, width=8)
+    spec, thread = _spec(backend), device_thread(threads=2)
+    made = calibrate(model, spec, thread, budget_bytes=10**9)
+    assert made.seconds(1024 * 1024) > made.seconds(256 * 256) > 0
+    assert 20 < made.bytes_per_px < 4000
+    monkeypatch.setattr("pipeline.infer.calibration._measure", lambda *_: pytest.fail("measured again"))
+    assert calibrate(model, spec, thread, budget_bytes=10**9) == made
+
+
+def test_a_calibration_keeps_to_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second patch tried is as large as the first one says it may be."""
+    tried: list[int] = []
+
+    def measure(model: Model, spec: EngineSpec, side: int) -> calibration._Point:
+        tried.append(side)
+        return calibration._Point(side * side, 1e-6 * side * side, 1000.0 * side * side)
+
+    monkeypatch.setattr(calibration, "_try", measure)
+    model, thread = unet_model(depth=2, width=8), device_thread(threads=2)
+    for number, budget in enumerate((10**10, 1000 * 700**2, 1000 * 100**2)):
+        calibrate(model, _spec("torch", threads=number + 1), thread, budget_bytes=budget)
+    assert tried == [384, 1024, 384, 700, 384]

@@ -1,0 +1,239 @@
+"""Networks from files that hold the computation too: ONNX, TorchScript, torch.export."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import ModelError
+from pipeline.model import BareOptions, EngineSpec, ModelSpec, Scaling, adopt_model, load_model, make_engine
+from pipeline.model.foreign import NetworkIO, load_foreign
+from tests.networks import unet_model
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+class _Odd(nn.Module):
+    """Channels last, two outputs, the second one counts."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.network(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return logits.mean(dim=(1, 2, 3)), logits
+
+
+def _export(network: nn.Module, path: Path, *, side: int | None = None, last: bool = False) -> Path:
+    """Save a network in the format that the suffix names; sides are free unless given."""
+    x = torch.zeros(1, 2, side or 64, side or 64)
+    x = x.permute(0, 2, 3, 1).contiguous() if last else x
+    axes = (1, 2) if last else (2, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if path.suffix == ".onnx":
+            dynamic = None if side else {"x": {a: f"side{a}" for a in axes}}
+            torch.onnx.export(network, (x,), str(path), dynamo=False, dynamic_axes=dynamic, input_names=["x"])
+        elif path.suffix == ".pt2":
+            free = dict.fromkeys(axes, torch.export.Dim.DYNAMIC)
+            torch.export.save(torch.export.export(network, (x,), dynamic_shapes=(free,)), path)
+        else:
+            torch.jit.save(torch.jit.trace(network, x), path)
+    return path
+
+
+def _spec(**changes: Any) -> ModelSpec:
+    given = {"name": "n", "bands": ("a", "b"), "classes": ("c0", "c1", "c2"), "scaling": Scaling.identity(2)}
+    return ModelSpec.model_validate({**given, **changes})
+
+
+def _plain() -> nn.Module:
+    """A small fully convolutional network with stride 4, without Python checks of shapes."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(2, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(),
+        nn.MaxPool2d(2), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.ConvTranspose2d(8, 3, 4, stride=4),
+    ).eval()  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["n.onnx", "n.pt2", "n.torchscript", "n.pt"])
+def test_every_format_gives_what_the_network_gives(tmp_path: Path, name: str) -> None:
+    network = _plain()
+    path = _export(network, tmp_path / name)
+    model = load_model(path, bare=BareOptions(class_names=("c0", "c1", "c2")), trust_model=True)
+    assert len(model.spec.bands) == 2
+    assert (model.traits.stride, model.traits.halo_px, model.traits.tiling) == (4, 8, "exact")
+    x = torch.randn(1, 2, 64, 96)
+    again = pickle.loads(pickle.dumps(model))
+    for backend in ("onnxruntime", "openvino") if name == "n.onnx" else ("torch", "openvino"):
+        spec = EngineSpec.model_validate(
+            {"backend": backend, "device": "cpu", "precision": "float32", "threads": 1, "one_size": True}
+        )
+        with torch.inference_mode():
+            assert torch.allclose(make_engine(again, spec).run(x), network(x), atol=1e-5), backend
+
+
+@pytest.mark.parametrize("name", ["n.onnx", "n.pt2", "n.torchscript"])
+@pytest.mark.parametrize("output", [None, 1])
+def test_layout_and_output_are_configured(tmp_path: Path, name: str, output: int | None) -> None:
+    network = _plain()
+    path = _export(_Odd(network).eval(), tmp_path / name, last=True)
+    model = adopt_model(tmp_path / "folder", path, _spec(), trust_model=True, layout="channels_last", output=output)
+    again = load_model(tmp_path / "folder", trust_model=True)
+    assert again.digest == model.digest
+    x = torch.randn(1, 2, 64, 96)
+    backends = ("onnxruntime", "openvino") if name == "n.onnx" else ("torch",)
+    for backend in backends:
+        spec = EngineSpec.model_validate(
+            {"backend": backend, "device": "cpu", "precision": "float32", "threads": 1, "one_size": True}
+        )
+        with torch.inference_mode():
+            assert torch.allclose(make_engine(again, spec).run(x), network(x), atol=1e-5)
+
+
+def test_a_wrong_output_is_refused_by_name(tmp_path: Path) -> None:
+    path = _export(_plain(), tmp_path / "n.onnx")
+    network = load_foreign(path, NetworkIO(file="n.onnx", format="onnx", output="masks"), trust=False)
+    with pytest.raises(ModelError, match="masks") as caught:
+        network(torch.zeros(1, 2, 64, 64))
+    assert caught.value.code == "MD-005"
+
+
+@pytest.mark.parametrize("name", ["n.pt2", "n.torchscript", "n.pt"])
+def test_programs_need_trust_and_show_their_digest(tmp_path: Path, name: str) -> None:
+    path = _export(_plain(), tmp_path / name)
+    with pytest.raises(ModelError, match=r"SHA-256 [0-9a-f]{64}") as caught:
+        load_model(path)
+    assert caught.value.code == "MD-008"
+    assert "--trust-model" in str(caught.value.fix)
+
+
+@pytest.mark.parametrize("name", ["n.onnx", "n.pt2", "n.torchscript"])
+@pytest.mark.parametrize("keep", [0, 0.3, 0.9])
+def test_d1_cut_off_files_are_refused(tmp_path: Path, name: str, keep: float) -> None:
+    path = _export(_plain(), tmp_path / name)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(keep * len(content))])
+    with pytest.raises(ModelError) as caught:
+        load_model(path, trust_model=True)
+    assert caught.value.code in {"MD-001", "MD-005"}
+    assert caught.value.exit_code == 4
+
+
+def test_d17_an_opset_of_the_future_names_versions_and_the_install_line(tmp_path: Path) -> None:
+    path = _export(_plain(), tmp_path / "n.onnx")
+    document = onnx.load(path)
+    document.opset_import[0].version = 999
+    onnx.save(document, path)
+    with pytest.raises(ModelError, match="too old") as caught:
+        load_model(path)
+    assert caught.value.code == "MD-014"
+    assert "pip install" in str(caught.value.fix)
+
+
+def test_d17_a_missing_runtime_names_the_install_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = _export(_plain(), tmp_path / "n.onnx")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ModelError, match="not installed") as caught:
+        load_model(path)
+    assert "scenemask[onnx]" in str(caught.value.fix)
+
+
+def _with_external_weights(path: Path, location: str) -> None:
+    document = onnx.load(path)
+    onnx.save(document, path, save_as_external_data=True, location="w.bin", size_threshold=0)
+    document = onnx.load(path, load_external_data=False)
+    for tensor in document.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = location
+    path.write_bytes(document.SerializeToString())
+
+
+def test_weights_beside_the_network_travel_with_it(tmp_path: Path) -> None:
+    network = _plain()
+    path = _export(network, tmp_path / "n.onnx")
+    _with_external_weights(path, "w.bin")
+    model = pickle.loads(pickle.dumps(load_model(path, bare=BareOptions(class_names=("x", "y", "z")))))
+    (tmp_path / "w.bin").unlink()
+    x = torch.randn(1, 2, 32, 32)
+    with torch.inference_mode():
+        assert torch.allclose(model.network(x), network(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("location", ["../secret.bin", "/etc/hostname", "gone.bin"])
+def test_weights_elsewhere_are_refused(tmp_path: Path, location: str) -> None:
+    (tmp_path / "secret.bin").write_bytes(bytes(100_000))
+    folder = tmp_path / "model"
+    folder.mkdir()
+    path = _export(_plain(), folder / "n.onnx")
+    _with_external_weights(path, location)
+    with pytest.raises(ModelError) as caught:
+        load_model(path)
+    assert caught.value.code == "MD-015"
+
+
+def test_a_fixed_size_is_blended_and_says_so(tmp_path: Path) -> None:
+    path = _export(_plain(), tmp_path / "n.onnx", side=96)
+    model = load_model(path)
+    assert model.traits.tiling == "blend"
+    assert "96 px only" in model.traits.reason
+    assert model.traits.sizes.at_least(1) == 96
+    with pytest.raises(ValueError, match="at most 96"):
+        model.traits.sizes.at_least(97)
+
+
+def test_one_output_of_probabilities_decides_between_two_classes(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Conv2d(2, 1, 1), nn.Sigmoid()).eval()
+    model = load_model(_export(network, tmp_path / "n.onnx"), bare=BareOptions(activation="none"))
+    assert model.spec.binary
+    assert model.spec.classes == ("class 0", "class 1")
+
+
+def test_d3_d5_counts_that_differ_are_refused(tmp_path: Path) -> None:
+    path = _export(_plain(), tmp_path / "n.onnx")
+    with pytest.raises(ModelError) as caught:
+        load_model(path, bare=BareOptions(class_names=("only", "two")))
+    assert caught.value.code == "MD-003"
+    with pytest.raises(ModelError):
+        load_model(path, bare=BareOptions(mean=(1.0, 2.0, 3.0)))
+
+
+def test_traits_written_into_the_card_are_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline.model import write_traits
+
+    model = adopt_model(tmp_path / "folder", _export(_plain(), tmp_path / "n.onnx"), _spec())
+    write_traits(model)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
+    monkeypatch.setattr("pipeline.model.model.probe", lambda *_, **__: pytest.fail("measured again"))
+    assert load_model(tmp_path / "folder").traits == model.traits
+    card = tmp_path / "folder" / "model.json"
+    document = json.loads(card.read_text())
+    document["properties"]["scenemask:traits"]["key"] = "of another model"
+    card.write_text(json.dumps(document))
+    with pytest.raises(pytest.fail.Exception):
+        _ = load_model(tmp_path / "folder").traits
+
+
+def test_the_probe_sees_through_a_library_that_swallows_nan(tmp_path: Path) -> None:
+    """ONNX Runtime's maximum drops NaN; the halo must not come out too small for it."""
+    model = unet_model(depth=3, width=8)
+    path = _export(model.network, tmp_path / "n.onnx")
+    traits = load_model(path, bare=BareOptions(class_names=("x", "y", "z"))).traits
+    assert (traits.stride, traits.halo_px) == (model.traits.stride, model.traits.halo_px) == (8, 48)
