@@ -9,7 +9,7 @@ READY  := $(VENV)/.ready
 
 help:
 	@echo "make demo          install, then make, train and segment a synthetic scene (about 2 minutes after installation)"
-	@echo "make test          install, then all tests"
+	@echo "make test          install, then the tests that are not slow"
 	@echo "make test-all      the slow ones too"
 	@echo "make check         format, lint, types, import rules, fast tests"
 	@echo "make fix           format and mend what can be mended"

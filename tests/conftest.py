@@ -11,6 +11,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.commands import Cli
+
 settings.register_profile(
     "ci", max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
@@ -41,6 +43,12 @@ def real_data() -> Path:
     if not REAL_DATA.is_dir():
         pytest.skip("real scenes not found beside the checkout")
     return REAL_DATA
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    """The command line in this process."""
+    return Cli(monkeypatch, capsys)
 
 
 @pytest.fixture(scope="session", autouse=True)

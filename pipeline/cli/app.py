@@ -18,15 +18,25 @@ from pipeline.errors import PipelineError, UsageError
 
 _SCENE = click.argument("scene", type=click.Path(path_type=Path))
 _MODEL = click.option(
-    "-m", "--model", required=True, type=click.Path(path_type=Path), help="Model folder or weights file."
+    "-m",
+    "--model",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Model folder or network file (weights, ONNX, TorchScript, .pt2).",
 )
 _CONFIG = click.option("--config", type=click.Path(path_type=Path), help="Settings file (YAML); flags win over it.")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}, invoke_without_command=True
+)
 @click.version_option(__version__, prog_name="scenemask")
-def app() -> None:
+@click.pass_context
+def app(context: click.Context) -> None:
     """Segment whole satellite and aerial scenes: one georeferenced mask, seam-free polygons."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help(), err=True)
+        sys.exit(UsageError.exit_code)
 
 
 @app.command(cls=SettingsCommand)
@@ -99,12 +109,16 @@ def plan(
 @click.argument("target", type=click.Path(path_type=Path), metavar="SCENE|MODEL")
 @click.option("--assume-crs", metavar="CRS", help="CRS of a scene that has none.")
 @click.option("--nodata", metavar="V", type=float, help="Value that means no data.")
+@click.option("--trust-model", is_flag=True, help="Run a TorchScript or torch.export model, which is a program.")
+@click.option("--write", is_flag=True, help="Write what was measured of a model into its model.json.")
 @with_common_options
 def inspect(
     target: Path,
     *,
     assume_crs: str | None,
     nodata: float | None,
+    trust_model: bool,
+    write: bool,
     verbose: int,
     quiet: bool,
     as_json: bool,
@@ -115,7 +129,7 @@ def inspect(
     from pipeline.cli.show import show_facts
     from pipeline.run.inspect import inspect_target
 
-    facts = inspect_target(target, assume_crs=assume_crs, nodata=nodata)
+    facts = inspect_target(target, assume_crs=assume_crs, nodata=nodata, trust_model=trust_model, write=write)
     if as_json:
         click.echo(json.dumps(facts, indent=1, ensure_ascii=False, default=str))
     else:
@@ -126,7 +140,7 @@ def inspect(
 @click.argument("mask", type=click.Path(path_type=Path))
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help=".geojson, .gpkg, .fgb or .parquet")
 @click.option("--only", metavar="CLASS,…", help="Classes by name or number; all but the background if not given.")
-@click.option("--min-area", metavar="M2", type=click.FloatRange(min=0), default=0.0, help="Smallest polygon, m2.")
+@click.option("--min-area", metavar="M2", default="0", help='Smallest polygon, such as "500 m2".  [default: 0]')
 @click.option("--overwrite", is_flag=True, help="Replace the file if it is there.")
 @with_common_options
 def vectorize(
@@ -134,7 +148,7 @@ def vectorize(
     out: Path,
     *,
     only: str | None,
-    min_area: float,
+    min_area: str,
     overwrite: bool,
     verbose: int,
     quiet: bool,
@@ -143,10 +157,12 @@ def vectorize(
 ) -> None:
     """Turn a mask into polygons, the same as if it had been traced in one piece."""
     del verbose, debug
+    from pipeline.run.settings import make_settings
     from pipeline.run.vectorize import vectorize_to_file
 
     classes = None if only is None else [part.strip() for part in only.split(",") if part.strip()]
-    written = vectorize_to_file(mask, out, only=classes, min_area=min_area, overwrite=overwrite)
+    least_m2 = make_settings({"min_area": min_area}).min_area  # read as `segment` reads it
+    written = vectorize_to_file(mask, out, only=classes, min_area=least_m2, overwrite=overwrite)
     if as_json:
         click.echo(json.dumps({"path": str(written.path), "polygons": written.num_polygons}))
     elif not quiet:
@@ -207,7 +223,8 @@ def main() -> None:
         _report(_usage(error), as_json=as_json)
         sys.exit(UsageError.exit_code)
     except (KeyboardInterrupt, click.Abort) as stop:
-        print(f"\ninterrupted: {stop or 'stopped'}; the same command continues", file=sys.stderr)
+        hint = str(stop) or str(stop.__cause__ or "") or "stopped"  # click wraps it
+        print(f"\ninterrupted: {hint}; the same command continues", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # `scenemask ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

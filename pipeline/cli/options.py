@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 import click
 
@@ -13,9 +13,10 @@ if TYPE_CHECKING:
 
 _METAVARS = {
     "overlap": "PX", "patch": "PX", "tile": "PX", "bands": "NAMES|NUMBERS", "aoi": "FILE", "nodata": "V",
-    "assume_crs": "CRS", "min_area": "M2", "workers": "N", "scratch": "DIR", "memory": "SIZE",
+    "assume_crs": "CRS", "min_area": "M2", "workers": "N", "verify": "N", "scratch": "DIR", "memory": "SIZE",
     "cluster": "local|tcp://HOST:PORT", "vectors": "geojson,gpkg,fgb,parquet|none", "class_names": "NAMES",
     "scale": "NUMBERS", "offset": "NUMBERS", "mean": "NUMBERS", "std": "NUMBERS", "threshold": "P",
+    "halo_tolerance": "P", "max_flip": "SHARE",
 }  # fmt: skip
 
 
@@ -84,7 +85,7 @@ def with_common_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def _metavar(name: str, annotation: Any) -> str:
     if name in _METAVARS:
         return _METAVARS[name]
-    parts = get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    parts = get_args(annotation) if get_origin(annotation) in (types.UnionType, Union) else (annotation,)
     for part in parts:
         if get_origin(part) is Literal:
             return "|".join(str(choice) for choice in get_args(part))

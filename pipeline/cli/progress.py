@@ -19,9 +19,11 @@ _LABELS = {
     "scene": "making the scene",
     "train": "training",
     "infer": "segmenting",
+    "verify": "verifying",
     "mask": "writing the mask",
     "polygons": "tracing polygons",
     "files": "writing the rest",
+    "score": "scoring",
 }
 
 

@@ -26,8 +26,24 @@ def show_run(result: RunResult) -> None:
     plan = summary["plan"]
     console.print(f"{plan['tiling']} tiling: {plan['reason']}")
     console.print(f"{stages}   peak memory {summary['peak_memory_bytes'] / 1e9:.2f} GB")
+    if summary.get("verify"):
+        console.print(_verified(summary["verify"]))
     for name in summary["files"]:
         console.print(f"  {result.out_dir / name}", soft_wrap=True)
+
+
+def _verified(found: dict[str, Any]) -> str:
+    """One line: tiled against whole."""
+    if not found["windows"]:
+        return "nothing to verify: no valid pixel"
+    seam, other = found["seam"], found["other"]
+    return (
+        f"verified {found['windows']} windows, {found['pixels']:,} px, against {found['against']}: "
+        f"|Δp| at most {found['max_abs']:.1e}, mean {found['mean_abs']:.1e}; "
+        f"{found['flips']} classes differ ({found['flips_frac']:.3%}); "
+        f"seams {seam['max_abs']:.1e} and {seam['flips']} of {seam['pixels']:,} px, "
+        f"elsewhere {other['max_abs']:.1e} and {other['flips']} of {other['pixels']:,} px"
+    )
 
 
 def show_plan(summary: dict[str, Any]) -> None:

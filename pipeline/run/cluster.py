@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from multiprocessing import resource_tracker
+from typing import TYPE_CHECKING, Any, cast
 
 import dask
-from distributed import Client, LocalCluster
+from distributed import Client, Future, LocalCluster
 
 from pipeline.errors import InfrastructureError
 from pipeline.run.plan import TILES_IN_FLIGHT
@@ -26,6 +28,10 @@ _CONFIG: dict[str, Any] = {
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False,
     "distributed.worker.memory.terminate": False,
+    "distributed.admin.tick.interval": "1s",  # how late the loops are is measured this often, not fifty times a second
+    "distributed.admin.system-monitor.interval": "2s",
+    "distributed.scheduler.active-memory-manager.start": False,
+    "distributed.worker.profile.enabled": False,  # it looks at every thread a hundred times a second
     "distributed.logging.distributed": "error",
 }
 
@@ -36,6 +42,23 @@ class Connection:
 
     client: Client
     slots: int
+    in_process: bool = False
+    """Whether tiles run in this process, so that nothing travels and no worker can die alone."""
+
+    def share(self, value: object) -> Future:
+        """A future of `value` that every worker can have, also after any of them died.
+
+        Scattered data would be lost with the last worker that holds it (a scheduler that is not ours may keep one
+        copy only). What a task returns is made again from the scheduler's own copy.
+        """
+        if self.in_process:
+            return cast("Future", self.client.scatter(value, hash=False))
+        with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 TB"}):  # weights are large
+            return self.client.submit(_itself, value, pure=False)
+
+
+def _itself(value: object) -> object:
+    return value
 
 
 @contextlib.contextmanager
@@ -56,7 +79,7 @@ def connect(settings: SegmentSettings) -> Iterator[Connection]:
         else:
             client = stack.enter_context(_remote(settings.cluster))
         threads = sum(client.nthreads().values())
-        yield Connection(client, threads)
+        yield Connection(client, threads, in_process=settings.cluster == "local" and settings.workers == 1)
 
 
 def _local(workers: int) -> LocalCluster:
@@ -69,9 +92,30 @@ def _local(workers: int) -> LocalCluster:
     }
     if workers == 1:
         return LocalCluster(processes=False, **common)
+    with _deaf_children():
+        return _processes(common)
+
+
+def _processes(common: dict[str, Any]) -> LocalCluster:
     # Never fork: GDAL and PyTorch have threads by now. Dask's nannies spawn; a script without a main guard would
     # start itself again in each, which is why the guard is in the documentation.
     return LocalCluster(processes=True, host="127.0.0.1", **common)
+
+
+@contextlib.contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Processes started by threads that are started here do not hear Ctrl-C: it ends the run, not its workers' tiles.
+
+    A terminal sends SIGINT to the whole process group. A blocked signal stays blocked in a thread's threads and in its
+    processes from their first instruction on; a handler would be set too late, after seconds of imports. In this
+    process the signal goes to another thread, or waits until the end of the block.
+    """
+    resource_tracker.ensure_running()  # starting it later would unblock the signal in that thread
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _remote(address: str) -> Client:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -46,10 +47,10 @@ class DemoResult:
         return float(np.nanmean(self.iou))
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values."""
+        """As plain values; None for a class that is neither there nor found, which has no IoU."""
         return {
             "out": str(self.run.out_dir),
-            "iou_unseen": [round(v, 4) for v in self.iou],
+            "iou_unseen": [None if math.isnan(v) else round(v, 4) for v in self.iou],
             "mean_iou_unseen": round(self.mean_iou, 4),
             "timings_s": self.timings_s,
             "run": self.run.summary,

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from distributed.scheduler import KilledWorker
 
@@ -28,6 +28,8 @@ _MOST_FAILURES = 5
 """Failed tiles after which no more are started: the cause is then not the tile."""
 _GRACE_S = 10.0
 """Time given to a worker to say why a tile failed."""
+_AGAIN = ("lost", "pending")
+"""A worker that dies takes the answers with it that nobody fetched; Dask computes them again on another."""
 
 
 @dataclass(slots=True)
@@ -107,18 +109,20 @@ def run_tiles(
         PipelineError: The first tile's failure, after the others are finished and kept.
     """
     client = connection.client
-    recipe = client.scatter(job, broadcast=True, hash=False)
+    recipe = connection.share(job)
     waiting = iter(tiles)
     running: dict[Future, Tile] = {}
     finished: queue.Queue[Future] = queue.Queue()
     failures: list[tuple[Tile, BaseException]] = []
 
+    def watch(future: Future, tile: Tile) -> None:
+        running[future] = tile
+        future.add_done_callback(finished.put)
+
     def submit_next() -> None:
         tile = next(waiting, None)
         if tile is not None:
-            future = client.submit(run_tile, recipe, tile, attempts.get(tile.index, 0) + 1, pure=False)
-            running[future] = tile
-            future.add_done_callback(finished.put)
+            watch(client.submit(run_tile, recipe, tile, attempts.get(tile.index, 0) + 1, pure=False), tile)
 
     for _ in range(2 * connection.slots):
         submit_next()
@@ -127,10 +131,14 @@ def run_tiles(
             with contextlib.suppress(queue.Empty):
                 future = finished.get(timeout=0.2)
                 tile = running.pop(future)
-                if future.status == "finished":
-                    on_done(future.result())
+                if future.status in _AGAIN:
+                    watch(future, tile)
+                    continue
+                outcome = _outcome(future)
+                if isinstance(outcome, TileDone):
+                    on_done(outcome)
                 else:
-                    failures.append((tile, _cause(future)))
+                    failures.append((tile, outcome))
                 if len(failures) < _MOST_FAILURES:
                     submit_next()
         _abandon(running)
@@ -149,12 +157,14 @@ def _abandon(running: dict[Future, Tile]) -> None:
         time.sleep(0.5)
 
 
-def _cause(future: Future) -> BaseException:
+def _outcome(future: Future) -> TileDone | BaseException:
+    """What became of a tile whose future has ended."""
     try:
-        error = future.exception(timeout=_GRACE_S)
+        if future.status == "finished":
+            return cast("TileDone", future.result())
+        return cast("BaseException", future.exception(timeout=_GRACE_S))
     except BaseException as caught:  # noqa: BLE001 - a cancelled or lost future raises instead of returning
         return caught
-    return error if isinstance(error, BaseException) else RuntimeError("the tile was lost")
 
 
 def _failure(tile: Tile, error: BaseException, *, count: int) -> PipelineError:

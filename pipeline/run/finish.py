@@ -12,7 +12,7 @@ import numpy as np
 from pipeline.report.preview import read_overview_mask, write_preview
 from pipeline.run.doctor import versions
 from pipeline.run.events import Event, Notice, StageAdvanced, StageFinished, StageStarted
-from pipeline.run.picture import scene_picture
+from pipeline.run.picture import Picture
 from pipeline.run.vectorize import classes_to_polygonize
 from pipeline.store import (
     ResultFile,
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from pipeline.run.settings import SegmentSettings
     from pipeline.scene import Scene
     from pipeline.store import Staging, TileRecord, TileStore
+    from pipeline.vector import PolygonSet
 
 _MANY_POLYGONS = 100_000
-_PREVIEW_PX = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +67,8 @@ class Finisher:
     staging: Staging
     scratch: Path
     tell: Callable[[Event], None]
+    check: Callable[[], None]
+    """Called often; raises when the run is to stop."""
     _names: list[str] = field(default_factory=list)
 
     def run(self) -> Finished:
@@ -80,6 +82,7 @@ class Finisher:
         return Finished(names=tuple(self._names), files=files, num_polygons=num_polygons, area_m2=self._areas())
 
     def _stage(self, name: str, work: Callable[[], Any]) -> Any:
+        self.check()
         started = time.monotonic()
         self.tell(StageStarted(name=name))
         result = work()
@@ -96,6 +99,7 @@ class Finisher:
             "geobox": self.scene.geobox,
             "legend": self.model.spec.legend(),
             "tags": {"SCENEMASK_MODEL": f"{self.model.spec.name} {self.model.digest[:16]}"},
+            "between_steps": self.check,
         }
         digests = {i: r.mask_sha256 for i, r in self.records.items()}
         write_mask_cog(self._path("mask.tif"), read=self.store.read_mask, digests=digests, **common)
@@ -114,25 +118,38 @@ class Finisher:
             include=classes_to_polygonize(legend, None),
             names=legend.names(),
             min_area_m2=self.settings.min_area,
-            progress=lambda done, total: self.tell(StageAdvanced(name="polygons", done=done, total=total)),
+            progress=self._polygons_advanced,
         ) as polygons:
+            polygons.before_batch = self.check
             for suffix in self.settings.vectors:
-                write_polygons(polygons, self._path(f"polygons.{suffix}"), overwrite=True)
+                self._write_polygons(polygons, suffix)
             count = polygons.num_polygons
         self.tell(StageFinished(name="polygons", seconds=time.monotonic() - started))
         if count > _MANY_POLYGONS and "geojson" in self.settings.vectors:
             self.tell(Notice(text=f"{count:,} polygons are much for GeoJSON; --vectors parquet is smaller and faster"))
         return count
 
+    def _polygons_advanced(self, done: int, total: int) -> None:
+        self.tell(StageAdvanced(name="polygons", done=done, total=total))
+        self.check()
+
+    def _write_polygons(self, polygons: PolygonSet, suffix: str) -> None:
+        try:
+            write_polygons(polygons, self._path(f"polygons.{suffix}"), overwrite=True)
+        except Exception:
+            self.check()  # a driver that is stopped in the middle calls it a failed write
+            raise
+
     def _small_files(self) -> None:
         legend = self.model.spec.legend()
         mask = self.staging.path("mask.tif")
+        picture = Picture.of(self.scene)
         self._names.append(write_class_names(mask, legend).name)
         write_qgis_style(self._path("mask.qml"), legend)
         write_preview(
             self._path("preview.png"),
-            rgb=scene_picture(self.scene, max_px=_PREVIEW_PX),
-            mask=read_overview_mask(mask, max_px=_PREVIEW_PX),
+            rgb=picture.assemble(self.store.path),
+            mask=read_overview_mask(mask, shape=picture.picture_hw),
             legend=legend,
             class_px=[sum(r.class_px[c.value] for r in self.records.values() if r.class_px) for c in legend],
         )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from pipeline.errors import OutputError
 from pipeline.run.settings import COSMETIC, SegmentSettings
 
@@ -26,6 +28,26 @@ def identity(scene: Scene, model: Model, settings: SegmentSettings, *, aoi_diges
     }
 
 
+def adopt_settings(given: SegmentSettings, recorded: dict[str, Any]) -> SegmentSettings:
+    """The settings of the run that is there, under those given explicitly.
+
+    Cosmetic ones are never adopted, but for `verify`: who asked for it once wants it of the whole run.
+
+    Args:
+        given: Made from what was given alone, so that `model_fields_set` tells it.
+        recorded: Settings in plan.json or run.json; may be empty.
+
+    Returns:
+        `given` where the two make no valid settings together: a given one then differs from the record, and is refused.
+    """
+    explicit = {name: getattr(given, name) for name in given.model_fields_set}
+    adopted = {name: value for name, value in recorded.items() if name not in COSMETIC or name == "verify"}
+    try:
+        return type(given).model_validate({**adopted, **explicit})
+    except ValidationError:
+        return given
+
+
 def refuse_differences(before: dict[str, Any], now: dict[str, Any], *, explicit: set[str], where: Path) -> None:
     """Compare a run with the one that is already there.
 
@@ -41,6 +63,8 @@ def refuse_differences(before: dict[str, Any], now: dict[str, Any], *, explicit:
     lines = _differences("scene", before["scene"], now["scene"]) + _differences("model", before["model"], now["model"])
     old, new = before["settings"], now["settings"]
     asked = {name: new[name] for name in explicit if name in new}
+    # The path of the area of interest may have been adopted; what lies there now is another matter.
+    asked["aoi"] = new["aoi"]
     lines += _differences("setting", {name: old.get(name) for name in asked}, asked)
     if lines:
         raise OutputError(

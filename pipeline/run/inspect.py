@@ -7,32 +7,48 @@ from typing import Any
 
 from pipeline.scene import describe_scene, open_scene
 
-_MODEL_SUFFIXES = {".safetensors", ".pt", ".pth", ".ckpt", ".bin"}
+_MODEL_SUFFIXES = {".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".onnx", ".pt2", ".torchscript"}
 
 
-def inspect_target(target: str | Path, *, assume_crs: str | None = None, nodata: float | None = None) -> dict[str, Any]:
-    """Facts of a scene, or of a model when `target` is a model folder or a weights file.
+def inspect_target(
+    target: str | Path,
+    *,
+    assume_crs: str | None = None,
+    nodata: float | None = None,
+    trust_model: bool = False,
+    write: bool = False,
+) -> dict[str, Any]:
+    """Facts of a scene, or of a model when `target` is a model folder or a network file.
+
+    Args:
+        target: Scene or model.
+        assume_crs: For a scene without CRS.
+        nodata: For a scene that declares none or a wrong one.
+        trust_model: Run TorchScript and torch.export files.
+        write: Write what was measured into the model's `model.json`.
 
     Raises:
         PipelineError: It is neither, or cannot be used.
     """
     target = Path(target)
     if target.is_dir() or target.suffix in _MODEL_SUFFIXES or target.name == "model.json":
-        return describe_model(target)
+        return describe_model(target, trust_model=trust_model, write=write)
     scene = open_scene(target, assume_crs=assume_crs, nodata=nodata, allow_no_crs=assume_crs is None)
     facts: dict[str, Any] = describe_scene(scene)
     return facts
 
 
-def describe_model(path: Path) -> dict[str, Any]:
+def describe_model(path: Path, *, trust_model: bool = False, write: bool = False) -> dict[str, Any]:
     """Inputs, outputs and measured traits of a model.
 
     Raises:
         ModelError: It cannot be used.
     """
-    from pipeline.model import load_model  # noqa: PLC0415 - torch is not needed to inspect a scene
+    from pipeline.model import load_model, write_traits  # noqa: PLC0415 - torch is not needed to inspect a scene
 
-    model = load_model(path)
+    model = load_model(path, trust_model=trust_model)
+    if write:
+        write_traits(model)
     spec, traits = model.spec, model.traits
     rows = zip(spec.bands, spec.scaling.scale, spec.scaling.offset, spec.scaling.mean, spec.scaling.std, strict=True)
     sizes = f"{traits.size_remainder} + " if traits.size_remainder else ""

@@ -26,5 +26,5 @@ def plan(scene: Any, model: Model | str | Path, **options: Any) -> Plan:
     """
     settings = make_settings(options)
     if not isinstance(model, Model):
-        model = load_model(model, bare=bare_options(settings))
+        model = load_model(model, bare=bare_options(settings), trust_model=settings.trust_model)
     return make_plan(resolve_scene(scene, model, settings), model, settings)

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 from pipeline.run.doctor import versions
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from pipeline.model import Model
     from pipeline.run.finish import Finished
     from pipeline.run.plan import Plan
     from pipeline.run.settings import SegmentSettings
+    from pipeline.run.verify import Verification
     from pipeline.scene import Scene
     from pipeline.store import TileRecord
 
@@ -27,8 +28,10 @@ def run_record(
     plan: Plan,
     model: Model,
     scene: Scene,
+    warnings: Sequence[str],
     records: list[TileRecord],
     finished: Finished,
+    verified: Verification | None,
     timings: Mapping[str, float],
     started: float,
 ) -> dict[str, Any]:
@@ -50,8 +53,9 @@ def run_record(
             "empty": sum(record.kind == "empty" for record in records),
             "worker_seconds": round(sum(record.seconds for record in records), 3),
         },
+        "verify": None if verified is None else verified.to_json(),
         "valid_px": sum(record.valid_px for record in records),
-        "warnings": list(scene.warnings),
+        "warnings": list(warnings),
         "deterministic": True,
         "settings": settings.model_dump(mode="json"),
         "identity": dict(identity),

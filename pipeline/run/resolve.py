@@ -6,13 +6,13 @@ import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, UsageError
 from pipeline.scene import open_scene
 
 if TYPE_CHECKING:
     from pipeline.model import BareOptions, Model
     from pipeline.run.settings import SegmentSettings
-    from pipeline.scene import Scene
+    from pipeline.scene import Band, Scene
 
 _ALIASES = {
     "r": "red", "g": "green", "b": "blue", "n": "nir",
@@ -35,11 +35,14 @@ def resolve_scene(source: Any, model: Model | None, settings: SegmentSettings) -
 
     Raises:
         InputError: The scene cannot be used, or IN-012: its bands are not those of the model.
+        UsageError: CF-014, options for opening a scene were given with one that is open.
     """
     if isinstance(source, str | Path) or not hasattr(source, "read_block"):
         source = open_scene(
             source, nodata=settings.nodata, assume_crs=settings.assume_crs, allow_no_crs=settings.allow_no_crs
         )
+    else:
+        _refuse_opening_options(settings)
     scene: Scene = source
     if settings.bands is not None:
         scene = scene.select([int(b) if b.isdecimal() else b for b in settings.bands])
@@ -50,26 +53,59 @@ def resolve_scene(source: Any, model: Model | None, settings: SegmentSettings) -
     return scene
 
 
+def _refuse_opening_options(settings: SegmentSettings) -> None:
+    given = {
+        "nodata": settings.nodata,
+        "assume_crs": settings.assume_crs,
+        "allow_no_crs": settings.allow_no_crs or None,
+    }
+    late = [f"{name}={value!r}" for name, value in given.items() if value is not None]
+    if late:
+        raise UsageError(
+            f"{', '.join(late)} given with a scene that is open already, expected with its path",
+            code="CF-014",
+            title="Option comes too late",
+            fix=f"open_scene(path, {', '.join(late)}), or give the path instead of the Scene",
+        )
+
+
 def _match_by_name(scene: Scene, model: Model) -> Scene:
-    """Bands in the model's order when every one of its names is found; else the scene as it is."""
+    """Bands in the model's order when every one of its names is found; else the scene as it is.
+
+    Raises:
+        InputError: IN-012, both sides name their bands and have no name in common: an order would be a guess.
+    """
     found: dict[str, int] = {}
     for band in scene.bands:
-        for name in (band.name, band.color):
-            found.setdefault(canonical_band(name), band.index)
+        for name in _names(band):
+            found.setdefault(name, band.index)
     wanted = [canonical_band(name) for name in model.spec.bands]
     if len(set(wanted)) == len(wanted) and all(name in found for name in wanted):
         return scene.select([found[name] for name in wanted])
-    named = [band for band in scene.bands if band.described]
-    if named and not all(name.isdecimal() for name in model.spec.bands) and len(scene.bands) != len(wanted):
-        raise _mismatch(scene, model)
+    named = any(band.described and not _is_number(band.name) for band in scene.bands)
+    if named and not all(map(_is_number, model.spec.bands)):
+        if not found.keys() & set(wanted):
+            raise _mismatch(scene, model, "; not one name is the same on both sides")
+        if len(scene.bands) != len(wanted):
+            raise _mismatch(scene, model)
     return scene
 
 
 def matched_by_position(scene: Scene, model: Model) -> bool:
-    """True when band names of scene and model have nothing in common, so that their order was trusted."""
-    return [canonical_band(b.name) for b in scene.bands] != [canonical_band(n) for n in model.spec.bands] and [
-        canonical_band(b.color) for b in scene.bands
-    ] != [canonical_band(n) for n in model.spec.bands]
+    """True when some band is not called what the model calls it, by name or colour: its place was trusted."""
+    return any(
+        canonical_band(name) not in _names(band) for band, name in zip(scene.bands, model.spec.bands, strict=True)
+    )
+
+
+def _names(band: Band) -> tuple[str, str]:
+    """What a band may be called: its own name, then its colour."""
+    return canonical_band(band.name), canonical_band(band.color)
+
+
+def _is_number(name: str) -> bool:
+    """Names that say no more than the place: "3", "Band 3"."""
+    return canonical_band(name).removeprefix("band").isdecimal()
 
 
 def bare_options(settings: SegmentSettings) -> BareOptions:
@@ -93,14 +129,14 @@ def canonical_band(name: str) -> str:
     return _ALIASES.get(key, key)
 
 
-def _mismatch(scene: Scene, model: Model) -> InputError:
+def _mismatch(scene: Scene, model: Model, more: str = "") -> InputError:
     have = [band.name for band in scene.bands]
     missing = [name for name in model.spec.bands if canonical_band(name) not in {canonical_band(n) for n in have}]
     near = [match for name in missing for match in difflib.get_close_matches(name, have, n=1)]
     hint = f" (near: {', '.join(near)})" if near else ""
     return InputError(
         f"scene has {len(have)} bands ({', '.join(have)}), model {model.spec.name!r} expects "
-        f"{len(model.spec.bands)} ({', '.join(model.spec.bands)})",
+        f"{len(model.spec.bands)} ({', '.join(model.spec.bands)}){more}",
         code="IN-012",
         title="Bands do not match the model",
         where=f"scene {scene.name}",

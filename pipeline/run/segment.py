@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import OutputError
+from pipeline.errors import OutputError, PipelineError
 from pipeline.infer import resolve_device
 from pipeline.model import Model, load_model
 from pipeline.run.cluster import connect
 from pipeline.run.events import Event, Listener, Notice, StageAdvanced, StageFinished, StageStarted, silent
 from pipeline.run.execute import StopFlag, run_tiles, stop_on_signals
 from pipeline.run.finish import Finisher
-from pipeline.run.identity import identity, refuse_differences
-from pipeline.run.plan import Plan, make_plan
+from pipeline.run.identity import adopt_settings, identity, refuse_differences
+from pipeline.run.plan import Plan, forward_budget, make_plan
 from pipeline.run.record import run_record
 from pipeline.run.resolve import bare_options, matched_by_position, resolve_scene
-from pipeline.run.settings import COSMETIC, SegmentSettings, make_settings
+from pipeline.run.scratch import create_store, from_record, new_place, open_store, remove_store, to_record
+from pipeline.run.settings import SegmentSettings, make_settings
 from pipeline.run.tile_task import Job, TileDone
+from pipeline.run.verify import Verification, Verifier
 from pipeline.scene import Aoi
 from pipeline.store import (
     RunLock,
@@ -33,18 +36,19 @@ from pipeline.store import (
     create_output_folder,
     foreign_output,
     inspect_output,
-    require_free_space,
+    refuse_own_input,
     scan_ledger,
 )
 from pipeline.store.runfile import PLAN_FILE
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
+    from pipeline.grid import Tile, Window
     from pipeline.scene import Scene
     from pipeline.store import OutputState
 
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 """Of plan.json and run.json; raised when an older one can no longer be resumed."""
 
 
@@ -115,41 +119,105 @@ def segment(
         PipelineError: With an exit code and a fix; see `docs/errors.md`. Results that were there stay whole.
         KeyboardInterrupt: After Ctrl-C; the same call resumes.
     """
-    settings = make_settings(options)
-    out_dir = Path(out_dir)
+    given = make_settings(options)
+    out_dir = Path(out_dir).absolute()  # workers, and a resumption, may stand in another folder
+    prepare = functools.partial(_prepare, scene, model, given, out_dir=out_dir, overwrite=overwrite, listener=listener)
+    state = _inspect(out_dir, overwrite=overwrite)
+    run = prepare(state)
+    if state.kind == "complete" and not overwrite:
+        return _already_done(run, state)
+    scratch = create_output_folder(out_dir)
+    with stop_on_signals() as stop, RunLock(scratch) as lock:
+        now = _inspect(out_dir, overwrite=overwrite)
+        if now != state:  # another run began or ended before we had the lock
+            run = prepare(now)
+            if now.kind == "complete" and not overwrite:
+                return _already_done(run, now)
+        return _locked(run, scratch, lock, stop, overwrite=overwrite)
+
+
+def _inspect(out_dir: Path, *, overwrite: bool) -> OutputState:
+    """What the output folder holds.
+
+    Raises:
+        OutputError: OU-001, results that no run accounts for, and they are not to be replaced.
+    """
     state = inspect_output(out_dir)
     if state.kind == "foreign" and not overwrite:
         raise foreign_output(out_dir, state)
+    return state
+
+
+def _prepare(
+    scene: Any,
+    model: Model | str | Path,
+    given: SegmentSettings,
+    state: OutputState,
+    *,
+    out_dir: Path,
+    overwrite: bool,
+    listener: Listener,
+) -> _Run:
+    """Scene, model and settings opened, those of the run that is there adopted where they were not given.
+
+    They decide how scene and model are opened, so they are adopted before that. With `overwrite`, a run that differs
+    is not continued but replaced by one with the settings given.
+    """
+    adopted = adopt_settings(given, _recorded(state, overwrite=overwrite))
+    try:
+        run = _open(scene, model, adopted, given.model_fields_set, out_dir=out_dir, listener=listener)
+        if overwrite and state.plan is not None:
+            before: Any = state.plan["identity"]
+            refuse_differences(before, run.identity, explicit=run.explicit, where=out_dir)
+    except PipelineError:
+        if not overwrite:
+            raise
+        return _open(scene, model, given, given.model_fields_set, out_dir=out_dir, listener=listener)
+    return run
+
+
+def _recorded(state: OutputState, *, overwrite: bool) -> dict[str, Any]:
+    """Settings of the run that would be continued; empty without one."""
+    document = state.plan if overwrite or state.kind == "unfinished" else state.run
+    settings = (document or {}).get("settings")
+    return settings if isinstance(settings, dict) else {}
+
+
+def _open(
+    scene: Any,
+    model: Model | str | Path,
+    settings: SegmentSettings,
+    explicit: set[str],
+    *,
+    out_dir: Path,
+    listener: Listener,
+) -> _Run:
+    inputs = {"scene": getattr(scene, "path", scene), "model": model, "area of interest": settings.aoi}
+    refuse_own_input(out_dir, {kind: Path(path) for kind, path in inputs.items() if isinstance(path, str | Path)})
     if not isinstance(model, Model):
-        model = load_model(model, bare=bare_options(settings))
+        model = load_model(model, bare=bare_options(settings), trust_model=settings.trust_model)
     opened = resolve_scene(scene, model, settings)
     aoi = None if settings.aoi is None else Aoi.from_file(settings.aoi, opened.geobox)
-    run = _Run(
+    return _Run(
         scene=opened,
         model=model,
         settings=settings,
-        explicit=set(options),
+        explicit=explicit,
         aoi=aoi,
         identity=identity(opened, model, settings, aoi_digest=None if aoi is None else aoi.digest()),
         out_dir=out_dir,
         listener=listener,
     )
-    if state.kind == "complete" and not overwrite:
-        return _already_done(run, state)
-    scratch = create_output_folder(out_dir)
-    with stop_on_signals() as stop, RunLock(scratch) as lock:
-        return _locked(run, scratch, lock, stop, overwrite=overwrite)
 
 
 def _locked(run: _Run, scratch: Path, lock: RunLock, stop: StopFlag, *, overwrite: bool) -> RunResult:
     """Everything that happens while nobody else may touch the output."""
-    for warning in run.scene.warnings:
-        run.tell(Notice(text=warning))
-    if matched_by_position(run.scene, run.model):
-        names = ", ".join(f"{b.name} → {n}" for b, n in zip(run.scene.bands, run.model.spec.bands, strict=True))
-        run.tell(Notice(text=f"bands were matched by position: {names}"))
     plan, store = _plan_or_adopt(run, scratch, overwrite=overwrite)
+    warnings = _warnings(run)
+    for warning in warnings:
+        run.tell(Notice(text=warning))
     records = _infer(run, plan, store, scratch / "ledger", stop)
+    verified = _verify(run, plan, store, records, stop)
     stop.raise_if_set("all tiles are kept")
     staging = Staging(run.out_dir)
     staging.clear()
@@ -163,6 +231,7 @@ def _locked(run: _Run, scratch: Path, lock: RunLock, stop: StopFlag, *, overwrit
         staging=staging,
         scratch=scratch,
         tell=run.tell,
+        check=lambda: stop.raise_if_set("all tiles are kept"),
     ).run()
     stop.raise_if_set("all tiles are kept")
     _refuse_changed_scene(run)
@@ -173,14 +242,25 @@ def _locked(run: _Run, scratch: Path, lock: RunLock, stop: StopFlag, *, overwrit
         plan=plan,
         model=run.model,
         scene=run.scene,
+        warnings=warnings,
         records=list(records.values()),
         finished=done,
+        verified=verified,
         timings=run.timings,
         started=run.started,
     )
     staging.commit(done.names, record)
-    _clean_up(scratch, store, keep=run.settings.keep)
+    _clean_up(scratch, store, lock, keep=run.settings.keep)
     return _result(run.out_dir, record, resumed=False)
+
+
+def _warnings(run: _Run) -> list[str]:
+    """What a person should know before trusting the result; told, and kept in run.json."""
+    warnings = list(run.scene.warnings)
+    if run.settings.bands is None and matched_by_position(run.scene, run.model):
+        names = ", ".join(f"{b.name} → {n}" for b, n in zip(run.scene.bands, run.model.spec.bands, strict=True))
+        warnings.append(f"bands were matched by position: {names}")
+    return warnings
 
 
 def _already_done(run: _Run, state: OutputState) -> RunResult:
@@ -189,6 +269,14 @@ def _already_done(run: _Run, state: OutputState) -> RunResult:
     if "identity" not in record or "files" not in record:
         raise foreign_output(run.out_dir, state)
     refuse_differences(record["identity"], run.identity, explicit=run.explicit, where=run.out_dir)
+    if run.settings.verify and record.get("verify") is None:
+        raise OutputError(
+            "--verify was given, but the run that ended here was not verified and its tiles are gone",
+            code="OU-014",
+            title="Results were not verified",
+            where=str(run.out_dir),
+            fix="leave --verify out, or segment again with --overwrite",
+        )
     changed = changed_files(run.out_dir, record["files"])
     if changed:
         raise OutputError(
@@ -207,7 +295,7 @@ def _plan_or_adopt(run: _Run, scratch: Path, *, overwrite: bool) -> tuple[Plan, 
     document = inspect_output(run.out_dir).plan
     if document is not None and document.get("format") == _FORMAT_VERSION:
         try:
-            return _adopt(run, dict(document))
+            return _adopt(run, dict(document), scratch)
         except OutputError:
             if not overwrite:
                 raise
@@ -219,21 +307,17 @@ def _plan_or_adopt(run: _Run, scratch: Path, *, overwrite: bool) -> tuple[Plan, 
             where=str(run.out_dir),
             fix="finish it with the version that began it, or add --overwrite",
         )
-    for leftover in ("store", "ledger", "stage"):
-        shutil.rmtree(scratch / leftover, ignore_errors=True)
     plan = make_plan(run.scene, run.model, run.settings)
-    place = scratch / "store" if run.settings.scratch is None else run.settings.scratch / f"scenemask-{plan.digest}"
-    shutil.rmtree(place, ignore_errors=True)
-    require_free_space(run.out_dir, 2 * plan.scratch_bytes if run.settings.scratch is None else plan.scratch_bytes)
-    legend = run.model.spec.legend()
-    store = TileStore.create(
-        place,
-        shape=plan.tiling.shape,
-        dtype=legend.dtype,
-        fill=legend.nodata,
-        shard_hw=plan.tiling.tile_hw,
-        num_classes=len(legend) if plan.probabilities else None,
-    )
+    if document is not None:
+        remove_store(from_record(document.get("store"), scratch))
+    for leftover in ("store", "ledger"):  # what is staged is cleared before it is used
+        shutil.rmtree(scratch / leftover, ignore_errors=True)
+    return plan, _begin(run, plan, new_place(scratch, run.settings.scratch), scratch)
+
+
+def _begin(run: _Run, plan: Plan, place: Path, scratch: Path) -> TileStore:
+    """An empty store, and the frozen plan on disk."""
+    store = create_store(place, out_dir=run.out_dir, plan=plan, legend=run.model.spec.legend())
     atomic_write_json(
         scratch / PLAN_FILE,
         {
@@ -241,24 +325,24 @@ def _plan_or_adopt(run: _Run, scratch: Path, *, overwrite: bool) -> tuple[Plan, 
             "identity": run.identity,
             "settings": run.settings.model_dump(mode="json"),
             "plan": plan.to_json(),
-            "store": str(place),
+            "store": to_record(place, scratch),
         },
     )
-    return plan, store
+    return store
 
 
-def _adopt(run: _Run, document: dict[str, Any]) -> tuple[Plan, TileStore]:
+def _adopt(run: _Run, document: dict[str, Any], scratch: Path) -> tuple[Plan, TileStore]:
     refuse_differences(document["identity"], run.identity, explicit=run.explicit, where=run.out_dir)
-    recorded = {k: v for k, v in document["settings"].items() if k not in COSMETIC}
-    cosmetic = {name: getattr(run.settings, name) for name in COSMETIC}
-    run.settings = SegmentSettings.model_validate({**recorded, **cosmetic})
-    run.identity = document["identity"]
-    if run.settings.aoi is not None and run.aoi is None:
-        run.aoi = Aoi.from_file(run.settings.aoi, run.scene.geobox)
     plan = Plan.from_json(document["plan"])
-    if plan.device == "cuda":
+    if plan.engine.device == "cuda":
         resolve_device("cuda")
-    store = TileStore.open(Path(document["store"]))
+    place = from_record(document["store"], scratch)
+    store = open_store(place, plan)
+    if store is None:
+        run.tell(Notice(text=f"the finished tiles in {place} are gone; all tiles are computed again"))
+        shutil.rmtree(scratch / "ledger", ignore_errors=True)
+        place = place if run.settings.scratch is None else new_place(scratch, run.settings.scratch)
+        store = _begin(run, plan, place, scratch)
     store.remove_partials()
     return plan, store
 
@@ -268,7 +352,7 @@ def _infer(run: _Run, plan: Plan, store: TileStore, ledger: Path, stop: StopFlag
     tiles = plan.tiling.tiles()
     scan = scan_ledger(ledger, plan_id=plan.digest)
     records = dict(scan.records)
-    damaged = store.find_damaged([t.core for t in tiles], {i: _digest(r) for i, r in records.items()})
+    damaged = store.find_damaged(_until(stop, tiles), {i: _digest(r) for i, r in records.items()})
     for index in damaged:
         del records[index]
     if damaged:
@@ -291,12 +375,41 @@ def _infer(run: _Run, plan: Plan, store: TileStore, ledger: Path, stop: StopFlag
             aoi=run.aoi,
             store=store,
             ledger=ledger,
+            own_cluster=run.settings.cluster == "local",
         )
         with connect(run.settings) as connection:
             run_tiles(connection, job, missing, attempts=scan.attempts, on_done=on_done, stop=stop)
     stop.raise_if_set(f"{len(records)} of {total} tiles are kept")
     run.tell(StageFinished(name="infer", seconds=time.monotonic() - started))
     return records
+
+
+def _until(stop: StopFlag, tiles: Sequence[Tile]) -> Iterator[Window]:
+    """Cores of the tiles, until a signal comes: looking through a large store takes its time."""
+    for tile in tiles:
+        stop.raise_if_set("all finished tiles are kept")
+        yield tile.core
+
+
+def _verify(
+    run: _Run, plan: Plan, store: TileStore, records: Mapping[int, TileRecord], stop: StopFlag
+) -> Verification | None:
+    """Compare sampled windows, where that was asked for."""
+    if not run.settings.verify:
+        return None
+    started = time.monotonic()
+    run.tell(StageStarted(name="verify"))
+    made = Verifier(
+        scene=run.scene,
+        model=run.model,
+        plan=plan,
+        aoi=run.aoi,
+        store=store,
+        budget_bytes=forward_budget(run.settings),
+        check_stop=lambda: stop.raise_if_set("all tiles are kept"),
+    ).run(records, count=run.settings.verify)
+    run.tell(StageFinished(name="verify", seconds=time.monotonic() - started))
+    return made
 
 
 def _digest(record: TileRecord) -> TileDigest | None:
@@ -316,15 +429,18 @@ def _refuse_changed_scene(run: _Run) -> None:
         )
 
 
-def _clean_up(scratch: Path, store: TileStore, *, keep: bool) -> None:
+def _clean_up(scratch: Path, store: TileStore, lock: RunLock, *, keep: bool) -> None:
+    """Remove all that only an unfinished run needs; releasing the lock then removes the empty folder."""
     if keep:
         # Under its own name a plan means "unfinished".
         (scratch / PLAN_FILE).replace(scratch / "plan.kept.json")
         return
     (scratch / PLAN_FILE).unlink(missing_ok=True)
-    shutil.rmtree(store.path, ignore_errors=True)
+    remove_store(store.path)
     for name in ("ledger", "stage", "polygons"):
         shutil.rmtree(scratch / name, ignore_errors=True)
+    (scratch / "plan.kept.json").unlink(missing_ok=True)
+    lock.sweep()
 
 
 def _result(out_dir: Path, record: Mapping[str, Any], *, resumed: bool) -> RunResult:

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
 from pipeline.errors import UsageError
 
@@ -51,7 +63,15 @@ def _listed(value: Any) -> Any:
 
 
 def _texts(value: Any) -> Any:
-    return tuple(str(part) if isinstance(part, int) else part for part in _listed(value))
+    return tuple(_text(part) for part in _listed(value))
+
+
+def _text(part: Any) -> Any:
+    """Numbers of bands are text too; what a file's reader took for something else is not guessed back."""
+    if isinstance(part, float) or part is None:
+        msg = f"{part!r} is no name; put it in quotes if it is meant as one"
+        raise ValueError(msg)
+    return str(part) if isinstance(part, int) and not isinstance(part, bool) else part
 
 
 def _vectors(value: Any) -> Any:
@@ -63,19 +83,21 @@ Formats = Annotated[tuple[Literal["geojson", "gpkg", "fgb", "parquet"], ...], Be
 Pixels = Annotated[int, _quantity("px")]
 SquareMetres = Annotated[float, _quantity("m2")]
 Names = Annotated[tuple[str, ...], BeforeValidator(_texts)]
+AbsolutePath = Annotated[Path, AfterValidator(Path.absolute)]
+"""Read from the folder in which the command was given: workers may stand in another one."""
 Numbers = Annotated[tuple[float, ...], BeforeValidator(_listed)]
 
 
 class SegmentSettings(BaseModel):
     """Options of `segment`; each is a flag, a key of a settings file and a keyword in Python."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     bands: Names | None = None
     """Bands of the scene by name or 1-based number, in the model's order; matched by name if not given."""
-    aoi: Path | None = None
+    aoi: AbsolutePath | None = None
     """Polygons (any OGR format, any CRS); nothing outside is computed or written."""
-    nodata: float | None = None
+    nodata: float | None = Field(default=None, allow_inf_nan=True)
     """Value that means "no data", where the file declares none or a wrong one."""
     assume_crs: str | None = None
     """CRS of a scene that has none, such as `EPSG:32633`."""
@@ -83,6 +105,9 @@ class SegmentSettings(BaseModel):
     """Take a scene without CRS; polygons are then in pixel space."""
     tiling: Literal["auto", "exact", "blend"] = "auto"
     """exact: equals one whole forward; blend: weighted mean of overlapping patches; auto: what the network allows."""
+    halo_tolerance: float | None = Field(default=None, gt=0, lt=1)
+    """Take the smallest halo at which no probability of sampled windows changes by more, where the whole one costs too
+    much; the result then equals one whole forward up to about this."""
     overlap: Pixels | None = Field(default=None, ge=0)
     """Pixels that neighbouring patches share in blend mode; a quarter of the patch if not given."""
     patch: Pixels | None = Field(default=None, ge=1)
@@ -91,12 +116,20 @@ class SegmentSettings(BaseModel):
     """Least side of a tile's core; rounded up to whole patch cores. Changes no pixel."""
     taper: Literal["hann", "gaussian", "linear"] = "hann"
     """Weights of blend mode."""
+    tta: Literal["none", "flips", "d4"] = "none"
+    """Test-time augmentation: probabilities averaged over 4 flips, or over all 8 flips and turns of each patch."""
     padding: Literal["auto", "reflect", "edge", "zero", "network"] = "auto"
     """How the scene is extended beyond its rim; auto: what the model says, mirror if it says nothing."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where forwards run."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Of the forward; auto is float32."""
+    """Of the forward; auto: bfloat16 where hardware and `max_flip` allow it. float32 is the reference of exactness."""
+    max_flip: float = Field(default=0.002, ge=0, le=1)
+    """Largest share of sampled pixels whose class may differ from float32 for `precision: auto` to take bfloat16."""
+    backend: Literal["auto", "torch", "openvino", "onnxruntime"] = "auto"
+    """Library that runs the network; auto: OpenVINO on x86 CPUs where it gives what the network gives."""
+    trust_model: bool = False
+    """Run a TorchScript or torch.export model: such files are programs and can do anything."""
     probabilities: bool = False
     """Also write probabilities.tif, one band per class."""
     vectors: Annotated[tuple[Literal["geojson", "gpkg", "fgb", "parquet"], ...], BeforeValidator(_vectors)] = (
@@ -105,13 +138,15 @@ class SegmentSettings(BaseModel):
     """Formats of the polygons; `none` for none."""
     min_area: SquareMetres = Field(default=0.0, ge=0)
     """Smallest polygon that is written, in m2 on the ellipsoid; the mask stays as it is."""
+    verify: int = Field(default=0, ge=0)
+    """Windows that are computed once more, away from the tiling, and compared before results are written; 0: none."""
     cluster: str = "local"
     """`local`, or the address of a running Dask scheduler (`tcp://host:port`)."""
     workers: int = Field(default=1, ge=1)
     """Local workers; more than one are processes of their own."""
     memory: Annotated[int, BeforeValidator(_bytes)] | None = Field(default=None, ge=2**28)
     """Memory per worker, such as `8GB`; sets the patch."""
-    scratch: Path | None = None
+    scratch: AbsolutePath | None = None
     """Where unfinished tiles lie; inside the output folder if not given."""
     keep: bool = False
     """Keep the scratch store after success."""
@@ -130,6 +165,22 @@ class SegmentSettings(BaseModel):
     threshold: float = Field(default=0.5, gt=0, lt=1)
     """For a bare weights file with one output: class 1 where p >= threshold."""
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        """Python counts True as 1."""
+        assert info.field_name is not None
+        parts = value if isinstance(value, list | tuple) else (value,)
+        if cls.model_fields[info.field_name].annotation is not bool and any(isinstance(part, bool) for part in parts):
+            msg = "expected a value, not true or false (put it in quotes if it is meant as text)"
+            raise ValueError(msg)
+        return value
+
+    @field_serializer("nodata", when_used="json")
+    def _nodata_in_json(self, value: float | None) -> float | str | None:
+        """JSON has no NaN; and the text equals itself, so that a rerun finds the same setting."""
+        return value if value is None or math.isfinite(value) else str(value)
+
     @model_validator(mode="after")
     def _possible(self) -> Self:
         problems = []
@@ -147,7 +198,13 @@ class SegmentSettings(BaseModel):
 
 
 # What may differ between a run and its resumption: it changes no output.
-COSMETIC = frozenset({"workers", "cluster", "memory", "scratch", "keep"})
+COSMETIC = frozenset({"trust_model", "workers", "cluster", "memory", "scratch", "keep", "verify"})
+
+_COMMAND_LINE = {
+    "scene": "SCENE", "model": "-m/--model", "out": "-o/--out", "config": "--config", "overwrite": "--overwrite",
+    "json": "--json", "verbose": "-v", "v": "-v", "quiet": "-q", "q": "-q", "debug": "--debug",
+}  # fmt: skip
+"""What one command does once, and a settings file cannot hold."""
 
 
 def make_settings(given: Mapping[str, Any], *, where: str = "options") -> SegmentSettings:
@@ -163,11 +220,9 @@ def make_settings(given: Mapping[str, Any], *, where: str = "options") -> Segmen
     known = SegmentSettings.model_fields
     named = {str(key).replace("-", "_"): value for key, value in given.items()}
     problems = [_unknown(key, list(known)) for key in named if key not in known]
-    try:
-        settings = SegmentSettings(**{key: value for key, value in named.items() if key in known})
-    except ValidationError as error:
-        problems += [_sentence(detail) for detail in error.errors()]
-    if problems:
+    settings, wrong = _validated({key: value for key, value in named.items() if key in known})
+    problems += wrong
+    if settings is None or problems:
         raise UsageError(
             "; ".join(problems),
             code="CF-005",
@@ -178,7 +233,22 @@ def make_settings(given: Mapping[str, Any], *, where: str = "options") -> Segmen
     return settings
 
 
+def _validated(named: dict[str, Any]) -> tuple[SegmentSettings | None, list[str]]:
+    """Settings, or None and every problem: what cannot be combined is looked for among the right values too."""
+    try:
+        return SegmentSettings(**named), []
+    except ValidationError as error:
+        details = error.errors()
+    wrong = {detail["loc"][0] for detail in details if detail["loc"]}
+    problems = [_sentence(detail) for detail in details]
+    if wrong:
+        problems += _validated({key: value for key, value in named.items() if key not in wrong})[1]
+    return None, problems
+
+
 def _unknown(key: str, known: list[str]) -> str:
+    if key in _COMMAND_LINE:
+        return f"{key!r} is no setting: give {_COMMAND_LINE[key]} on the command line"
     nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     return f"unknown key {key!r}" + (f", did you mean {nearest[0]!r}?" if nearest else "")
 

@@ -6,7 +6,10 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.errors import UsageError
+from rasterio.errors import RasterioError
+
+from pipeline.errors import InputError, UsageError
+from pipeline.scene.magic import driver_of, read_ends
 from pipeline.store import read_legend
 from pipeline.vector import polygonize, to_geodataframe, write_polygons
 
@@ -68,7 +71,7 @@ def classes_to_polygonize(legend: Legend | None, only: Sequence[str | int] | Non
     """Class values wanted: `only`, or all but the background; None for all.
 
     Raises:
-        UsageError: CF-033 for a class that the mask does not have.
+        UsageError: CF-033 for a class that the mask does not have. Numbers are trusted where it has no names.
     """
     if only is None:
         if legend is None or legend.background is None:
@@ -76,20 +79,24 @@ def classes_to_polygonize(legend: Legend | None, only: Sequence[str | int] | Non
         return frozenset(c.value for c in legend if not c.background)
     values = {c.name: c.value for c in legend} if legend else {}
     chosen = set()
-    for item in only:
-        text = str(item)
-        if text in values:
-            chosen.add(values[text])
-        elif text.isdecimal():
-            chosen.add(int(text))
-        else:
-            raise UsageError(
-                f"the mask has no class {text!r}; it has {', '.join(values) or 'no class names'}",
-                code="CF-033",
-                title="No such class",
-                fix="use one of these names, or a number",
-            )
+    for text in map(str, only):
+        value = values.get(text, int(text) if text.isdecimal() else None)
+        if value is None or (values and value not in values.values()):
+            raise _no_class(f"class {text!r}", values)
+        chosen.add(value)
+    if not chosen:
+        raise _no_class("class without a name", values)
     return frozenset(chosen)
+
+
+def _no_class(what: str, values: dict[str, int]) -> UsageError:
+    has = ", ".join(f"{name} ({value})" for name, value in values.items())
+    return UsageError(
+        f"the mask has no {what}; it has {has or 'no class names'}",
+        code="CF-033",
+        title="No such class",
+        fix="use one of these names or numbers" if values else "use numbers",
+    )
 
 
 def _polygons(
@@ -99,7 +106,7 @@ def _polygons(
     scratch: Path | None,
     progress: Callable[[int, int], None] | None,
 ) -> PolygonSet:
-    legend = read_legend(mask)
+    legend = _checked_legend(mask)
     return polygonize(
         mask,
         scratch=scratch or Path(tempfile.gettempdir()),
@@ -108,3 +115,29 @@ def _polygons(
         min_area_m2=min_area,
         progress=progress,
     )
+
+
+def _checked_legend(mask: Path) -> Legend | None:
+    """Classes of a mask; None where it has no names.
+
+    Raises:
+        InputError: IN-001 no such file, IN-003 empty, IN-002 or IN-014 no raster, IN-031 not a readable GeoTIFF.
+    """
+    try:
+        head, _, _ = read_ends(mask)
+        if not head:
+            raise _unusable(mask, f"{mask.name} has 0 bytes", code="IN-003", fix="write it again")
+        driver = driver_of(head, mask)
+        if driver != "GTiff":
+            raise _unusable(mask, f"{mask.name} is {driver}, expected a GeoTIFF", fix="gdal_translate -of GTiff")
+        return read_legend(mask)
+    except FileNotFoundError as error:
+        raise _unusable(mask, f"there is no file {mask}", code="IN-001", fix="check the path") from error
+    except (OSError, ValueError, RasterioError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise _unusable(mask, f"{mask.name} cannot be read: {error}") from error
+
+
+def _unusable(mask: Path, what: str, *, code: str = "IN-031", fix: str = "give a GeoTIFF with one band") -> InputError:
+    return InputError(what, code=code, title="Mask cannot be used", where=str(mask), fix=fix)

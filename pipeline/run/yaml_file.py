@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -10,19 +11,37 @@ import yaml
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
     from pathlib import Path
+
+_MAX_DIGITS = 300
+"""Of a whole number: more fit no setting, and Python refuses to read very long ones."""
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Safe YAML without the surprises of version 1.1: `no` is text, `010` is 10, `12:30` is text, `1e3` is 1000."""
+    """Safe YAML without the surprises of version 1.1: `no`, `010` and `12:30` are text, `1e3` is 1000; no tags.
+
+    Numbers are only what would be written like that again: `010` may be a class name, and `64` in `patch: 064` is read
+    from the text.
+    """
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - filled below; the base class has it too
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if getattr(event, "tag", None) is not None:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the tag {event.tag!r} is not allowed: values need no type here", event.start_mark
+            )
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:  # noqa: FBT001, FBT002
         seen: dict[Any, yaml.Mark] = {}
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a list or a mapping cannot be a key", key_node.start_mark
+                )
             if key in seen:
                 raise yaml.constructor.ConstructorError(
                     f"first at line {seen[key].line + 1}", None, f"key {key!r} is given twice", key_node.start_mark
@@ -31,19 +50,17 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-def _decimal(loader: yaml.SafeLoader, node: yaml.Node) -> int:
-    assert isinstance(node, yaml.ScalarNode)
-    return int(loader.construct_scalar(node))
-
-
 for tag, pattern, first in (
     ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
     ("null", r"^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
-    ("int", r"^[-+]?[0-9]+$", "-+0123456789"),
-    ("float", r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$|^[-+]?\.(?:inf|nan)$", "-+0123456789."),
+    ("int", rf"^(?:0|-?[1-9][0-9]{{0,{_MAX_DIGITS}}})$", "-0123456789"),
+    (
+        "float",
+        r"^[-+]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(?:inf|nan))$",
+        "-+0123456789.",
+    ),
 ):
     _StrictLoader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(pattern), list(first))
-_StrictLoader.add_constructor("tag:yaml.org,2002:int", _decimal)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -67,9 +84,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
         document = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - derived from SafeLoader
     except yaml.MarkedYAMLError as error:
         raise _invalid(path, text, error) from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
+        what = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise UsageError(
-            f"not valid YAML: {error}", code="CF-003", title="Settings file is not valid YAML", where=str(path)
+            f"not valid YAML: {what}",
+            code="CF-003",
+            title="Settings file is not valid YAML",
+            where=str(path),
+            fix="write it as text with one `key: value` per line",
         ) from error
     if document is None:
         return {}

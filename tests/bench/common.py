@@ -7,7 +7,6 @@ import os
 import platform
 import re
 import statistics
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,16 +53,15 @@ def _spec(name: str, classes: int) -> ModelSpec:
     return ModelSpec(name=name, bands=BANDS, classes=tuple(f"c{i}" for i in range(classes)), scaling=scaling)
 
 
-def interleaved(repeats: int, **work: Callable[[], object]) -> dict[str, float]:
-    """Median seconds of each function; one round runs all of them, so that drift hits all alike."""
-    seconds: dict[str, list[float]] = {name: [] for name in work}
+def interleaved(repeats: int, **work: Callable[[], float | tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
+    """Median of the seconds that each function returns; one round runs all of them, so that drift hits all alike."""
+    seconds: dict[str, list[tuple[float, ...]]] = {name: [] for name in work}
     for number in range(repeats):
         for name, function in work.items():
-            started = time.perf_counter()
-            function()
-            seconds[name].append(time.perf_counter() - started)
-            print(f"  round {number + 1}/{repeats}  {name}: {seconds[name][-1]:.1f} s", flush=True)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+            found = function()
+            seconds[name].append(found if isinstance(found, tuple) else (found,))
+            print(f"  round {number + 1}/{repeats}  {name}: {seconds[name][-1][0]:.1f} s", flush=True)
+    return {name: tuple(map(statistics.median, zip(*values, strict=True))) for name, values in seconds.items()}
 
 
 def publish(name: str, title: str, command: str, rows: list[tuple[str, str, str]], facts: dict[str, Any]) -> None:

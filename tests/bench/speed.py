@@ -1,15 +1,17 @@
 """`make bench`: the whole job against its floors, in one run, as ratios.
 
-python -m tests.bench.speed [--size 8192] [--null-size 16384] [--repeats 3]
+python -m tests.bench.speed [--size 8192] [--wide-size 4096] [--null-size 16384] [--repeats 3] [--memory 3.5GB]
 """
 
 from __future__ import annotations
 
 import argparse
-import os
+import math
 import shutil
+import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import rasterio
@@ -17,47 +19,78 @@ import rasterio.shutil
 import torch
 
 import pipeline as sm
-from pipeline.grid import Window, iter_windows
-from pipeline.infer.network_input import scale
+from pipeline.grid import Window
+from pipeline.infer import Scaler, device_thread, labels_of
+from pipeline.model import make_engine
 from pipeline.scene import open_scene
 from tests.bench.common import OUT, interleaved, null_model, publish, scene_of, unet
 
 if TYPE_CHECKING:
     from pipeline.model import Model
-    from pipeline.run.segment import RunResult
+    from pipeline.run.plan import Plan
 
 
-def bare_forward(model: Model, scene_path: Path, patch_px: int) -> None:
-    """The network alone over the scene's own pixels: no halo, no reading between forwards, nothing kept.
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One network over one scene, with the options of `segment`."""
 
-    One patch of real pixels is given again and again, as often as the scene holds patches of that size.
+    name: str
+    model: Model
+    scene: Path
+    options: dict[str, Any]
+    bar: str
+
+
+class Bare:
+    """The network alone at the plan's patch size, on the plan's engine: no halo, no reading, nothing kept.
+
+    One patch of real pixels is given again and again; the time is that of as many pixels as the scene has.
     """
-    torch.set_num_threads(os.cpu_count() or 1)
-    network = model.prepare(torch.device("cpu"))
-    scene = open_scene(scene_path)
-    height, width = scene.geobox.shape
-    patch_px = min(patch_px, height, width)
-    row, col = (height - patch_px) // 2 // 16 * 16, (width - patch_px) // 2 // 16 * 16
-    block = scene.read_block(Window(row_off=row, col_off=col, height=patch_px, width=patch_px))
-    data = torch.from_numpy(np.ascontiguousarray(block.data))
-    with torch.inference_mode():
-        for part in iter_windows((height, width), (patch_px, patch_px)):
-            rows, cols = -(-part.height // 16) * 16, -(-part.width // 16) * 16
-            network(scale(data[:, :rows, :cols], None, model.spec.scaling)).argmax(dim=1).to(torch.uint8)
+
+    def __init__(self, case: Case, plan: Plan) -> None:
+        self._plan = plan
+        self._model = case.model
+        height, width = plan.tiling.patch_hw
+        scene = open_scene(case.scene)
+        box = scene.geobox.shape
+        block = scene.read_block(
+            Window(row_off=(box[0] - height) // 2, col_off=(box[1] - width) // 2, height=height, width=width)
+        )
+        self._data = torch.from_numpy(np.array(block.data))
+        self._thread = device_thread(threads=plan.engine.threads)
+        self._engine = self._thread.run(lambda: make_engine(case.model, plan.engine))
+        self._scaler = Scaler(case.model.spec.scaling)
+        self._thread.run(self._patch)  # the first forward compiles
+
+    def _patch(self) -> None:
+        with torch.inference_mode():
+            labels_of(self._engine, self._scaler(self._data, None), self._model.spec)
+
+    def seconds(self) -> float:
+        """Seconds for the scene's own pixels."""
+        patches = math.prod(self._plan.tiling.shape) / math.prod(self._plan.tiling.patch_hw)
+        started = time.perf_counter()
+        for _ in range(round(patches)):
+            self._thread.run(self._patch)
+        return (time.perf_counter() - started) * patches / round(patches)
 
 
-def end_to_end(model: Model, scene: Path, name: str) -> RunResult:
-    """The whole job into a fresh folder, without polygons."""
-    shutil.rmtree(OUT / name, ignore_errors=True)
-    return sm.segment(scene, model, OUT / name, vectors="none")
+def end_to_end(case: Case) -> tuple[float, float]:
+    """(seconds, seconds of the inference stage) of the whole job into a fresh folder, without polygons."""
+    shutil.rmtree(OUT / "speed", ignore_errors=True)
+    started = time.perf_counter()
+    result = sm.segment(case.scene, case.model, OUT / "speed", vectors="none", **case.options)
+    return time.perf_counter() - started, result.summary["timings_s"]["infer"]
 
 
-def gdal_copy(scene: Path) -> None:
-    """The same scene through GDAL's own COG driver."""
+def gdal_copy(scene: Path) -> float:
+    """Seconds of the same scene through GDAL's own COG driver."""
     target = OUT / "copy.tif"
     target.unlink(missing_ok=True)
+    started = time.perf_counter()
     with rasterio.Env(GDAL_CACHEMAX=64 << 20):
         rasterio.shutil.copy(scene, target, driver="COG", compress="DEFLATE", num_threads="ALL_CPUS")
+    return time.perf_counter() - started
 
 
 def ratio(ours_s: float, floor_s: float) -> str:
@@ -65,48 +98,69 @@ def ratio(ours_s: float, floor_s: float) -> str:
     return f"**{ours_s / floor_s:.2f}** ({ours_s:.1f} s ÷ {floor_s:.1f} s)"
 
 
+def measure(case: Case, repeats: int) -> tuple[list[tuple[str, str, str]], dict[str, Any]]:
+    """Rows of the table and the numbers behind them, for one network."""
+    plan = sm.plan(case.scene, case.model, vectors="none", **case.options)
+    bare = Bare(case, plan)
+    medians = interleaved(repeats, bare=bare.seconds, segment=lambda: end_to_end(case))
+    floor, (total, infer) = medians["bare"][0], medians["segment"]
+    redundancy = plan.tiling.redundancy()
+    patch, core = plan.tiling.patch_hw, (plan.tiling.rows.step, plan.tiling.cols.step)
+    rows = [
+        (f"{case.name}: end to end ÷ bare forward of the scene's pixels", ratio(total, floor), case.bar),
+        (
+            f"— inference stage ÷ bare forward over all patch pixels (× {redundancy:.3f})",
+            ratio(infer, floor * redundancy),
+            "≤ 1.08" if plan.engine.precision == "float32" else "",
+        ),
+        (f"— {plan.engine.backend}, patch {patch[0]} × {patch[1]}, core {core[0]} × {core[1]} px", "", ""),
+    ]
+    return rows, {"medians_s": medians, "plan": plan.summary()}
+
+
 def main() -> None:
     """Measure and publish."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--size", type=int, default=8192)
+    parser.add_argument("--wide-size", type=int, default=4096)
     parser.add_argument("--null-size", type=int, default=16384)
     parser.add_argument("--repeats", type=int, default=3)
-    options = parser.parse_args()
-    network, null = unet(), null_model()
-    scene, large = scene_of(options.size), scene_of(options.null_size)
-    plan = sm.plan(scene, network)
-    patch = plan.tiling.patch_hw[0]
-    stages: list[float] = []
-
-    def segment_unet() -> None:
-        stages.append(end_to_end(network, scene, "unet").summary["timings_s"]["infer"])
-
-    main_times = interleaved(options.repeats, bare=lambda: bare_forward(network, scene, patch), segment=segment_unet)
-    null_times = interleaved(
-        options.repeats, copy=lambda: gdal_copy(large), segment=lambda: end_to_end(null, large, "null")
-    )
-    infer = sorted(stages)[len(stages) // 2]
-    all_patches = main_times["bare"] * plan.tiling.redundancy()
-    rows = [
-        (
-            f"float32, width 16, {options.size}²: end to end ÷ bare forward of the scene's pixels",
-            ratio(main_times["segment"], main_times["bare"]),
-            "≤ 1.25",
+    parser.add_argument("--memory", default="3.5GB")
+    given = parser.parse_args()
+    scene, memory = scene_of(given.size), {"memory": given.memory}
+    exact = {**memory, "precision": "float32"}
+    cases = [
+        Case(name=f"float32, width 16, {given.size}²", model=unet(), scene=scene, options=exact, bar="≤ 1.25"),
+        Case(
+            name=f"bfloat16, width 16, {given.size}²",
+            model=unet(),
+            scene=scene,
+            options={**memory, "precision": "bfloat16"},
+            bar="≤ 1.45",
         ),
-        (
-            f"inference stage ÷ bare forward over all patch pixels (× {plan.tiling.redundancy():.3f})",
-            ratio(infer, all_patches),
-            "≤ 1.08",
+        Case(
+            name=f"float32, width 32, {given.wide_size}²",
+            model=unet(width=32),
+            scene=scene_of(given.wide_size),
+            options=exact,
+            bar="≤ 1.25 (at 8192²)",
         ),
-        (
-            f"null model (1×1 convolution), {options.null_size}² 4-band uint16: end to end ÷ GDAL copy to COG",
-            ratio(null_times["segment"], null_times["copy"]),
-            "≤ 0.55",
-        ),
-        ("patch, core, halo", f"{patch} px, {plan.tiling.rows.step} px, {plan.tiling.halo_px} px", ""),
     ]
-    facts = {"unet": main_times, "null": null_times, "infer_stage_s": infer, "plan": plan.summary()}
-    command = f"make bench (--size {options.size} --null-size {options.null_size} --repeats {options.repeats})"
+    rows: list[tuple[str, str, str]] = []
+    facts: dict[str, Any] = {}
+    for case in cases:
+        print(case.name, flush=True)
+        made, facts[case.name] = measure(case, given.repeats)
+        rows += made
+    large = scene_of(given.null_size)
+    null = Case(name="null model", model=null_model(), scene=large, options={}, bar="≤ 0.55")
+    sm.plan(large, null.model)  # measured once per model; not part of a run
+    medians = interleaved(given.repeats, copy=lambda: gdal_copy(large), segment=lambda: end_to_end(null))
+    name = f"null model (1×1 convolution), {given.null_size}² 4-band uint16: end to end ÷ GDAL copy to COG"
+    rows.append((name, ratio(medians["segment"][0], medians["copy"][0]), null.bar))
+    facts["null model"] = medians
+    options = f"--size {given.size} --wide-size {given.wide_size} --null-size {given.null_size}"
+    command = f"make bench ({options} --repeats {given.repeats} --memory {given.memory})"
     publish("speed", "Speed: the whole job against its floors", command, rows, facts)
 
 

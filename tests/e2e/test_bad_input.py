@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rasterio
 import torch
 from rasterio.control import GroundControlPoint
 
-from pipeline.cli.app import main
+from tests.commands import Cli, assert_block
 from tests.scenes import save_threshold_model, save_unet, smooth_values, write_scene
 
 SHAPE = (64, 80)
@@ -30,34 +31,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def scene(tmp_path: Path) -> Path:
     return write_scene(tmp_path / "scene.tif", smooth_values(2, SHAPE), names=("b0", "b1"))
-
-
-class Cli:
-    """Runs the command in this process."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        self._monkeypatch, self._capsys = monkeypatch, capsys
-
-    def __call__(self, *arguments: object) -> tuple[int, str, str]:
-        self._monkeypatch.setattr(sys, "argv", ["scenemask", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            main()
-        out, err = self._capsys.readouterr()
-        return int(end.value.code or 0), out, err
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    return Cli(monkeypatch, capsys)
-
-
-def _assert_block(err: str, code: str) -> None:
-    """The four-line form, and no traceback."""
-    first = next((line for line in err.splitlines() if line.startswith("ERROR  ")), "no error block")
-    assert code in first, err
-    assert "  what   " in err
-    assert "  fix    " in err
-    assert "Traceback" not in err
 
 
 def _gcps(path: Path) -> Path:
@@ -112,7 +85,7 @@ def test_bad_scenes_exit_3(cli: Cli, model: Path, tmp_path: Path, fault: str) ->
     path = make(tmp_path / "bad.tif")
     status, _, err = cli("segment", path, "-m", model, "-o", tmp_path / "out")
     assert status == 3, err
-    _assert_block(err, code)
+    assert_block(err, code)
     assert "bad" in err.split("  where  ")[1]
     assert not (tmp_path / "out" / "mask.tif").exists()
 
@@ -121,7 +94,7 @@ def test_b5_output_folder_that_cannot_be_written(cli: Cli, scene: Path, model: P
     (tmp_path / "file").write_text("in the way")
     status, _, err = cli("segment", scene, "-m", model, "-o", tmp_path / "file" / "out")
     assert status == 2
-    _assert_block(err, "CF-002")
+    assert_block(err, "CF-002")
 
 
 @pytest.mark.parametrize(
@@ -151,7 +124,7 @@ def test_f5_f6_bad_options_exit_2(
         pytest.skip("this machine has CUDA")
     status, _, err = cli("segment", scene, "-m", model, "-o", tmp_path / "out", *arguments)
     assert status == 2, err
-    _assert_block(err, code)
+    assert_block(err, code)
     assert told in err
     assert not (tmp_path / "out" / "mask.tif").exists()
 
@@ -161,6 +134,10 @@ def test_f6_all_problems_are_listed_at_once(cli: Cli, scene: Path, model: Path, 
     _, _, err = cli("segment", scene, "-m", model, "-o", tmp_path / "o", *wrong)
     for name in ("workers", "tile", "taper"):
         assert name in err
+    wrong = ["--workers", "0", "--overlap", "64", "--patch", "64"]
+    _, _, err = cli("segment", scene, "-m", model, "-o", tmp_path / "o", *wrong)
+    assert "workers: " in err
+    assert "smaller than patch" in err
 
 
 @pytest.mark.parametrize(
@@ -168,6 +145,8 @@ def test_f6_all_problems_are_listed_at_once(cli: Cli, scene: Path, model: Path, 
     [
         ("overlp: 64", "did you mean 'overlap'"),
         ("min-aera: 5", "did you mean 'min_area'"),
+        ("overwrite: true", "'overwrite' is no setting: give --overwrite on the command line"),
+        ("json: true\nv: 1\ntlie: 5", "give --json on the command line; 'v' is no setting: give -v"),
         ("patch: 64\npatch: 128", "given twice"),
         ("patch: [64", "line 1"),
         ("a:\n\tb: 1", "line 2"),
@@ -185,6 +164,20 @@ def test_f1_f2_f3_f4_bad_settings_files(
     assert status == 2, err
     assert told in err
     assert "s.yaml" in err
+
+
+@pytest.mark.parametrize("flag", ["--overwrite", "--json", "-v", "-q", "--debug"])
+def test_flags_that_a_file_cannot_hold_are_flags(cli: Cli, flag: str) -> None:
+    assert flag in cli("segment", "--help")[1]
+
+
+def test_without_arguments_the_help_is_printed_plainly(cli: Cli) -> None:
+    status, out, err = cli()
+    assert (status, out) == (2, "")
+    assert err.startswith("Usage: ")
+    assert "segment" in err
+    assert "ERROR" not in err
+    assert cli("--help")[:2] == (0, err)
 
 
 def test_a_flag_beats_the_file(cli: Cli, scene: Path, model: Path, tmp_path: Path) -> None:
@@ -209,14 +202,14 @@ def test_bad_models_exit_4(cli: Cli, scene: Path, tmp_path: Path, fault: str) ->
     (tmp_path / "model").mkdir()
     status, _, err = cli("segment", scene, "-m", make(tmp_path / "model"), "-o", tmp_path / "out")
     assert status == 4, err
-    _assert_block(err, code)
+    assert_block(err, code)
 
 
 def test_d3_class_names_of_another_number(cli: Cli, scene: Path, model: Path, tmp_path: Path) -> None:
     weights = model / "weights.safetensors"
     status, _, err = cli("segment", scene, "-m", weights, "-o", tmp_path / "out", "--class-names", "a,b,c")
     assert status == 4
-    _assert_block(err, "MD-003")
+    assert_block(err, "MD-003")
 
 
 def test_d6_a_network_that_yields_nan_fails_and_names_the_place(cli: Cli, tmp_path: Path) -> None:
@@ -227,7 +220,7 @@ def test_d6_a_network_that_yields_nan_fails_and_names_the_place(cli: Cli, tmp_pa
     weights = tmp_path / "m" / "weights.safetensors"
     status, _, err = cli("segment", path, "-m", weights, "-o", tmp_path / "out", "--std", "0.001")
     assert status == 4, err
-    _assert_block(err, "MD-006")
+    assert_block(err, "MD-006")
     assert "row " in err
     assert not (tmp_path / "out" / "mask.tif").exists()
 
@@ -252,12 +245,67 @@ def test_c15_c16_a_nodata_value_given_by_hand(cli: Cli, model: Path, tmp_path: P
 def test_cl_001_a_scheduler_that_is_not_there(cli: Cli, scene: Path, model: Path, tmp_path: Path) -> None:
     status, _, err = cli("segment", scene, "-m", model, "-o", tmp_path / "o", "--cluster", "tcp://127.0.0.1:9")
     assert status == 8
-    _assert_block(err, "CL-001")
+    assert_block(err, "CL-001")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_c3_a_block_that_cannot_be_decoded_names_its_window(
+    cli: Cli, model: Path, tmp_path: Path, workers: int
+) -> None:
+    """The file opens, and its damage is met by a worker, hours into a run if need be."""
+    layout = {"tiled": True, "blockxsize": 128, "blockysize": 128, "compress": "deflate", "nodata": 0}
+    path = write_scene(tmp_path / "s.tif", smooth_values(2, (512, 640)), names=("b0", "b1"), **layout)
+    with rasterio.open(path) as file:
+        offset = int(file.get_tag_item("BLOCK_OFFSET_2_1", "TIFF", bidx=1))
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(bytes(200))
+    options = ["--patch", "128", "--tile", "128", "--vectors", "none", "--workers", str(workers)]
+    status, _, err = cli("segment", path, "-m", model, "-o", tmp_path / "out", *options)
+    assert status == 3, err
+    assert_block(err, "IN-005")
+    where = err.split("  where  ")[1].splitlines()[0]
+    assert "s.tif, row" in where
+    assert "tile " in where
+    assert not (tmp_path / "out" / "mask.tif").exists()
+
+
+@pytest.mark.parametrize("way", ["mask.tif", "link.tif", "linked/probabilities.tif", ".scenemask/store/s.tif"])
+def test_b12_a_run_does_not_replace_what_it_reads(
+    cli: Cli, scene: Path, model: Path, tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    (out / ".scenemask" / "store").mkdir(parents=True)
+    target = out / ("mask.tif" if way == "link.tif" else way.removeprefix("linked/"))
+    content = scene.read_bytes()
+    target.write_bytes(content)
+    (tmp_path / "linked").symlink_to(out)
+    (tmp_path / "link.tif").symlink_to(target)
+    monkeypatch.chdir(tmp_path)
+    given = way if way.startswith("link") else f"out/{way}"
+    status, _, err = cli("segment", given, "-m", model, "-o", "out", "--overwrite", "--vectors", "none")
+    assert status == 2, err
+    assert_block(err, "CF-008")
+    assert target.read_bytes() == content
+
+
+def test_b12_nor_its_area_of_interest(cli: Cli, scene: Path, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    aoi = tmp_path / "out" / "polygons.geojson"
+    aoi.write_text("{}")
+    status, _, err = cli("segment", scene, "-m", model, "-o", tmp_path / "out", "--overwrite", "--aoi", aoi)
+    assert status == 2
+    assert_block(err, "CF-008")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
 @pytest.mark.parametrize("size_kb", [40, 300, 1000, 1300, 2000])
-def test_b1_b2_disk_full(cli: Cli, model: Path, tmp_path: Path, size_kb: int) -> None:
+@pytest.mark.parametrize("foreseen", [True, False])
+def test_b1_b2_disk_full(
+    cli: Cli, model: Path, tmp_path: Path, size_kb: int, monkeypatch: pytest.MonkeyPatch, *, foreseen: bool
+) -> None:
+    if not foreseen:  # something else fills the disk while the run is on its way
+        monkeypatch.setattr("pipeline.run.scratch.require_free_space", lambda *_: None)
     path = write_scene(tmp_path / "s.tif", np.random.default_rng(0).integers(1, 1000, (2, 700, 700)).astype("u2"))
     out = tmp_path / "out"
     out.mkdir()
@@ -269,7 +317,7 @@ def test_b1_b2_disk_full(cli: Cli, model: Path, tmp_path: Path, size_kb: int) ->
     try:
         status, _, err = cli("segment", path, "-m", model, "-o", out / "o")
         assert status == 7, err
-        _assert_block(err, "RS-00")
+        assert_block(err, "RS-00")
         assert not list(out.glob("o/mask.tif"))
         assert not list(out.glob("o/run.json"))
     finally:

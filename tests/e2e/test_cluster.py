@@ -15,8 +15,7 @@ import psutil
 import pytest
 
 import pipeline as sm
-from pipeline.run.cluster import connect
-from pipeline.run.settings import make_settings
+from pipeline.run.events import Event, StageAdvanced
 from tests.scenes import save_unet, sha256, smooth_values, write_scene
 
 if TYPE_CHECKING:
@@ -69,16 +68,27 @@ def test_a_given_scheduler_gives_the_same_bytes_and_is_left_running(scheduler: s
     _wait_for_workers(scheduler, 2)
 
 
+def _listening() -> list[str]:
+    """Addresses on which this process and its children take connections."""
+    me, found = psutil.Process(), []
+    for process in (me, *me.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found += [c.laddr.ip for c in process.net_connections(kind="inet") if c.status == psutil.CONN_LISTEN]
+    return found
+
+
 @pytest.mark.parametrize("workers", [1, 2])
-def test_t9_everything_listens_on_loopback_only(workers: int) -> None:
-    with connect(make_settings({"workers": workers})) as connection:
-        assert connection.slots == 3 * workers
-        me = psutil.Process()
-        listening = [
-            c.laddr.ip
-            for process in (me, *me.children(recursive=True))
-            for c in process.net_connections(kind="inet")
-            if c.status == psutil.CONN_LISTEN
-        ]
-    assert listening
-    assert all(re.match(r"127\.|::1$", ip) for ip in listening), listening
+def test_t9_everything_listens_on_loopback_only(workers: int, tmp_path: Path) -> None:
+    """Looked at whenever a tile is done, while others run."""
+    scene = write_scene(tmp_path / "scene.tif", smooth_values(2, (150, 170)), names=("b0", "b1"))
+    model = save_unet(tmp_path / "model", depth=2)
+    seen: list[list[str]] = []
+
+    def look(event: Event) -> None:
+        if isinstance(event, StageAdvanced) and event.name == "infer":
+            seen.append(_listening())
+
+    sm.segment(scene, model, tmp_path / "out", patch=64, tile=1, vectors="none", workers=workers, listener=look)
+    assert len(seen) >= 20
+    assert all(seen), "a run talks to its workers by sockets"
+    assert all(re.match(r"127\.|::1$", ip) for ips in seen for ip in ips), seen

@@ -17,7 +17,7 @@ from rasterio.features import rasterize
 from rio_cogeo.cogeo import cog_validate
 
 import pipeline as sm
-from pipeline.errors import OutputError, PipelineError
+from pipeline.errors import InputError, OutputError, PipelineError
 from tests.networks import random_scene
 from tests.scenes import NORTH_UP, save_threshold_model, save_unet, sha256, smooth_values, write_scene
 
@@ -240,6 +240,15 @@ def test_dtypes(threshold: sm.Model, tmp_path: Path, dtype: str) -> None:
         assert (mask.read(1) == (data[0] > 500)).all()
 
 
+def test_c15_nan_given_as_nodata(values: Any, threshold: sm.Model, tmp_path: Path) -> None:
+    data = values.astype(np.float32)
+    data[:, :40, :90] = np.nan
+    path = write_scene(tmp_path / "s.tif", data, names=("b0", "b1"))
+    result = sm.segment(path, threshold, tmp_path / "out", nodata=float("nan"), vectors="none")
+    assert result.summary["valid_px"] == data[0].size - 40 * 90
+    assert sm.segment(path, threshold, tmp_path / "out", nodata="nan", vectors="none").resumed
+
+
 def test_c31_bands_are_matched_by_name(values: Any, threshold: sm.Model, tmp_path: Path) -> None:
     straight = write_scene(tmp_path / "a.tif", values, nodata=0, names=("b0", "b1"))
     turned = np.stack([values[1], values[1], values[0]])
@@ -248,6 +257,36 @@ def test_c31_bands_are_matched_by_name(values: Any, threshold: sm.Model, tmp_pat
     two = sm.segment(shuffled, threshold, tmp_path / "two", vectors="none")
     three = sm.segment(shuffled, threshold, tmp_path / "three", vectors="none", bands="3,1")
     assert sha256(one.mask_path) == sha256(two.mask_path) == sha256(three.mask_path)
+
+
+def test_c30_names_that_share_nothing_with_the_model_are_refused(
+    values: Any, threshold: sm.Model, tmp_path: Path
+) -> None:
+    scene = write_scene(tmp_path / "s.tif", values, nodata=0, names=("nir", "red"))
+    with pytest.raises(InputError, match="IN-012") as caught:
+        sm.segment(scene, threshold, tmp_path / "refused", vectors="none")
+    assert "--bands" in caught.value.fix
+    told: list[Any] = []
+    result = sm.segment(scene, threshold, tmp_path / "asked", vectors="none", bands="2,1", listener=told.append)
+    assert not [event for event in told if "position" in getattr(event, "text", "")]
+    assert result.summary["warnings"] == []
+    with rasterio.open(result.mask_path) as mask:
+        assert (mask.read(1) == np.where((values == 0).any(axis=0), 255, values[1] > 500)).all()
+
+
+@pytest.mark.parametrize(
+    "names", [None, ("b0", "red"), ("Band 1", "Band 2"), ("b0", None)], ids=["none", "some", "numbers", "half"]
+)
+def test_c31_a_match_by_position_is_told_and_recorded(
+    values: Any, threshold: sm.Model, tmp_path: Path, names: tuple[str, ...] | None
+) -> None:
+    scene = write_scene(tmp_path / "s.tif", values, nodata=0, names=names)
+    told: list[Any] = []
+    result = sm.segment(scene, threshold, tmp_path / "out", vectors="none", listener=told.append)
+    notices = [event.text for event in told if "position" in getattr(event, "text", "")]
+    assert len(notices) == 1
+    assert notices == result.summary["warnings"]
+    assert sm.segment(scene, threshold, tmp_path / "again", vectors="none", bands="1,2").summary["warnings"] == []
 
 
 def test_aoi_limits_the_output_and_changes_nothing_beside_it(scene: Path, unet: sm.Model, tmp_path: Path) -> None:

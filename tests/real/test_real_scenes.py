@@ -110,11 +110,21 @@ def _check_geojson(path: Path, frame: Any, crs: Any, transform: Any) -> None:
     back = Transformer.from_crs("EPSG:4326", crs, always_xy=True)
     pixel = (abs(transform.determinant)) ** 0.5
     by_id = dict(zip(frame["id"], frame.geometry, strict=True))
-    for feature in document["features"][:: max(1, len(frame) // 50)]:
+    assert {feature["properties"]["id"] for feature in document["features"]} == set(by_id)
+    for feature in document["features"]:
         shape = shapely.geometry.shape(feature["geometry"])
         assert all(p.exterior.is_ccw for p in getattr(shape, "geoms", [shape]))
         returned = shapely.transform(shape, back.transform, interleaved=False)
-        assert returned.hausdorff_distance(by_id[feature["properties"]["id"]]) <= 0.1 * pixel
+        assert _farthest(returned, by_id[feature["properties"]["id"]]) <= 0.1 * pixel
+
+
+def _farthest(shape: Any, original: Any) -> float:
+    """Hausdorff distance; its cost grows with the square of the vertices, so of giants some vertices speak for all."""
+    if shapely.get_num_coordinates(shape) <= 2000:
+        return float(shape.hausdorff_distance(original))
+    points = shapely.points(shapely.get_coordinates(shape))
+    some = points[:: len(points) // 200]
+    return float(shapely.distance(some, original.boundary).max())
 
 
 def test_banepa_buildings(buildings: tuple[Path, sm.Model], real_data: Path, tmp_path: Path) -> None:

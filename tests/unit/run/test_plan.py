@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ def _scene(shape: tuple[int, int] = (4000, 5000)) -> object:
 
 
 def _plan(model: Model, **options: object) -> Plan:
-    return make_plan(_scene(), model, make_settings(options))  # type: ignore[arg-type]
+    return make_plan(_scene(), model, make_settings({"precision": "float32", **options}))  # type: ignore[arg-type]
 
 
 def test_a_plan_survives_json(model: Model) -> None:
@@ -52,7 +53,7 @@ def test_less_memory_means_smaller_patches_and_the_budget_holds(model: Model) ->
     sides = []
     for memory in ("800MB", "1200MB", "3GB"):
         plan = _plan(model, memory=memory)
-        sides.append(plan.tiling.patch_hw[0])
+        sides.append(math.prod(plan.tiling.patch_hw))
         assert plan.peak_bytes <= 1.15 * {"800MB": 0.8e9, "1200MB": 1.2e9, "3GB": 3e9}[memory]
     assert sides == sorted(sides)
     assert sides[0] < sides[-1]
@@ -65,7 +66,7 @@ def test_more_classes_shrink_the_patch() -> None:
         return model_from_module(torch.nn.Conv2d(2, classes, 1), spec)
 
     few, lots = (_plan(many(n), memory="1GB") for n in (4, 200))
-    assert lots.tiling.patch_hw[0] < few.tiling.patch_hw[0]
+    assert math.prod(lots.tiling.patch_hw) < math.prod(few.tiling.patch_hw)
     assert lots.forward_bytes <= 1.1 * max(few.forward_bytes, 4e8)
 
 
@@ -79,7 +80,7 @@ def test_patches_are_equal_parts(model: Model) -> None:
 def test_too_little_memory_is_refused_with_the_number_needed() -> None:
     wide = unet_model(depth=4, width=64)
     with pytest.raises(ResourceError, match="RS-004") as caught:
-        make_plan(_scene(), wide, make_settings({"memory": "620MB"}))  # type: ignore[arg-type]
+        make_plan(_scene(), wide, make_settings({"memory": "610MB"}))  # type: ignore[arg-type]
     assert "--memory" in caught.value.fix
 
 
@@ -105,3 +106,33 @@ def test_the_tile_is_whole_patch_cores(model: Model) -> None:
         assert plan.tiling.tile_hw[0] % plan.tiling.rows.step == 0
         assert plan.tiling.tile_hw[0] >= min(tile, 1)
     assert _plan(model, patch=256, tile=1).tiling.rows == _plan(model, patch=256, tile=999).tiling.rows
+
+
+def test_a_tolerance_shortens_the_halo_and_says_by_how_much(model: Model) -> None:
+    deep = unet_model(depth=4)
+    assert deep.traits.halo_px == 96
+    import xarray as xr
+
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 1000, (2, 700, 800)).astype(np.uint16)
+    scene = open_scene(xr.DataArray(pixels, dims=("band", "y", "x")), allow_no_crs=True)
+    plans = {
+        tolerance: make_plan(scene, deep, make_settings({"halo_tolerance": tolerance}))
+        for tolerance in (1e-9, 1e-3, 0.2)
+    }
+    halos = [plan.tiling.halo_px for plan in plans.values()]
+    assert halos[0] == 96
+    assert halos == sorted(halos, reverse=True)
+    assert halos[-1] < 96
+    assert all(halo % 16 == 0 for halo in halos)
+    assert "change probabilities by at most" in plans[0.2].reason
+    assert "no smaller halo" in plans[1e-9].reason
+    with pytest.raises(UsageError, match="halo-tolerance"):
+        make_plan(scene, deep, make_settings({"halo_tolerance": 0.1, "tiling": "blend"}))
+
+
+def test_a_patch_beyond_the_memory_given_is_refused(model: Model) -> None:
+    with pytest.raises(ResourceError, match="2048 x 2048 px need") as caught:
+        _plan(model, memory="700MB", patch=2048)
+    assert caught.value.code == "RS-004"
+    assert "--memory" in str(caught.value.fix)

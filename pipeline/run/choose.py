@@ -1,0 +1,177 @@
+"""Which library, precision and patch a run uses: measured where it pays, decided once by the client."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from pipeline.errors import ModelError, UsageError
+from pipeline.infer import Calibration, Scaler, calibrate, device_thread, labels_of
+from pipeline.model import EngineSpec, openvino
+from pipeline.model.engine import has_fast_bfloat16, make_engine
+from pipeline.model.foreign import OnnxNetwork
+from pipeline.run.scene_samples import sample_blocks
+
+if TYPE_CHECKING:
+    from pipeline.infer import DeviceThread
+    from pipeline.model import Backend, Model, Precision
+    from pipeline.run.settings import SegmentSettings
+    from pipeline.scene import Scene
+
+WORTH_MEASURING_PX = 3_000_000
+"""Scenes below this are done before a measurement would have paid: PyTorch, float32, no calibration."""
+_SAMPLE_PX = 384
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineChoice:
+    """What runs the network, and why."""
+
+    spec: EngineSpec
+    reason: str
+    """One sentence: why this library and this precision."""
+    flips_frac: float | None
+    """Share of sampled pixels whose class differs from float32; None when float32 was taken without a comparison."""
+    calibration: Calibration | None
+    """Time and memory of a forward; None where they were not worth measuring."""
+
+
+def choose_engine(
+    scene: Scene, model: Model, settings: SegmentSettings, *, device: str, one_size: bool, budget_bytes: int
+) -> EngineChoice:
+    """Resolve `backend` and `precision`.
+
+    Args:
+        scene: Where windows are sampled.
+        model: The model.
+        settings: What was asked for.
+        device: `cpu` or `cuda`.
+        one_size: Whether all patches will have one size.
+        budget_bytes: What a forward may take.
+
+    Raises:
+        ModelError: MD-012 when the backend that was asked for cannot run the network here.
+        UsageError: CF-006 when the precision that was asked for is not to be had.
+    """
+    threads = threads_per_forward(settings)
+    thread = device_thread(threads=threads)
+    small = math.prod(scene.geobox.shape) < WORTH_MEASURING_PX
+    backend, why = _backend(model, settings.backend, device=device, small=small)
+    spec = EngineSpec(backend=backend, device=device, precision="float32", threads=threads, one_size=one_size)
+    precision, flips, because = _precision(scene, model, settings, spec, thread, small=small)
+    spec = spec.model_copy(update={"precision": precision})
+    return EngineChoice(
+        spec=spec,
+        reason=f"{why}; {because}",
+        flips_frac=flips,
+        calibration=None if small and backend == "torch" else calibrate(model, spec, thread, budget_bytes=budget_bytes),
+    )
+
+
+def threads_per_forward(settings: SegmentSettings) -> int:
+    """Cores that this process may use, shared out among the workers."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // settings.workers)
+
+
+def _backend(model: Model, wanted: str, *, device: str, small: bool) -> tuple[Backend, str]:
+    """(backend, why)."""
+    own: Backend = "onnxruntime" if isinstance(model.network, OnnxNetwork) else "torch"
+    name = {"onnxruntime": "ONNX Runtime", "torch": "PyTorch"}[own]
+    if wanted == own:
+        return own, f"{name} was asked for"
+    if wanted not in {"auto", "openvino"}:
+        raise _cannot_run(wanted, f"this network runs on {name}, or on OpenVINO")
+    if device != "cpu":
+        why_not: str | None = f"OpenVINO does not run on {device}"
+    elif small and wanted == "auto":
+        why_not = "the scene is too small for OpenVINO to pay"
+    else:
+        why_not = openvino.why_not(model)
+    if why_not is None:
+        return "openvino", "OpenVINO was asked for" if wanted != "auto" else f"OpenVINO, checked against {name}"
+    if wanted != "auto":
+        raise _cannot_run(wanted, why_not)
+    return own, f"{name}: {why_not}"
+
+
+def _cannot_run(backend: str, why: str) -> ModelError:
+    return ModelError(
+        f"--backend {backend} was asked for: {why}",
+        code="MD-012",
+        title="Backend cannot run the network",
+        fix="use --backend auto, or install the extra that brings it: scenemask[openvino], scenemask[onnx]",
+    )
+
+
+def _precision(
+    scene: Scene, model: Model, settings: SegmentSettings, spec: EngineSpec, thread: DeviceThread, *, small: bool
+) -> tuple[Precision, float | None, str]:
+    """(precision, measured share of flipped classes, why)."""
+    wanted = settings.precision
+    if wanted != "auto":
+        _refuse_precision(wanted, spec)
+        flips = None if wanted == "float32" else measure_flips(scene, model, spec, wanted, thread)
+        return wanted, flips, f"{wanted} was asked for"
+    why_exact = (
+        "as the file is" if spec.backend == "onnxruntime"
+        else f"this {spec.device} has no fast bfloat16" if not has_fast_bfloat16(spec.device)
+        else "the scene is small" if small
+        else None
+    )  # fmt: skip
+    flips = measure_flips(scene, model, spec, "bfloat16", thread) if why_exact is None else None
+    if flips is None:
+        return "float32", None, f"float32: {why_exact or 'no valid pixel was found to compare bfloat16 on'}"
+    share = f"bfloat16 changes the class of {flips:.3%} of sampled pixels"
+    if flips <= settings.max_flip:
+        return "bfloat16", flips, f"{share}, at most {settings.max_flip:.2%} are allowed"
+    return "float32", flips, f"float32: {share}, more than {settings.max_flip:.2%}"
+
+
+def _refuse_precision(wanted: Precision, spec: EngineSpec) -> None:
+    slow = wanted == "float16" and spec.device == "cpu"
+    if slow or (wanted != "float32" and spec.backend == "onnxruntime"):
+        why = (
+            "on a CPU, where bfloat16 is faster and more exact" if slow else "with ONNX Runtime, which keeps the file's"
+        )
+        raise UsageError(
+            f"--precision {wanted} {why}",
+            code="CF-006",
+            title="Options do not fit the network",
+            fix="use --precision auto or float32, or bfloat16 with --backend openvino or torch",
+        )
+
+
+def measure_flips(
+    scene: Scene, model: Model, spec: EngineSpec, precision: Precision, thread: DeviceThread
+) -> float | None:
+    """Share of valid pixels, in a few windows spread over the scene, whose class differs from float32.
+
+    Returns:
+        0 to 1, or None when no valid pixel was found.
+    """
+    sizes = model.traits.sizes
+    side = sizes.at_most(min(*scene.geobox.shape, sizes.at_least(_SAMPLE_PX)))
+    if side is None:
+        return None
+    scaler = Scaler(model.spec.scaling)
+    margin = model.traits.margin_px
+
+    def classes() -> tuple[int, int]:
+        exact, fast = (make_engine(model, spec.model_copy(update={"precision": p})) for p in ("float32", precision))
+        differing = total = 0
+        for data, valid in sample_blocks(scene, side):
+            inner = valid[margin : side - margin, margin : side - margin]
+            with torch.inference_mode():
+                x = scaler(torch.from_numpy(data).to(spec.device), torch.from_numpy(~valid).to(spec.device))
+                one, other = (labels_of(engine, x, model.spec).cpu().numpy().copy() for engine in (exact, fast))
+            differing += int(((one != other) & inner).sum())
+            total += int(inner.sum())
+        return differing, total
+
+    differing, total = thread.run(classes)
+    return differing / total if total else None

@@ -1,0 +1,162 @@
+"""`scenemask vectorize`: from a mask to each format, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import geopandas
+import numpy as np
+import pytest
+import rasterio
+
+import pipeline as sm
+from pipeline.errors import InputError
+from tests.commands import Cli, assert_block
+from tests.scenes import save_threshold_model, smooth_values, write_scene
+
+SHAPE = (120, 150)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results of a run with classes low (0) and high (1)."""
+    place = tmp_path_factory.mktemp("run")
+    data = smooth_values(2, SHAPE)
+    data[:, :30, :30] = 0
+    scene = write_scene(place / "scene.tif", data, nodata=0, names=("b0", "b1"))
+    sm.segment(scene, save_threshold_model(place / "model"), place / "out", vectors="none")
+    return place / "out"
+
+
+@pytest.fixture(scope="module")
+def mask(folder: Path) -> Path:
+    return folder / "mask.tif"
+
+
+def _read(path: Path) -> Any:
+    return geopandas.read_parquet(path) if path.suffix == ".parquet" else geopandas.read_file(path)
+
+
+@pytest.mark.parametrize("suffix", ["geojson", "gpkg", "fgb", "parquet"])
+def test_each_format_holds_every_pixel(cli: Cli, mask: Path, tmp_path: Path, suffix: str) -> None:
+    out = tmp_path / f"p.{suffix}"
+    status, text, err = cli("vectorize", mask, "-o", out)
+    frame = _read(out)
+    assert (status, text) == (0, f"{len(frame)} polygons -> {out}\n"), err
+    with rasterio.open(mask) as file:
+        pixels = file.read(1)
+    for name, value in (("low", 0), ("high", 1)):
+        assert frame[frame["class_name"] == name]["area_px"].sum() == (pixels == value).sum()
+    assert len(sm.vectorize(mask)) == len(frame)
+
+
+def test_json_names_the_file_and_counts(cli: Cli, mask: Path, tmp_path: Path) -> None:
+    status, text, _ = cli("vectorize", mask, "-o", tmp_path / "p.fgb", "--json")
+    assert status == 0
+    assert json.loads(text) == {"path": str(tmp_path / "p.fgb"), "polygons": len(_read(tmp_path / "p.fgb"))}
+
+
+@pytest.mark.parametrize(("only", "names"), [("high", {"high"}), ("0", {"low"}), ("high, 0", {"low", "high"})])
+def test_only_some_classes(cli: Cli, mask: Path, tmp_path: Path, only: str, names: set[str]) -> None:
+    status, _, err = cli("vectorize", mask, "-o", tmp_path / "p.gpkg", "--only", only)
+    assert status == 0, err
+    assert set(_read(tmp_path / "p.gpkg")["class_name"]) == names
+
+
+@pytest.mark.parametrize("only", ["water", "77", "255", "low,77", ",", ""])
+def test_classes_that_the_mask_does_not_have(cli: Cli, mask: Path, tmp_path: Path, only: str) -> None:
+    status, _, err = cli("vectorize", mask, "-o", tmp_path / "p.gpkg", "--only", only)
+    assert status == 2
+    assert_block(err, "CF-033")
+    assert "low (0), high (1)" in err
+    assert not (tmp_path / "p.gpkg").exists()
+
+
+def test_a_mask_without_names_takes_numbers(cli: Cli, tmp_path: Path) -> None:
+    path = write_scene(tmp_path / "plain.tif", np.full((1, 20, 20), 3, np.uint8))
+    assert cli("vectorize", path, "-o", tmp_path / "p.fgb", "--only", "3")[0] == 0
+    status, _, err = cli("vectorize", path, "-o", tmp_path / "q.fgb", "--only", "water")
+    assert status == 2
+    assert "no class names" in err
+
+
+@pytest.mark.parametrize("least", ["20000 m2", "20000 m²", "20000", "2e4 m2"])
+def test_min_area_is_written_as_for_segment(cli: Cli, mask: Path, tmp_path: Path, least: str) -> None:
+    status, _, err = cli("vectorize", mask, "-o", tmp_path / "p.parquet", "--min-area", least)
+    assert status == 0, err
+    assert 0 < len(_read(tmp_path / "p.parquet")) < len(sm.vectorize(mask))
+    assert _read(tmp_path / "p.parquet")["area_m2"].min() >= 20_000
+
+
+@pytest.mark.parametrize("least", ["500 ft2", "-1", "much"])
+def test_min_areas_that_are_none(cli: Cli, mask: Path, tmp_path: Path, least: str) -> None:
+    status, _, err = cli("vectorize", mask, "-o", tmp_path / "p.fgb", "--min-area", least)
+    assert status == 2
+    assert_block(err, "CF-005")
+    assert "min_area" in err
+
+
+def test_a_file_that_is_there_needs_overwrite(cli: Cli, mask: Path, tmp_path: Path) -> None:
+    (tmp_path / "p.fgb").write_text("mine")
+    status, _, err = cli("vectorize", mask, "-o", tmp_path / "p.fgb")
+    assert status == 5
+    assert_block(err, "OU-030")
+    assert (tmp_path / "p.fgb").read_text() == "mine"
+    assert cli("vectorize", mask, "-o", tmp_path / "p.fgb", "--overwrite")[0] == 0
+    status, _, err = cli("vectorize", mask, "-o", tmp_path / "p.shp")
+    assert status == 2
+    assert_block(err, "CF-030")
+
+
+def _written(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def _folder(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+def _cut(path: Path) -> Path:
+    write_scene(path, np.random.default_rng(0).integers(0, 9, (1, 300, 300), dtype=np.uint8))
+    return _written(path, path.read_bytes()[:20_000])
+
+
+FAULTS: dict[str, Any] = {
+    "missing": (lambda p: p, "IN-001"),
+    "empty": (lambda p: _written(p, b""), "IN-003"),
+    "text": (lambda p: _written(p, b"hello, this is text"), "IN-002"),
+    "virtual": (lambda p: _written(p, b"<VRTDataset></VRTDataset>"), "IN-014"),
+    "folder": (_folder, "IN-031"),
+    "header-only": (lambda p: _written(p, b"II*\x00\x08\x00\x00\x00"), "IN-031"),
+    "truncated": (_cut, "IN-031"),
+    "png": (lambda p: write_scene(p, np.zeros((1, 9, 9), np.uint8), driver="PNG", crs=None), "IN-031"),
+    "two-bands": (lambda p: write_scene(p, np.zeros((2, 9, 9), np.uint8)), "IN-031"),
+    "floats": (lambda p: write_scene(p, np.zeros((1, 9, 9), np.float32)), "IN-030"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")  # of the PNG that is written here
+@pytest.mark.parametrize("fault", FAULTS)
+def test_masks_that_cannot_be_used_exit_3(cli: Cli, tmp_path: Path, fault: str) -> None:
+    make, code = FAULTS[fault]
+    path = make(tmp_path / "bad.tif")
+    status, _, err = cli("vectorize", path, "-o", tmp_path / "p.geojson")
+    assert status == 3, err
+    assert_block(err, code)
+    assert "bad.tif" in err.split("  where  ")[1]
+    assert not (tmp_path / "p.geojson").exists()
+    with pytest.raises(InputError, match=code):
+        sm.vectorize(path)
+
+
+def test_names_come_from_the_sidecar_of_other_software(cli: Cli, folder: Path, tmp_path: Path) -> None:
+    with rasterio.open(folder / "mask.tif") as source:
+        write_scene(tmp_path / "mask.tif", source.read(), nodata=255)
+    shutil.copy(folder / "mask.tif.aux.xml", tmp_path)
+    assert cli("vectorize", tmp_path / "mask.tif", "-o", tmp_path / "p.fgb", "--only", "high")[0] == 0
+    assert set(_read(tmp_path / "p.fgb")["class_name"]) == {"high"}

@@ -1,0 +1,63 @@
+"""What becomes of tiles when their workers die."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from distributed import Client, LocalCluster
+
+from pipeline.grid import Tile, Window
+from pipeline.run import execute
+from pipeline.run.cluster import Connection
+from pipeline.run.tile_task import TileDone
+from pipeline.store import TileRecord
+
+
+def test_an_answer_that_died_with_its_worker_is_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker is killed after its tiles ended and before anybody fetched what they returned."""
+    calls = tmp_path / "calls"
+
+    def run_tile(_recipe: object, tile: Tile, attempt: int) -> TileDone:
+        again = calls.exists() and str(tile.index) in calls.read_text().split()
+        with calls.open("a") as file:
+            file.write(f"{tile.index}\n")
+        time.sleep(4.0 if again else 0.0)
+        return TileDone(record=_record(tile.index, attempt), patches=1, pixels=1)
+
+    monkeypatch.setattr(execute, "run_tile", run_tile)
+    monkeypatch.setattr(execute, "forget", lambda _key: None)
+    tiles = [Tile(index=i, core=Window(row_off=i, col_off=0, height=1, width=1)) for i in range(4)]
+    seen: list[int] = []
+    with _two_workers() as cluster, Client(cluster, set_as_default=False) as client:
+
+        def on_done(done: TileDone) -> None:
+            if not seen:
+                time.sleep(2)  # the other three end meanwhile
+                os.kill(next(iter(cluster.workers.values())).pid, signal.SIGKILL)
+                time.sleep(2)
+            seen.append(done.record.tile)
+
+        connection = Connection(client, slots=2)
+        execute.run_tiles(connection, _Job(), tiles, attempts={}, on_done=on_done, stop=execute.StopFlag())
+    assert sorted(seen) == [0, 1, 2, 3]
+    assert len(calls.read_text().splitlines()) > len(tiles)
+
+
+class _Job:
+    key = "job"
+
+
+def _record(index: int, attempt: int) -> TileRecord:
+    return TileRecord(
+        tile=index, kind="empty", mask_sha256=None, plan_id="plan", seconds=0.0, valid_px=0, attempt=attempt
+    )
+
+
+def _two_workers() -> LocalCluster:
+    return LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address="127.0.0.1:0"
+    )
