@@ -82,6 +82,7 @@ def predictor(model: Model, tiling: Tiling, **options: Any) -> Predictor:
         precision=options.pop("precision", "float32"),
         threads=2,
         one_size=tiling.one_size,
+        trim_px=options.pop("trim_px", 0),
     )
     settings = {"padding": "reflect", "taper": "hann", **options}
     return Predictor(model, tiling, engine=engine, thread=device_thread(threads=2), **settings)

@@ -24,8 +24,7 @@ def balanced_core(
     halo_px: int,
     stride: int,
     sizes: SizeRule,
-    largest_patch_px: int,
-    seconds: Callable[[int], float],
+    seconds: Callable[[tuple[int, int]], float],
     square: bool = False,
 ) -> tuple[int, int]:
     """(height, width) of the patch core that covers a scene fastest: equal parts, as few pixels twice as memory allows.
@@ -35,8 +34,7 @@ def balanced_core(
         halo_px: Pixels read around a core, per side.
         stride: Output stride; cores are multiples of it.
         sizes: Sides that the network takes.
-        largest_patch_px: Pixels of the largest patch that fits the memory.
-        seconds: Time of a forward over so many pixels.
+        seconds: Time of a forward over a patch (height, width); infinite where it does not fit the memory.
         square: Cores are squares, equal parts of one of the scene's sides.
 
     Returns:
@@ -46,17 +44,16 @@ def balanced_core(
     parts = [_equal_parts(n, stride) for n in shape]
     patches = {core: sizes.at_least(core + 2 * halo_px) for core in itertools.chain(*parts)}
 
-    def patch_px(core: tuple[int, int]) -> int:
-        return patches[core[0]] * patches[core[1]]
-
     def total(core: tuple[int, int]) -> float:
+        if patches[max(core)] > largest_side:
+            return math.inf
         count = math.prod(-(-n // side) for n, side in zip(shape, core, strict=True))
-        return count * seconds(patch_px(core))
+        return count * seconds((patches[core[0]], patches[core[1]]))
 
     cores = ((core, core) for core in patches) if square else itertools.product(parts[0], parts[1])
-    fitting = (core for core in cores if patch_px(core) <= largest_patch_px and patches[max(core)] <= largest_side)
+    best = min(cores, key=total)
     smallest = (sizes.at_least(2 * halo_px + stride) - 2 * halo_px) // stride * stride
-    return min(fitting, key=total, default=(smallest, smallest))
+    return best if math.isfinite(total(best)) else (smallest, smallest)
 
 
 def _largest_side(sizes: SizeRule, halo_px: int) -> int:

@@ -57,7 +57,7 @@ class Axis:
     kept: int
     """Core before clipping: `step` in exact mode, the whole output in blend mode."""
     margin: int
-    """Pixels that the network drops on each side (valid padding); 0 for most."""
+    """Pixels on each side that do not come out: valid padding drops them, or an engine leaves them out."""
     limit: int | None
     """With network padding: where inputs must end (the scene rounded up); None where padding fills freely."""
 
@@ -222,7 +222,7 @@ def exact_tiling(
             scene needs.
         halo_px: Measured halo, a multiple of `stride`.
         stride: Output stride of the network.
-        margin_px: Pixels that the network drops on each side.
+        margin_px: Pixels on each side that do not come out, at most the halo.
         sizes: Sides that the network takes.
         tile_px: Wanted side of a tile's core; rounded up to whole patch cores.
         network_padding: Patches end at the scene's rim, rounded up to the next size that the network takes.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipeline.model import EngineSpec, cache_folder, make_engine
+from pipeline.model import EngineSpec, cache_folder, left_out_px, make_engine
 from pipeline.model.cache import write_cached
 
 if TYPE_CHECKING:
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 _SMALL_PX, _LARGE_PX = 384, 1024
 _REPEATS = 2
-_VERSION = 3
+_MOST_SAVED = 0.9
+"""Of what a pixel costs: the encoder sees it all the same."""
+_VERSION = 4
 """Raise when something else is measured, so that cached figures are measured again."""
 
 
@@ -43,10 +45,14 @@ class Calibration(BaseModel):
     """Resident bytes that the engine takes whatever the patch: weights, code made for it."""
     bytes_per_px: float
     """Resident bytes per pixel of a patch at the peak of a forward, on the host or on the device."""
+    saved_s_per_px: float = 0.0
+    """Seconds that an output left out saves."""
+    saved_bytes_per_px: float = 0.0
+    """Resident bytes that an output left out saves."""
 
-    def seconds(self, num_pixels: int) -> float:
-        """Predicted seconds of a forward over a patch of so many pixels."""
-        return self.fixed_s + self.s_per_px * num_pixels
+    def seconds(self, num_pixels: int, *, left_out: int = 0) -> float:
+        """Predicted seconds of a forward over a patch of so many pixels, some of whose outputs are left out."""
+        return self.fixed_s + self.s_per_px * num_pixels - self.saved_s_per_px * left_out
 
 
 def calibrate(model: Model, spec: EngineSpec, thread: DeviceThread, *, budget_bytes: int) -> Calibration:
@@ -54,7 +60,7 @@ def calibrate(model: Model, spec: EngineSpec, thread: DeviceThread, *, budget_by
 
     Args:
         model: The model.
-        spec: Of the engine.
+        spec: Of the engine; with `trim_px`, what leaving outputs out saves is measured too.
         thread: Where forwards run.
         budget_bytes: What a forward may take; the larger of the two patches tried shrinks to it.
     """
@@ -78,15 +84,32 @@ class _Point(NamedTuple):
 
 def _measure(model: Model, spec: EngineSpec, budget_bytes: int) -> Calibration:
     sizes, margin = model.traits.sizes, model.traits.margin_px
-    points = [_try(model, spec, sizes.largest or sizes.at_least(_SMALL_PX + 2 * margin))]
+    whole = spec.model_copy(update={"trim_px": 0})
+    points = [_try(model, whole, sizes.largest or sizes.at_least(_SMALL_PX + 2 * margin))]
     affordable = math.isqrt(int(budget_bytes / max(points[0].nbytes / points[0].pixels, 1.0)))
     side = sizes.at_most(min(sizes.at_least(_LARGE_PX + 2 * margin), affordable)) if sizes.largest is None else None
     if side is not None and side * side > points[0].pixels:
-        points.append(_try(model, spec, side))
+        points.append(_try(model, whole, side))
     pixels = [point.pixels for point in points]
     fixed_s, s_per_px = _line(pixels, [point.seconds for point in points])
     fixed_bytes, bytes_per_px = _line(pixels, [point.nbytes for point in points])
-    return Calibration(fixed_s=fixed_s, s_per_px=s_per_px, fixed_bytes=fixed_bytes, bytes_per_px=max(bytes_per_px, 4.0))
+    made = Calibration(fixed_s=fixed_s, s_per_px=s_per_px, fixed_bytes=fixed_bytes, bytes_per_px=max(bytes_per_px, 4.0))
+    return made if not spec.trim_px or side is None else _with_savings(made, model, spec, side, points[-1])
+
+
+def _with_savings(made: Calibration, model: Model, spec: EngineSpec, side: int, whole: _Point) -> Calibration:
+    """What leaving outputs out saves, from one more patch as large as the largest that was tried."""
+    left_out = side * side - (side - 2 * left_out_px(model.network, spec.trim_px)) ** 2
+    if side <= 2 * spec.trim_px or side * side != whole.pixels:
+        return made
+    trimmed = _try(model, spec, side)
+    saved_s, saved_bytes = (whole.seconds - trimmed.seconds) / left_out, (whole.nbytes - trimmed.nbytes) / left_out
+    return made.model_copy(
+        update={
+            "saved_s_per_px": min(max(saved_s, 0.0), _MOST_SAVED * made.s_per_px),
+            "saved_bytes_per_px": min(max(saved_bytes, 0.0), _MOST_SAVED * made.bytes_per_px),
+        }
+    )
 
 
 def _try(model: Model, spec: EngineSpec, side: int) -> _Point:

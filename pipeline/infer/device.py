@@ -51,6 +51,10 @@ class DeviceThread:
         """Result of `function`, computed on the device thread."""
         return self._pool.submit(function).result()
 
+    def start(self, function: Callable[[], object]) -> None:
+        """Begin `function` on the device thread; a failure shows when what it was to prepare is used."""
+        self._pool.submit(function)
+
     def close(self) -> None:
         """Wait for the running function and end the thread."""
         self._pool.shutdown(wait=True)

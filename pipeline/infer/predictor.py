@@ -73,6 +73,7 @@ class Predictor:
         self._thread = thread
         self._symmetries = symmetries(tta)
         self._scaler = Scaler(model.spec.scaling)
+        self._prepared = False
         self._engine = thread.run(lambda: make_engine(model, engine))
 
     def predict(
@@ -99,9 +100,6 @@ class Predictor:
         """
         patches = list(self.tiling.patches(window)) if patches is None else patches
         outer = source_window(patches, self.tiling.shape, padding=self._padding)
-        block = read(outer)
-        wanted = _wanted(block, outer, window, output_valid)
-        needed = [p for p in patches if wanted[p.core.intersect(window).slices_in(window)].any()]
         sink = make_sink(
             self.tiling,
             window,
@@ -110,36 +108,50 @@ class Predictor:
             probabilities=probabilities,
             averaged=self._averages,
         )
+        self._prepare(patches[0], sink)
+        block = read(outer)
+        wanted = _wanted(block, outer, window, output_valid)
+        needed = [p for p in patches if wanted[p.core.intersect(window).slices_in(window)].any()]
         for patch in needed:
-            data = gather(block.data, outer, patch.input, self.tiling.shape, padding=self._padding)
-            valid = self._patch_valid(block, outer, patch)
-            self._thread.run(functools.partial(self._step, sink, patch, data, valid, wanted))
-        mask, mean = self._thread.run(sink.finish)
+            data = _own(gather(block.data, outer, patch.input, self.tiling.shape, padding=self._padding))
+            invalid = self._patch_invalid(block, outer, patch)
+            step = functools.partial(self._step, sink, patch, data, invalid, wanted)
+            if patch is not needed[-1]:
+                self._thread.run(step)
+        # With the last forward: queued behind it, a finished tile would wait for another tile's forward.
+        mask, mean = self._thread.run(lambda: (step(), sink.finish())[1]) if needed else sink.finish()
         mask[~wanted] = self.spec.legend().nodata
         if mean is not None:
             mean[:, ~wanted] = np.nan
         return TileResult(mask=mask, probabilities=mean, patches=len(needed))
 
-    def _patch_valid(self, block: Block, outer: Window, patch: Patch) -> NDArray[np.bool_] | None:
-        """Validity of a patch's input values, None when all are usable."""
+    def _prepare(self, patch: Patch, sink: Sink) -> None:
+        """Let the engine get ready while the first block is read."""
+        if not self._prepared:
+            self._prepared = True
+            shape = 1, len(self.spec.bands), *patch.input.shape
+            self._thread.start(lambda: self._engine.prepare(shape, labels=sink.labels is not None))
+
+    def _patch_invalid(self, block: Block, outer: Window, patch: Patch) -> NDArray[np.bool_] | None:
+        """True where a patch's input values are not usable; None when all are."""
         inside = patch.input.intersect(Window.from_bounds(0, 0, *self.tiling.shape)) == patch.input
         if block.all_valid and (self._padding != "zero" or inside):
             return None
         gathered = gather(block.valid, outer, patch.input, self.tiling.shape, padding=self._padding)
-        return gathered.astype(bool, copy=False)
+        return np.asarray(np.logical_not(gathered))
 
     def _step(
         self,
         sink: Sink,
         patch: Patch,
         data: NDArray[np.generic],
-        valid: NDArray[np.bool_] | None,
+        invalid: NDArray[np.bool_] | None,
         wanted: NDArray[np.bool_],
     ) -> None:
         """One forward, on the device thread: stored values in, the patch's share of the result into the sink."""
         with torch.inference_mode():
-            invalid = None if valid is None else torch.from_numpy(np.logical_not(valid)).to(self._device)
-            x = self._scaler(torch.from_numpy(_own(data)).to(self._device), invalid)
+            absent = None if invalid is None else torch.from_numpy(invalid).to(self._device)
+            x = self._scaler(torch.from_numpy(data).to(self._device), absent)
             kept = patch.core.intersect(sink.window)
             labels = None if sink.labels is None else self._engine.label(x)
             if sink.labels is not None and labels is not None:

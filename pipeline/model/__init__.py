@@ -2,7 +2,7 @@
 
 from pipeline.model.bare import BareOptions
 from pipeline.model.cache import cache_folder
-from pipeline.model.engine import Backend, Engine, EngineSpec, Precision, make_engine
+from pipeline.model.engine import Backend, Engine, EngineSpec, Precision, can_trim, left_out_px, make_engine
 from pipeline.model.folder import MODEL_FILE, adopt_model, load_model, save_model, write_traits
 from pipeline.model.foreign import NetworkIO
 from pipeline.model.model import Model, model_from_module
@@ -28,6 +28,8 @@ __all__ = [
     "UNetConfig",
     "adopt_model",
     "cache_folder",
+    "can_trim",
+    "left_out_px",
     "load_model",
     "make_engine",
     "model_from_module",

@@ -63,6 +63,14 @@ class EngineSpec(BaseModel):
 class Engine(Protocol):
     """Used by one thread at a time."""
 
+    def prepare(self, shape: tuple[int, ...], *, labels: bool) -> None:
+        """Do what the first call for inputs of this shape would have to do before it computes.
+
+        Args:
+            shape: (batch, band, y, x).
+            labels: Whether `label` will be called; else `run`.
+        """
+
     def run(self, x: Tensor) -> Tensor:
         """Output of the network.
 
@@ -115,6 +123,9 @@ class TorchEngine:
             torch.backends.cudnn.benchmark = False
         self._input: Tensor | None = None
 
+    def prepare(self, shape: tuple[int, ...], *, labels: bool) -> None:
+        """Nothing to do."""
+
     def run(self, x: Tensor) -> Tensor:
         """Output of the network; see `Engine`."""
         x = self._channels_last(x)
@@ -145,6 +156,9 @@ class OnnxEngine:
         self._network = OnnxNetwork(network.content, network.io)
         session = onnx_session(network.content, where=network.io.file, threads=spec.threads, device=spec.device)
         self._network.session = session
+
+    def prepare(self, shape: tuple[int, ...], *, labels: bool) -> None:
+        """Nothing to do."""
 
     def run(self, x: Tensor) -> Tensor:
         """Output of the network; see `Engine`."""

@@ -78,6 +78,10 @@ class OpenVinoEngine:
         one_per_class = model.spec.activation in {"softmax", "none"} and model.spec.num_outputs > 1
         return cls(graph, spec, labels=one_per_class and len(model.spec.classes) <= _LARGEST_LABEL)
 
+    def prepare(self, shape: tuple[int, ...], *, labels: bool) -> None:
+        """Compile the graph for inputs of this shape."""
+        self._request(shape, labels=labels and self._labels)
+
     def run(self, x: Tensor) -> Tensor:
         """Output of the network; see `Engine`."""
         return torch.from_numpy(self._infer(x, labels=False))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import torch
 from pipeline.errors import ModelError, UsageError
 from pipeline.infer import Calibration, Scaler, calibrate, device_thread, labels_of
 from pipeline.model import EngineSpec, openvino
-from pipeline.model.engine import has_fast_bfloat16, make_engine
+from pipeline.model.engine import can_trim, has_fast_bfloat16, make_engine
 from pipeline.model.foreign import OnnxNetwork
 from pipeline.run.scene_samples import sample_blocks
 
@@ -36,12 +37,12 @@ class EngineChoice:
     """One sentence: why this library and this precision."""
     flips_frac: float | None
     """Share of sampled pixels whose class differs from float32; None when float32 was taken without a comparison."""
-    calibration: Calibration | None
-    """Time and memory of a forward; None where they were not worth measuring."""
+    worth_measuring: bool
+    """Whether the scene is so large that a measured patch pays."""
 
 
 def choose_engine(
-    scene: Scene, model: Model, settings: SegmentSettings, *, device: str, one_size: bool, budget_bytes: int
+    scene: Scene, model: Model, settings: SegmentSettings, *, device: str, one_size: bool
 ) -> EngineChoice:
     """Resolve `backend` and `precision`.
 
@@ -51,7 +52,6 @@ def choose_engine(
         settings: What was asked for.
         device: `cpu` or `cuda`.
         one_size: Whether all patches will have one size.
-        budget_bytes: What a forward may take.
 
     Raises:
         ModelError: MD-012 when the backend that was asked for cannot run the network here.
@@ -68,8 +68,28 @@ def choose_engine(
         spec=spec,
         reason=f"{why}; {because}",
         flips_frac=flips,
-        calibration=None if small and backend == "torch" else calibrate(model, spec, thread, budget_bytes=budget_bytes),
+        worth_measuring=not (small and backend == "torch"),
     )
+
+
+def trim_to_halo(choice: EngineChoice, model: Model, halo_px: int) -> EngineChoice:
+    """The engine without work for outputs that lie in every patch's halo, where it can leave them out."""
+    if not choice.spec.one_size or not can_trim(model.network):
+        return choice
+    return dataclasses.replace(choice, spec=choice.spec.model_copy(update={"trim_px": halo_px}))
+
+
+def measured_cost(choice: EngineChoice, model: Model, *, budget_bytes: int) -> Calibration | None:
+    """Time and memory of a forward; None where they are not worth measuring.
+
+    Args:
+        choice: The engine.
+        model: The model.
+        budget_bytes: What a forward may take.
+    """
+    if not choice.worth_measuring:
+        return None
+    return calibrate(model, choice.spec, device_thread(threads=choice.spec.threads), budget_bytes=budget_bytes)
 
 
 def threads_per_forward(settings: SegmentSettings) -> int:

@@ -9,10 +9,10 @@ from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any, cast
 
 import dask
-from distributed import Client, Future, LocalCluster
+from distributed import Client, Future, LocalCluster, Scheduler, SpecCluster, Worker
 
 from pipeline.errors import InfrastructureError
-from pipeline.run.plan import TILES_IN_FLIGHT
+from pipeline.run.demand import TILES_IN_FLIGHT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,24 +82,35 @@ def connect(settings: SegmentSettings) -> Iterator[Connection]:
         yield Connection(client, threads, in_process=settings.cluster == "local" and settings.workers == 1)
 
 
-def _local(workers: int) -> LocalCluster:
-    common: dict[str, Any] = {
-        "n_workers": workers,
-        "threads_per_worker": TILES_IN_FLIGHT,
-        "dashboard_address": _LOOPBACK,
-        "worker_dashboard_address": _LOOPBACK,
-        "silence_logs": 50,
-    }
+def _local(workers: int) -> SpecCluster:
     if workers == 1:
-        return LocalCluster(processes=False, **common)
+        return _in_process()
     with _deaf_children():
-        return _processes(common)
+        return _processes(workers)
 
 
-def _processes(common: dict[str, Any]) -> LocalCluster:
+def _in_process() -> SpecCluster:
+    """Scheduler and worker in this process, without dashboards: importing them takes half a second."""
+    common = {"protocol": "inproc://", "dashboard": False, "dashboard_address": _LOOPBACK}
+    return SpecCluster(
+        scheduler={"cls": Scheduler, "options": common},
+        workers={0: {"cls": Worker, "options": {**common, "nthreads": TILES_IN_FLIGHT}}},
+        silence_logs=50,
+    )
+
+
+def _processes(workers: int) -> SpecCluster:
     # Never fork: GDAL and PyTorch have threads by now. Dask's nannies spawn; a script without a main guard would
     # start itself again in each, which is why the guard is in the documentation.
-    return LocalCluster(processes=True, host="127.0.0.1", **common)
+    return LocalCluster(
+        n_workers=workers,
+        threads_per_worker=TILES_IN_FLIGHT,
+        processes=True,
+        host="127.0.0.1",
+        dashboard_address=_LOOPBACK,
+        worker_dashboard_address=_LOOPBACK,
+        silence_logs=50,
+    )
 
 
 @contextlib.contextmanager

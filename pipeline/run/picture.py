@@ -104,11 +104,14 @@ class Picture:
         height, width = self.picture_hw
         grown = ((0, 0), (0, 2 * height - pixels.shape[1]), (0, 2 * width - pixels.shape[2]))
         padded = np.pad(pixels, grown, constant_values=np.nan)
-        quarters = np.stack([padded[:, y::2, x::2] for y in (0, 1) for x in (0, 1)])
-        usable = np.isfinite(quarters)
-        total = np.where(usable, quarters, 0).sum(axis=0)
-        count = usable.sum(axis=0)
-        return np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)
+        total = np.zeros((len(padded), height, width), np.float32)
+        count = np.zeros((len(padded), height, width), np.uint8)
+        for quarter in (padded[:, y::2, x::2] for y in (0, 1) for x in (0, 1)):
+            usable = np.isfinite(quarter)
+            np.add(total, quarter, out=total, where=usable)
+            count += usable
+        with np.errstate(invalid="ignore"):  # no sample at all: 0 / 0 is the NaN that is wanted
+            return np.divide(total, count, dtype=np.float32)
 
     def _samples(self, start: int, stop: int, *, axis: int) -> NDArray[np.int64]:
         """Numbers of the samples whose pixel lies in [start, stop)."""

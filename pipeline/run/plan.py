@@ -6,15 +6,26 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import ModelError, ResourceError, UsageError
+from pipeline.errors import ModelError, UsageError
 from pipeline.grid import Axis, Padding, Tiling, balanced_core, blend_tiling, exact_tiling, round_up
 from pipeline.infer import Augmentation, Taper, device_thread, resolve_device, symmetries
 from pipeline.model import EngineSpec
-from pipeline.run.choose import EngineChoice, choose_engine
+from pipeline.run.choose import EngineChoice, choose_engine, measured_cost, trim_to_halo
+from pipeline.run.demand import (
+    LEANEST,
+    LIBRARIES_BYTES,
+    TILES_IN_FLIGHT,
+    Demand,
+    check_least_patch,
+    count_left_out,
+    demand_of,
+    forward_budget,
+    tile_bytes_per_px,
+    too_little,
+)
 from pipeline.run.halo import tolerated_halo
 
 if TYPE_CHECKING:
@@ -23,16 +34,6 @@ if TYPE_CHECKING:
     from pipeline.run.settings import SegmentSettings
     from pipeline.scene import Scene
 
-TILES_IN_FLIGHT = min(3, max(2, os.cpu_count() or 1))
-"""Tiles that one worker holds at a time, so that reading, computing and writing overlap; more readers want cores."""
-_DEFAULT_MEMORY = 1_500_000_000
-"""Budget per worker unless --memory says otherwise: with libraries and caches a run then stays below 2 GB."""
-_LIBRARIES = 600_000_000
-"""Resident size of a worker before it does anything (PyTorch, GDAL, Dask), measured by `make bench-memory`."""
-_WORKSPACE = 1.35
-"""PyTorch's own buffers where a forward was not calibrated, as a factor on its live tensors."""
-_LEANEST = 0.35
-"""Memory of the leanest engine (OpenVINO, bfloat16) over that of PyTorch's live tensors: 118 of 336 bytes per pixel."""
 _BLEND_PATCH = 512
 
 
@@ -68,6 +69,8 @@ class Plan:
     """Memory that the engine takes whatever the patch."""
     bytes_per_px: float
     """Memory of a forward and of what is done with its output, per pixel of a patch."""
+    saved_bytes_per_px: float
+    """Memory that an output left out saves."""
     forward_s: float | None
     """Predicted seconds of one forward; None where it was not measured. A patch takes `forwards_per_patch` of them."""
 
@@ -84,7 +87,9 @@ class Plan:
     @property
     def forward_bytes(self) -> int:
         """Predicted peak of one forward and of what is done with its output."""
-        return int(self.fixed_bytes + math.prod(self.tiling.patch_hw) * self.bytes_per_px)
+        left_out = count_left_out(self.tiling.patch_hw, self.tiling.rows.margin) if self.engine.trim_px else 0
+        saved = left_out * self.saved_bytes_per_px
+        return int(self.fixed_bytes + math.prod(self.tiling.patch_hw) * self.bytes_per_px - saved)
 
     @property
     def peak_bytes(self) -> int:
@@ -93,7 +98,7 @@ class Plan:
         sides = [min(side, n) + rim for side, n in zip(self.tiling.tile_hw, self.tiling.shape, strict=True)]
         blended = 4 * (self.num_classes + 1) if self.tiling.mode == "blend" or self.probabilities else 0
         per_px = tile_bytes_per_px(self.bands, self.itemsize_bytes) + blended
-        return int(_LIBRARIES + self.forward_bytes + TILES_IN_FLIGHT * math.prod(sides) * per_px)
+        return int(LIBRARIES_BYTES + self.forward_bytes + TILES_IN_FLIGHT * math.prod(sides) * per_px)
 
     @property
     def infer_s(self) -> float | None:
@@ -152,11 +157,6 @@ class Plan:
         }
 
 
-def tile_bytes_per_px(bands: int, itemsize_bytes: int) -> int:
-    """Bytes per pixel of a tile in flight: values as read and as extended beyond the rim, validity, mask."""
-    return bands * (2 * itemsize_bytes + 1) + 3
-
-
 def make_plan(scene: Scene, model: Model, settings: SegmentSettings) -> Plan:
     """Resolve every `auto` for one scene and one model.
 
@@ -172,26 +172,22 @@ def make_plan(scene: Scene, model: Model, settings: SegmentSettings) -> Plan:
     device = resolve_device(settings.device)
     sizes = patch_sizes(traits, settings.tta)
     if mode == "exact" and settings.halo_tolerance is None:  # before anything is measured that would not fit either
-        _largest_patch_px(forward_budget(settings), traits.bytes_per_px * _LEANEST, traits, sizes, traits.halo_px or 0)
-    engine = choose_engine(
-        scene, model, settings, device=device, one_size=padding != "network", budget_bytes=forward_budget(settings)
-    )
-    bytes_per_px = _bytes_per_px(engine, model, settings.tta)
-    tile_bytes = TILES_IN_FLIGHT * tile_bytes_per_px(len(model.spec.bands), int(scene.dtype.itemsize))
+        check_least_patch(forward_budget(settings), traits.bytes_per_px * LEANEST, traits, sizes, traits.halo_px or 0)
+    engine = choose_engine(scene, model, settings, device=device, one_size=padding != "network")
     halo, reason = _halo(scene, model, settings, engine, mode, reason)
-    fixed_bytes = 0 if engine.calibration is None else int(engine.calibration.fixed_bytes)
-    budget = forward_budget(settings) - fixed_bytes
-    largest_px = _largest_patch_px(budget, bytes_per_px + tile_bytes, traits, sizes, halo)
     if mode == "exact":
-        tiling = _exact(
-            scene.geobox.shape, settings, traits, engine, largest_px, halo=halo, network_padding=padding == "network"
-        )
+        engine = trim_to_halo(engine, model, halo)
+    cost = measured_cost(engine, model, budget_bytes=forward_budget(settings))
+    demand = demand_of(scene, model, settings, engine, cost)
+    check_least_patch(demand.budget_bytes, demand.bytes_per_px - demand.saved_bytes_per_px, traits, sizes, halo)
+    if mode == "exact":
+        tiling = _exact(scene.geobox.shape, model, settings, demand, halo=halo, network_padding=padding == "network")
     else:
-        tiling = _blend(scene.geobox.shape, settings, traits, largest_px)
-    patch_px = math.prod(tiling.patch_hw)
-    if settings.memory is not None and patch_px > largest_px:  # only --patch can ask for more
-        need = int(settings.memory - budget + patch_px * (bytes_per_px + tile_bytes))
-        raise _too_little(f"patches of {tiling.patch_hw[0]} x {tiling.patch_hw[1]} px need {need / 1e9:.1f} GB", need)
+        tiling = _blend(scene.geobox.shape, settings, traits, int(demand.budget_bytes / demand.bytes_per_px))
+    need = demand.nbytes(tiling.patch_hw)
+    if settings.memory is not None and need > demand.budget_bytes:  # only --patch can ask for more
+        need = int(settings.memory - demand.budget_bytes + need)
+        raise too_little(f"patches of {tiling.patch_hw[0]} x {tiling.patch_hw[1]} px need {need / 1e9:.1f} GB", need)
     return Plan(
         tiling=tiling,
         reason=reason,
@@ -205,9 +201,10 @@ def make_plan(scene: Scene, model: Model, settings: SegmentSettings) -> Plan:
         num_classes=len(model.spec.classes),
         bands=len(model.spec.bands),
         itemsize_bytes=int(scene.dtype.itemsize),
-        fixed_bytes=fixed_bytes,
-        bytes_per_px=bytes_per_px,
-        forward_s=None if engine.calibration is None else engine.calibration.seconds(patch_px),
+        fixed_bytes=0 if cost is None else int(cost.fixed_bytes),
+        bytes_per_px=demand.bytes_per_px - demand.tile_bytes_per_px,
+        saved_bytes_per_px=demand.saved_bytes_per_px,
+        forward_s=None if cost is None else demand.seconds(tiling.patch_hw),
     )
 
 
@@ -237,42 +234,6 @@ def _check_padding(padding: Padding, traits: Traits, mode: str) -> None:
         )
 
 
-def _bytes_per_px(engine: EngineChoice, model: Model, tta: Augmentation) -> float:
-    """Per pixel of a patch: scaled input, forward, and the copies that activation and weighting make of its output."""
-    after = len(model.spec.classes) * 4 * 3 + 8 if engine.spec.backend == "torch" else 0
-    measured = engine.calibration.bytes_per_px if engine.calibration else model.traits.bytes_per_px * _WORKSPACE
-    averaging = 0 if tta == "none" else 8 * len(model.spec.classes) + 4 * len(model.spec.bands)
-    return max(measured, after) + averaging + 4 * len(model.spec.bands)
-
-
-def forward_budget(settings: SegmentSettings) -> int:
-    """Bytes for a forward and the tiles in flight."""
-    memory = settings.memory or min(_DEFAULT_MEMORY, int(0.6 * _available_bytes() / settings.workers))
-    return memory - _LIBRARIES
-
-
-def _largest_patch_px(budget: int, bytes_per_px: float, traits: Traits, sizes: SizeRule, halo: int) -> int:
-    """Pixels of the largest patch that fits.
-
-    Raises:
-        ResourceError: RS-004 when not even the smallest useful patch fits.
-    """
-    least = sizes.at_least(2 * halo + max(traits.stride, 2 * traits.margin_px, 16))
-    if least * least * bytes_per_px > budget:
-        need = int(least * least * bytes_per_px) + _LIBRARIES
-        raise _too_little(f"a patch of {least} px, the smallest that is any use, needs {need / 1e9:.1f} GB", need)
-    return int(budget / bytes_per_px)
-
-
-def _too_little(what: str, need: int) -> ResourceError:
-    return ResourceError(
-        f"{what}; less is available",
-        code="RS-004",
-        title="Not enough memory",
-        fix=f"give --memory {need / 1e9:.1f}GB, close other programs, or use --halo-tolerance 0.001 or --tiling blend",
-    )
-
-
 def _halo(
     scene: Scene, model: Model, settings: SegmentSettings, engine: EngineChoice, mode: str, reason: str
 ) -> tuple[int, str]:
@@ -294,15 +255,15 @@ def _halo(
 
 def _exact(
     shape: tuple[int, int],
+    model: Model,
     settings: SegmentSettings,
-    traits: Traits,
-    engine: EngineChoice,
-    largest_px: int,
+    demand: Demand,
     *,
     halo: int,
     network_padding: bool,
 ) -> Tiling:
     """Patches from --patch where given, else the fastest that memory allows, in equal parts."""
+    traits = model.traits
     stride, sizes = traits.stride, patch_sizes(traits, settings.tta)
     square = needs_squares(settings.tta, network_padding=network_padding)
     if settings.patch is not None:
@@ -319,8 +280,7 @@ def _exact(
             halo_px=halo,
             stride=stride,
             sizes=sizes,
-            largest_patch_px=largest_px,
-            seconds=float if engine.calibration is None else engine.calibration.seconds,
+            seconds=demand.seconds,
             square=square,
         )
     return exact_tiling(
@@ -328,7 +288,7 @@ def _exact(
         core_hw=core_hw,
         halo_px=halo,
         stride=stride,
-        margin_px=traits.margin_px,
+        margin_px=traits.margin_px or demand.left_out_px,
         sizes=sizes,
         tile_px=settings.tile,
         network_padding=network_padding,
@@ -366,19 +326,3 @@ def needs_squares(tta: Augmentation, *, network_padding: bool) -> bool:
 
 def _misfit(what: str, fix: str) -> UsageError:
     return UsageError(what, code="CF-006", title="Options do not fit the network", fix=fix)
-
-
-def _available_bytes() -> int:
-    """Memory that can still be had, container limits included where the kernel tells them."""
-    available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:
-        with open("/proc/meminfo") as file:  # noqa: PTH123
-            fields = dict(line.split(":", 1) for line in file)
-        available = int(fields["MemAvailable"].split()[0]) * 1024
-        with open("/sys/fs/cgroup/memory.max") as file:  # noqa: PTH123
-            limit = file.read().strip()
-        if limit.isdigit():
-            available = min(available, int(limit))
-    except (OSError, KeyError, ValueError):
-        pass
-    return available

@@ -13,11 +13,12 @@ from pipeline.errors import OutputError, PipelineError
 from pipeline.infer import resolve_device
 from pipeline.model import Model, load_model
 from pipeline.run.cluster import connect
+from pipeline.run.demand import forward_budget
 from pipeline.run.events import Event, Listener, Notice, StageAdvanced, StageFinished, StageStarted, silent
 from pipeline.run.execute import StopFlag, run_tiles, stop_on_signals
 from pipeline.run.finish import Finisher
 from pipeline.run.identity import adopt_settings, identity, refuse_differences
-from pipeline.run.plan import Plan, forward_budget, make_plan
+from pipeline.run.plan import Plan, make_plan
 from pipeline.run.record import run_record
 from pipeline.run.resolve import bare_options, matched_by_position, resolve_scene
 from pipeline.run.scratch import create_store, from_record, new_place, open_store, remove_store, to_record

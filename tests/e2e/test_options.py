@@ -14,8 +14,8 @@ import torch
 import pipeline as sm
 from pipeline.cli.app import main
 from pipeline.run.cluster import connect
+from pipeline.run.demand import TILES_IN_FLIGHT
 from pipeline.run.events import Event, StageAdvanced
-from pipeline.run.plan import TILES_IN_FLIGHT
 from pipeline.run.settings import make_settings
 from tests.scenes import NORTH_UP, UTM, save_unet, smooth_values, write_scene
 

@@ -88,12 +88,13 @@ def test_one_output_with_a_threshold_passes(scene: Path, tmp_path: Path, budget:
 def test_a_halo_one_stride_short_ends_the_run(
     scene: Path, unet: sm.Model, tmp_path: Path, budget: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = plan_module.exact_tiling
+    right = plan_module._halo
 
-    def short(*args: Any, **options: Any) -> Any:
-        return right(*args, **{**options, "halo_px": options["halo_px"] - options["stride"]})
+    def short(*args: Any) -> tuple[int, str]:
+        halo, reason = right(*args)
+        return halo - unet.traits.stride, reason
 
-    monkeypatch.setattr(plan_module, "exact_tiling", short)
+    monkeypatch.setattr(plan_module, "_halo", short)
     with pytest.raises(ModelError, match="MD-013") as caught:
         _run(scene, unet, tmp_path)
     assert caught.value.exit_code == 4

@@ -246,14 +246,17 @@ def test_the_plan_counts_forwards_and_takes_squares() -> None:
 
 
 def test_squares_are_parts_that_fit_the_memory() -> None:
-    options: dict[str, Any] = {"halo_px": 24, "stride": 4, "sizes": SizeRule(multiple=4), "seconds": float}
+    def seconds(patch_hw: tuple[int, int]) -> float:
+        return float(math.prod(patch_hw)) if math.prod(patch_hw) <= 1000**2 else math.inf
+
+    options: dict[str, Any] = {"halo_px": 24, "stride": 4, "sizes": SizeRule(multiple=4), "square": True}
     for shape in ((4000, 4000), (4000, 300), (50, 7000)):
-        core, other = balanced_core(shape, largest_patch_px=1000**2, square=True, **options)
+        core, other = balanced_core(shape, seconds=seconds, **options)
         assert core == other
         assert core % 4 == 0
         assert (core + 48) ** 2 <= 1000**2
         assert core >= min(40, *shape)
-    assert balanced_core((100, 100), largest_patch_px=10, square=True, **options) == (4, 4)
+    assert balanced_core((100, 100), seconds=lambda _: math.inf, **options) == (4, 4)
 
 
 @pytest.mark.parametrize("tiling", ["exact", "blend"])

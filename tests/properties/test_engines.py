@@ -10,7 +10,7 @@ import torch
 
 from pipeline.grid import Window, exact_tiling
 from pipeline.infer import calibrate, calibration, device_thread
-from pipeline.model import EngineSpec, Model, make_engine, openvino
+from pipeline.model import EngineSpec, Model, left_out_px, make_engine, openvino
 from pipeline.model.engine import NOT_FINITE
 from tests.networks import predict_by_tiles, predictor, random_scene, reader, unet_model, whole_forward
 
@@ -72,22 +72,25 @@ def test_labels_tell_where_the_output_is_no_number() -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("padding", ["reflect", "network"])
-def test_exact_law(backend: Backend, padding: str) -> None:
-    model = unet_model(depth=3, width=8)
+@pytest.mark.parametrize(("padding", "trim"), [("reflect", False), ("reflect", True), ("network", False)])
+@pytest.mark.parametrize("upsampling", ["transposed", "bilinear"])
+def test_exact_law(backend: Backend, padding: str, upsampling: str, *, trim: bool) -> None:
+    model = unet_model(depth=3, width=8, upsampling=upsampling)
     traits, shape = model.traits, (203, 170)
+    trim_px = (traits.halo_px or 0) if trim else 0
     data = random_scene(2, shape)
     tiling = exact_tiling(
         shape,
         core_hw=(64, 48),
         halo_px=traits.halo_px or 0,
         stride=traits.stride,
-        margin_px=0,
+        margin_px=left_out_px(model.network, trim_px),
         sizes=traits.sizes,
         tile_px=64,
         network_padding=padding == "network",
     )
-    result = predict_by_tiles(model, tiling, reader(data), backend=backend, padding=padding)
+    assert (tiling.rows.margin > 0) == trim
+    result = predict_by_tiles(model, tiling, reader(data), backend=backend, padding=padding, trim_px=trim_px)
     before = 0 if padding == "network" else 64
     sides = [-(-(n + before) // 8) * 8 - n for n in shape]
     after = sides if padding == "network" else [64 + (-(n + 128)) % 8 for n in shape]
@@ -171,3 +174,19 @@ def test_a_calibration_keeps_to_the_budget(monkeypatch: pytest.MonkeyPatch) -> N
     for number, budget in enumerate((10**10, 1000 * 700**2, 1000 * 100**2)):
         calibrate(model, _spec("torch", threads=number + 1), thread, budget_bytes=budget)
     assert tried == [384, 1024, 384, 700, 384]
+    del tried[:]
+    calibrate(model, _spec("torch", trim_px=24), thread, budget_bytes=10**10)
+    assert tried == [384, 1024, 1024]
+
+
+def test_a_calibration_tells_what_leaving_outputs_out_saves(monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(model: Model, spec: EngineSpec, side: int) -> calibration._Point:
+        kept = (side - 2 * left_out_px(model.network, spec.trim_px)) ** 2
+        return calibration._Point(side * side, 0.1 + 1e-6 * side**2 + 2e-6 * kept, 100.0 * side**2 + 200.0 * kept)
+
+    monkeypatch.setattr(calibration, "_try", measure)
+    model, thread = unet_model(depth=2, width=8), device_thread(threads=2)
+    made = calibrate(model, _spec("torch", trim_px=24), thread, budget_bytes=10**10)
+    assert made.saved_s_per_px == pytest.approx(2e-6)
+    assert made.saved_bytes_per_px == pytest.approx(200.0)
+    assert made.seconds(10**6, left_out=10**5) == pytest.approx(0.1 + 3.0 - 0.2)

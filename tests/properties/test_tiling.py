@@ -154,9 +154,10 @@ def test_balanced_cores_fit_the_budget_and_nothing_cheaper_does(
         patch = rule.at_least(core_h + 2 * halo) * rule.at_least(core_w + 2 * halo)
         return math.inf if patch > largest else -(-height // core_h) * -(-width // core_w) * patch
 
-    core_h, core_w = balanced_core(
-        (height, width), halo_px=halo, stride=16, sizes=rule, largest_patch_px=largest, seconds=float, square=square
-    )
+    def seconds(patch_hw: tuple[int, int]) -> float:
+        return float(math.prod(patch_hw)) if math.prod(patch_hw) <= largest else math.inf
+
+    core_h, core_w = balanced_core((height, width), halo_px=halo, stride=16, sizes=rule, seconds=seconds, square=square)
     assert core_h % 16 == core_w % 16 == 0
     assert cost(core_h, core_w) < math.inf
     heights, widths = ({-(-n // parts // 16) * 16 for parts in range(1, 7)} for n in (height, width))

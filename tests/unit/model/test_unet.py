@@ -61,3 +61,39 @@ def test_folding_batch_norm_changes_nothing_but_low_bits() -> None:
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in folded.modules())
     with torch.inference_mode():
         assert torch.allclose(folded(x), network(x), atol=1e-4)
+
+
+@pytest.mark.parametrize("skips", [True, False])
+@pytest.mark.parametrize("upsampling", ["transposed", "bilinear", "nearest"])
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+def test_a_trimmed_forward_is_the_middle_of_the_whole_one(depth: int, upsampling: str, *, skips: bool) -> None:
+    torch.manual_seed(0)
+    network = UNet(
+        UNetConfig.model_validate(
+            {"bands": 3, "outputs": 2, "depth": depth, "width": 4, "upsampling": upsampling, "skips": skips}
+        )
+    ).eval()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    stride, side = 2**depth, 16 * 2**depth
+    x = torch.randn(1, 3, side, side + stride)
+    with torch.inference_mode():
+        whole = network(x)
+        for trim in range(0, side // 2, stride):
+            left_out = network.left_out(trim)
+            made = network(x, trim)
+            assert max(0, trim - 2) <= left_out <= trim
+            assert made.shape[-2:] == (side - 2 * left_out, side + stride - 2 * left_out)
+            inner = made[
+                ..., trim - left_out : side - left_out - trim, trim - left_out : side + stride - left_out - trim
+            ]
+            expected = whole[..., trim : side - trim, trim : side + stride - trim]
+            assert torch.allclose(inner, expected, atol=1e-6 * float(whole.abs().max()))
+
+
+@pytest.mark.parametrize(("changes", "can"), [({}, True), ({"padding": "valid"}, False), ({"norm": "group"}, False)])
+def test_only_local_networks_are_trimmed(changes: dict[str, str], *, can: bool) -> None:
+    config = {"bands": 3, "outputs": 2, "depth": 2, "width": 8, **changes}
+    assert UNet(UNetConfig.model_validate(config)).can_trim is can

@@ -37,7 +37,9 @@ def test_an_answer_that_died_with_its_worker_is_computed_again(tmp_path: Path, m
         def on_done(done: TileDone) -> None:
             if not seen:
                 time.sleep(2)  # the other three end meanwhile
-                os.kill(next(iter(cluster.workers.values())).pid, signal.SIGKILL)
+                held = {address: sum("run_tile" in key for key in keys) for address, keys in client.has_what().items()}
+                most = max(held, key=lambda address: held[address])  # at least two, of which one was fetched at most
+                os.kill(client.run(os.getpid, workers=[most])[most], signal.SIGKILL)
                 time.sleep(2)
             seen.append(done.record.tile)
 

@@ -1,0 +1,138 @@
+"""What a patch takes, in time and memory, and what there is."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.errors import ResourceError
+from pipeline.model import left_out_px
+
+if TYPE_CHECKING:
+    from pipeline.grid import SizeRule
+    from pipeline.infer import Augmentation, Calibration
+    from pipeline.model import Model, Traits
+    from pipeline.run.choose import EngineChoice
+    from pipeline.run.settings import SegmentSettings
+    from pipeline.scene import Scene
+
+TILES_IN_FLIGHT = min(3, max(2, os.cpu_count() or 1))
+"""Tiles that one worker holds at a time, so that reading, computing and writing overlap; more readers want cores."""
+_DEFAULT_MEMORY = 1_500_000_000
+"""Budget per worker unless --memory says otherwise: with libraries and caches a run then stays below 2 GB."""
+LIBRARIES_BYTES = 600_000_000
+"""Resident size of a worker before it does anything (PyTorch, GDAL, Dask), measured by `make bench-memory`."""
+_WORKSPACE = 1.35
+"""PyTorch's own buffers where a forward was not calibrated, as a factor on its live tensors."""
+LEANEST = 0.35
+"""Memory of the leanest engine (OpenVINO, bfloat16) over that of PyTorch's live tensors: 118 of 336 bytes per pixel."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demand:
+    """What a patch takes, and what there is."""
+
+    cost: Calibration | None
+    """Measured time and memory of a forward."""
+    budget_bytes: int
+    """For a forward and the tiles in flight, without what the engine takes whatever the patch."""
+    bytes_per_px: float
+    """Of a patch: forward and tiles in flight."""
+    tile_bytes_per_px: float
+    """Of these the tiles in flight."""
+    saved_bytes_per_px: float
+    """For each output that is left out."""
+    left_out_px: int
+    """Outputs left out on each side."""
+
+    def nbytes(self, patch_hw: tuple[int, int]) -> int:
+        """Memory that a patch takes."""
+        saved = self.saved_bytes_per_px * count_left_out(patch_hw, self.left_out_px)
+        return int(math.prod(patch_hw) * self.bytes_per_px - saved)
+
+    def seconds(self, patch_hw: tuple[int, int]) -> float:
+        """Time of a forward, or its pixels where it was not measured; infinite where memory does not suffice."""
+        if self.nbytes(patch_hw) > self.budget_bytes:
+            return math.inf
+        if self.cost is None:
+            return float(math.prod(patch_hw))
+        return self.cost.seconds(math.prod(patch_hw), left_out=count_left_out(patch_hw, self.left_out_px))
+
+
+def demand_of(
+    scene: Scene, model: Model, settings: SegmentSettings, engine: EngineChoice, cost: Calibration | None
+) -> Demand:
+    """What patches of this scene take with this engine."""
+    tile_bytes = TILES_IN_FLIGHT * tile_bytes_per_px(len(model.spec.bands), int(scene.dtype.itemsize))
+    return Demand(
+        cost=cost,
+        budget_bytes=forward_budget(settings) - (0 if cost is None else int(cost.fixed_bytes)),
+        bytes_per_px=_bytes_per_px(engine, cost, model, settings.tta) + tile_bytes,
+        tile_bytes_per_px=tile_bytes,
+        saved_bytes_per_px=0.0 if cost is None else cost.saved_bytes_per_px,
+        left_out_px=left_out_px(model.network, engine.spec.trim_px),
+    )
+
+
+def count_left_out(patch_hw: tuple[int, int], left_out_px: int) -> int:
+    """Outputs of a patch that are left out."""
+    return math.prod(patch_hw) - math.prod(side - 2 * left_out_px for side in patch_hw)
+
+
+def tile_bytes_per_px(bands: int, itemsize_bytes: int) -> int:
+    """Bytes per pixel of a tile in flight: values as read and as extended beyond the rim, validity, mask."""
+    return bands * (2 * itemsize_bytes + 1) + 3
+
+
+def _bytes_per_px(engine: EngineChoice, cost: Calibration | None, model: Model, tta: Augmentation) -> float:
+    """Per pixel of a patch: scaled input, forward, and the copies that activation and weighting make of its output."""
+    after = len(model.spec.classes) * 4 * 3 + 8 if engine.spec.backend == "torch" else 0
+    measured = cost.bytes_per_px if cost else model.traits.bytes_per_px * _WORKSPACE
+    averaging = 0 if tta == "none" else 8 * len(model.spec.classes) + 4 * len(model.spec.bands)
+    return max(measured, after) + averaging + 4 * len(model.spec.bands)
+
+
+def forward_budget(settings: SegmentSettings) -> int:
+    """Bytes for a forward and the tiles in flight."""
+    memory = settings.memory or min(_DEFAULT_MEMORY, int(0.6 * _available_bytes() / settings.workers))
+    return memory - LIBRARIES_BYTES
+
+
+def check_least_patch(budget: int, bytes_per_px: float, traits: Traits, sizes: SizeRule, halo: int) -> None:
+    """Is there room for any patch at all?
+
+    Raises:
+        ResourceError: RS-004 when not even the smallest useful patch fits.
+    """
+    least = sizes.at_least(2 * halo + max(traits.stride, 2 * traits.margin_px, 16))
+    if least * least * bytes_per_px > budget:
+        need = int(least * least * bytes_per_px) + LIBRARIES_BYTES
+        raise too_little(f"a patch of {least} px, the smallest that is any use, needs {need / 1e9:.1f} GB", need)
+
+
+def too_little(what: str, need: int) -> ResourceError:
+    """RS-004: `what` needs so many bytes."""
+    return ResourceError(
+        f"{what}; less is available",
+        code="RS-004",
+        title="Not enough memory",
+        fix=f"give --memory {need / 1e9:.1f}GB, close other programs, or use --halo-tolerance 0.001 or --tiling blend",
+    )
+
+
+def _available_bytes() -> int:
+    """Memory that can still be had, container limits included where the kernel tells them."""
+    available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        with open("/proc/meminfo") as file:  # noqa: PTH123
+            fields = dict(line.split(":", 1) for line in file)
+        available = int(fields["MemAvailable"].split()[0]) * 1024
+        with open("/sys/fs/cgroup/memory.max") as file:  # noqa: PTH123
+            limit = file.read().strip()
+        if limit.isdigit():
+            available = min(available, int(limit))
+    except (OSError, KeyError, ValueError):
+        pass
+    return available
