@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 READY  := $(VENV)/.ready
 
-.PHONY: help demo test test-all check fix bench bench-memory clean
+.PHONY: help demo test test-all check fix bench bench-memory bench-peers clean
 
 help:
 	@echo "make demo          install, then make, train and segment a synthetic scene (about 2 minutes after installation)"
@@ -15,6 +15,7 @@ help:
 	@echo "make fix           format and mend what can be mended"
 	@echo "make bench         speed, as ratios, into docs/benchmarks/"
 	@echo "make bench-memory  peak memory at two sizes, into docs/benchmarks/"
+	@echo "make bench-peers   other ways of doing it on the same weights (with MONAI where it is installed)"
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "Python's venv is missing: apt install python3-venv"; exit 2; }
@@ -47,6 +48,9 @@ bench: $(READY)
 
 bench-memory: $(READY)
 	$(BIN)/python -m tests.bench.memory
+
+bench-peers: $(READY)
+	$(BIN)/python -m tests.bench.peers
 
 clean:
 	rm -rf $(VENV) demo bench-out

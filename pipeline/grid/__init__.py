@@ -3,6 +3,7 @@
 from pipeline.grid.geobox import GeoBox
 from pipeline.grid.padding import Padding, source_index
 from pipeline.grid.parts import balanced_core
+from pipeline.grid.split import halves
 from pipeline.grid.tiling import (
     Axis,
     Mode,
@@ -29,6 +30,7 @@ __all__ = [
     "balanced_core",
     "blend_tiling",
     "exact_tiling",
+    "halves",
     "iter_windows",
     "round_up",
     "source_index",

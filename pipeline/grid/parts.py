@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 _USEFUL_CORE_PX = 2048
 """Side; a core of this size or of this many halos gains next to nothing by growing, and a lost tile costs more."""
 _USEFUL_HALOS = 64
+_NEAR = 1.01
+"""Cores that cost this much more than the fastest are as good, and a smaller patch takes less memory."""
 
 
 def balanced_core(
@@ -38,7 +40,8 @@ def balanced_core(
         square: Cores are squares, equal parts of one of the scene's sides.
 
     Returns:
-        Multiples of `stride`; the smallest possible core when even that does not fit.
+        Multiples of `stride`: of those that are as good as the fastest the one with the smallest patch; the smallest
+        possible core when even that does not fit.
     """
     largest_side = _largest_side(sizes, halo_px)
     parts = [_equal_parts(n, stride) for n in shape]
@@ -51,9 +54,14 @@ def balanced_core(
         return count * seconds((patches[core[0]], patches[core[1]]))
 
     cores = ((core, core) for core in patches) if square else itertools.product(parts[0], parts[1])
-    best = min(cores, key=total)
-    smallest = (sizes.at_least(2 * halo_px + stride) - 2 * halo_px) // stride * stride
-    return best if math.isfinite(total(best)) else (smallest, smallest)
+    seconds_of = {core: total(core) for core in cores}
+    fastest = min(seconds_of, key=lambda core: seconds_of[core])
+    if math.isinf(seconds_of[fastest]):
+        smallest = (sizes.at_least(2 * halo_px + stride) - 2 * halo_px) // stride * stride
+        return smallest, smallest
+    useful_px = min(math.prod(fastest), _USEFUL_CORE_PX**2)
+    near = [c for c, taken in seconds_of.items() if taken <= _NEAR * seconds_of[fastest] and math.prod(c) >= useful_px]
+    return min(near, key=lambda core: (patches[core[0]] * patches[core[1]], seconds_of[core]))
 
 
 def _largest_side(sizes: SizeRule, halo_px: int) -> int:

@@ -13,6 +13,10 @@ from pipeline.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
 Device = Literal["auto", "cpu", "cuda"]
 
 _T = TypeVar("_T")
@@ -33,6 +37,36 @@ def resolve_device(wanted: Device) -> Literal["cpu", "cuda"]:
             fix="use --device auto or cpu; `scenemask doctor` shows what PyTorch sees",
         )
     return "cuda" if available and wanted != "cpu" else "cpu"
+
+
+def to_device(array: NDArray[np.generic], device: torch.device) -> Tensor:
+    """An array as a tensor on the device, there when this returns; called by the thread that made it.
+
+    On its way to a GPU it goes through pinned memory and a stream of its own, so that a forward goes on meanwhile.
+
+    Args:
+        array: Contiguous and writable; on the CPU the tensor shares its memory.
+        device: Where to.
+    """
+    tensor = torch.from_numpy(array)
+    if device.type != "cuda":
+        return tensor
+    stream = getattr(_local, "stream", None)
+    if stream is None:
+        stream = _local.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    with torch.cuda.stream(stream):
+        there = tensor.pin_memory().to(device, non_blocking=True)
+    stream.synchronize()
+    there.record_stream(torch.cuda.default_stream(device))  # where it is used: until then its memory is not given away
+    return there
+
+
+_local = threading.local()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a forward failed for lack of memory, on the host or on a device."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
 
 
 class DeviceThread:

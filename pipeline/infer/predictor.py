@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,8 +12,9 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ModelError
-from pipeline.grid import Padding, Patch, Tiling, Window
+from pipeline.grid import Padding, Patch, Tiling, Window, halves
 from pipeline.infer.augment import Augmentation, add_to, symmetries
+from pipeline.infer.device import is_out_of_memory, to_device
 from pipeline.infer.network_input import Scaler, gather, source_window
 from pipeline.infer.sink import Sink, in_output, make_sink, to_probabilities
 from pipeline.model import make_engine
@@ -38,7 +40,9 @@ class TileResult:
     probabilities: NDArray[np.float32] | None
     """`(class, y, x)`, NaN where the mask is nodata; None unless asked for."""
     patches: int
-    """Forwards that were computed; patches without a valid output pixel are skipped."""
+    """Patches that were computed; those without a valid output pixel are skipped."""
+    splits: int = 0
+    """Cuts that were made for lack of memory; low bits may then differ from those of another device."""
 
 
 class Predictor:
@@ -52,6 +56,8 @@ class Predictor:
         engine: What runs the network; probabilities are float32 always.
         thread: The device thread that forwards run on.
         tta: Images of each patch whose probabilities are averaged.
+        deterministic: Fail where memory does not suffice for a patch, rather than compute it in halves, whose order of
+            summation may be another.
     """
 
     def __init__(
@@ -64,6 +70,7 @@ class Predictor:
         engine: EngineSpec,
         thread: DeviceThread,
         tta: Augmentation = "none",
+        deterministic: bool = False,
     ) -> None:
         self.spec: ModelSpec = model.spec
         self.tiling = tiling
@@ -74,6 +81,9 @@ class Predictor:
         self._symmetries = symmetries(tta)
         self._scaler = Scaler(model.spec.scaling)
         self._prepared = False
+        self._may_split = tiling.mode == "exact" and not deterministic
+        self._sizes = model.traits.sizes
+        self._too_large_px = math.inf
         self._engine = thread.run(lambda: make_engine(model, engine))
 
     def predict(
@@ -112,18 +122,75 @@ class Predictor:
         block = read(outer)
         wanted = _wanted(block, outer, window, output_valid)
         needed = [p for p in patches if wanted[p.core.intersect(window).slices_in(window)].any()]
+        splits = 0
         for patch in needed:
             data = _own(gather(block.data, outer, patch.input, self.tiling.shape, padding=self._padding))
-            invalid = self._patch_invalid(block, outer, patch)
-            step = functools.partial(self._step, sink, patch, data, invalid, wanted)
+            absent = self._patch_invalid(block, outer, patch)
+            stored = to_device(data, self._device)
+            invalid = None if absent is None else to_device(absent, self._device)
+            step = functools.partial(self._patch, sink, patch, stored, invalid, wanted)
             if patch is not needed[-1]:
-                self._thread.run(step)
-        # With the last forward: queued behind it, a finished tile would wait for another tile's forward.
-        mask, mean = self._thread.run(lambda: (step(), sink.finish())[1]) if needed else sink.finish()
+                splits += self._thread.run(step)
+        if needed:
+            # With the last forward: queued behind it, a finished tile would wait for another tile's forward.
+            last, (mask, mean) = self._thread.run(lambda: (step(), sink.finish()))
+            splits += last
+        else:
+            mask, mean = sink.finish()
         mask[~wanted] = self.spec.legend().nodata
         if mean is not None:
             mean[:, ~wanted] = np.nan
-        return TileResult(mask=mask, probabilities=mean, patches=len(needed))
+        return TileResult(mask=mask, probabilities=mean, patches=len(needed), splits=splits)
+
+    def _patch(
+        self,
+        sink: Sink,
+        patch: Patch,
+        data: Tensor,
+        invalid: Tensor | None,
+        wanted: NDArray[np.bool_],
+    ) -> int:
+        """One patch, on the device thread, in halves of halves where memory does not suffice; returns the cuts."""
+        waiting, cuts = [patch], 0
+        while waiting:
+            part = waiting.pop(0)
+            inside = (slice(None), *part.input.slices_in(patch.input))
+            failure = (
+                MemoryError()
+                if part.input.num_pixels >= self._too_large_px
+                else self._tried(sink, part, data[inside], None if invalid is None else invalid[inside], wanted)
+            )
+            if failure is None:
+                continue
+            smaller = halves(part, self.tiling, self._sizes) if self._may_split else []
+            if not smaller:
+                raise failure
+            # Remembered: what failed once is not tried again by this process.
+            self._too_large_px = min(self._too_large_px, part.input.num_pixels)
+            cuts += 1
+            waiting[:0] = smaller
+        return cuts
+
+    def _tried(
+        self,
+        sink: Sink,
+        part: Patch,
+        data: Tensor,
+        invalid: Tensor | None,
+        wanted: NDArray[np.bool_],
+    ) -> Exception | None:
+        """One forward; the error where memory did not suffice, without what the failed forward held."""
+        try:
+            self._step(sink, part, data, invalid, wanted)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            failure: Exception = error.with_traceback(None)  # its frames hold the tensors
+        else:
+            return None
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        return failure
 
     def _prepare(self, patch: Patch, sink: Sink) -> None:
         """Let the engine get ready while the first block is read."""
@@ -144,15 +211,16 @@ class Predictor:
         self,
         sink: Sink,
         patch: Patch,
-        data: NDArray[np.generic],
-        invalid: NDArray[np.bool_] | None,
+        data: Tensor,
+        invalid: Tensor | None,
         wanted: NDArray[np.bool_],
     ) -> None:
         """One forward, on the device thread: stored values in, the patch's share of the result into the sink."""
         with torch.inference_mode():
-            absent = None if invalid is None else torch.from_numpy(invalid).to(self._device)
-            x = self._scaler(torch.from_numpy(data).to(self._device), absent)
+            x = self._scaler(data, invalid)
             kept = patch.core.intersect(sink.window)
+            if not kept.num_pixels:
+                return
             labels = None if sink.labels is None else self._engine.label(x)
             if sink.labels is not None and labels is not None:
                 labels = labels[in_output(patch, kept)]

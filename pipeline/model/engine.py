@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -20,7 +21,10 @@ from pipeline.model.foreign import ForeignNetwork, OnnxNetwork, onnx_session
 from pipeline.model.unet import Trimmed, UNet
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pipeline.model.model import Model
+    from pipeline.model.spec import ModelSpec
 
 Backend = Literal["torch", "openvino", "onnxruntime"]
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -55,6 +59,8 @@ class EngineSpec(BaseModel):
     """Threads per forward."""
     one_size: bool
     """Whether all patches have one size, which a graph may then be compiled for; not so with network padding."""
+    deterministic: bool = False
+    """Only kernels that give the same bits each time, and no smaller patches where memory does not suffice."""
     trim_px: int = 0
     """Outputs on each side that nobody needs, because they lie in the halo of every patch; the engine leaves out
     `left_out_px` of them."""
@@ -105,22 +111,41 @@ def make_engine(model: Model, spec: EngineSpec) -> Engine:
         return OpenVinoEngine.of(model, spec)
     if spec.backend == "onnxruntime":
         return OnnxEngine(model.network, spec)
-    return TorchEngine(model.network, spec)
+    return TorchEngine(model.network, spec, labels=one_output_per_class(model.spec))
+
+
+_LARGEST_LABEL = NOT_FINITE - 1
+
+
+def one_output_per_class(spec: ModelSpec) -> bool:
+    """Whether the largest output is the class, and has a place among the labels."""
+    ranked = spec.activation in {"softmax", "none"} and spec.num_outputs > 1
+    return ranked and len(spec.classes) <= _LARGEST_LABEL
 
 
 class TorchEngine:
-    """Eager PyTorch: batch norm folded into convolutions, channels last."""
+    """Eager PyTorch: batch norm folded into convolutions, channels last.
 
-    def __init__(self, network: nn.Module, spec: EngineSpec) -> None:
+    Args:
+        network: In eval mode.
+        spec: Device, precision, what is left out.
+        labels: Whether the network puts out one value per class.
+    """
+
+    def __init__(self, network: nn.Module, spec: EngineSpec, *, labels: bool = False) -> None:
         self._spec = spec
+        self._labels = labels
         ready = copy.deepcopy(network).to(device=spec.device)
         if not isinstance(network, ForeignNetwork):  # programs stay as they are
             ready = fold_batch_norm(ready).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._network: nn.Module = trimmed(ready, spec.trim_px).eval()
         if spec.device == "cuda":
+            if spec.deterministic:
+                os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
             # PyTorch's default lets convolutions round float32 to TF32, and pick kernels by timing them.
             torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = spec.precision != "float32"
             torch.backends.cudnn.benchmark = False
+            torch.use_deterministic_algorithms(spec.deterministic)
         self._input: Tensor | None = None
 
     def prepare(self, shape: tuple[int, ...], *, labels: bool) -> None:
@@ -128,21 +153,51 @@ class TorchEngine:
 
     def run(self, x: Tensor) -> Tensor:
         """Output of the network; see `Engine`."""
-        x = self._channels_last(x)
-        if self._spec.precision == "float32":
-            output: Tensor = self._network(x)
-        else:
-            with torch.autocast(self._spec.device, dtype=_DTYPES[self._spec.precision]):
-                output = self._network(x)
+        with torch.inference_mode(), self._autocast():
+            output: Tensor = self._network(self._channels_last(x))
         return output.float()
 
-    def label(self, x: Tensor) -> None:
-        """None: outputs leave the library as they are."""
+    def label(self, x: Tensor) -> Tensor | None:
+        """Classes; see `Engine`.
+
+        The arg-max, and the head of our own U-Net, run strip by strip: memory for one strip of all classes is enough,
+        however many there are.
+        """
+        if not self._labels:
+            return None
+        with torch.inference_mode(), self._autocast():
+            values, head = self._before_head(self._channels_last(x))
+            labels = torch.empty(values.shape[-2:], dtype=torch.uint8, device=values.device)
+            for row in range(0, len(labels), _STRIP_ROWS):
+                strip = slice(row, row + _STRIP_ROWS)
+                output = head(values[..., strip, :])[0].float()
+                labels[strip] = output.argmax(dim=0)
+                labels[strip][~torch.isfinite(output.sum(dim=0))] = NOT_FINITE
+        return labels
+
+    def _before_head(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """(values, head): what is left to do for each pixel on its own; nothing for networks that are not ours."""
+        network = self._network.network if isinstance(self._network, Trimmed) else self._network
+        if isinstance(network, UNet):
+            return network.features(x, self._spec.trim_px), network.head
+        return self._network(x), _as_it_is
+
+    def _autocast(self) -> torch.autocast:
+        dtype = _DTYPES.get(self._spec.precision)
+        return torch.autocast(self._spec.device, dtype=dtype, enabled=dtype is not None)
 
     def _channels_last(self, x: Tensor) -> Tensor:
         if self._input is None or self._input.shape != x.shape:
             self._input = torch.empty_like(x, memory_format=torch.channels_last)
         return self._input.copy_(x)
+
+
+_STRIP_ROWS = 64
+"""A strip of 2 048 px and 100 classes takes 52 MB."""
+
+
+def _as_it_is(values: Tensor) -> Tensor:
+    return values
 
 
 class OnnxEngine:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from pipeline.errors import ModelError
 from pipeline.model.cache import cache_folder, write_cached
-from pipeline.model.engine import NOT_FINITE, EngineSpec, fold_batch_norm, trimmed
+from pipeline.model.engine import NOT_FINITE, EngineSpec, fold_batch_norm, one_output_per_class, trimmed
 from pipeline.model.foreign import ForeignNetwork, OnnxNetwork
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from pipeline.model.model import Model
 
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
-_LARGEST_LABEL = NOT_FINITE - 1
 
 
 def available() -> bool:
@@ -75,8 +74,7 @@ class OpenVinoEngine:
             graph = read_graph(model.network, bands=len(model.spec.bands), key=key, trim_px=spec.trim_px)
         except RuntimeError as error:
             raise _cannot_run(f"OpenVINO cannot run it: {str(error).splitlines()[0]}", "use --backend auto") from error
-        one_per_class = model.spec.activation in {"softmax", "none"} and model.spec.num_outputs > 1
-        return cls(graph, spec, labels=one_per_class and len(model.spec.classes) <= _LARGEST_LABEL)
+        return cls(graph, spec, labels=one_output_per_class(model.spec))
 
     def prepare(self, shape: tuple[int, ...], *, labels: bool) -> None:
         """Compile the graph for inputs of this shape."""

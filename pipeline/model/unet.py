@@ -86,6 +86,11 @@ class UNet(nn.Module):
             `(batch, class, y', x')`, of `same` padding y' = y - 2 * left_out(trim_px): the middle of what comes out
             untrimmed, right from `trim_px` on.
         """
+        logits: Tensor = self.head(self.features(x, trim_px))
+        return logits
+
+    def features(self, x: Tensor, trim_px: int = 0) -> Tensor:
+        """What the head turns into logits, pixel by pixel: `(batch, width, y', x')`; see `forward`."""
         skips: list[Tensor] = []
         for block in self.encoder:  # (batch, width * 2**level, y / 2**level, x / 2**level)
             x = block(x)
@@ -100,8 +105,7 @@ class UNet(nn.Module):
             if self.config.skips:
                 x = torch.cat([_crop_like(skip, x), x], dim=1)
             x = block(x)
-        logits: Tensor = self.head(x)
-        return logits
+        return x
 
     def left_out(self, trim_px: int) -> int:
         """Outputs that are missing on each side, at most `trim_px`: cutting the last two costs more than they do."""

@@ -61,7 +61,14 @@ def choose_engine(
     thread = device_thread(threads=threads)
     small = math.prod(scene.geobox.shape) < WORTH_MEASURING_PX
     backend, why = _backend(model, settings.backend, device=device, small=small)
-    spec = EngineSpec(backend=backend, device=device, precision="float32", threads=threads, one_size=one_size)
+    spec = EngineSpec(
+        backend=backend,
+        device=device,
+        precision="float32",
+        threads=threads,
+        one_size=one_size,
+        deterministic=settings.deterministic,
+    )
     precision, flips, because = _precision(scene, model, settings, spec, thread, small=small)
     spec = spec.model_copy(update={"precision": precision})
     return EngineChoice(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from distributed.scheduler import KilledWorker
 
 from pipeline.errors import InfrastructureError, Interrupted, PipelineError, ResourceError
+from pipeline.infer import is_out_of_memory
 from pipeline.run.tile_task import Job, TileDone, forget, run_tile
 
 if TYPE_CHECKING:
@@ -181,9 +182,9 @@ def _failure(tile: Tile, error: BaseException, *, count: int) -> PipelineError:
             where=where,
             fix="give less --memory (smaller patches) or fewer --workers",
         )
-    elif isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error).lower():
+    elif is_out_of_memory(error) or "out of memory" in str(error).lower():
         failure = ResourceError(
-            f"out of memory during a forward pass ({str(error).splitlines()[0]})",
+            f"out of memory during a forward pass ({(str(error) or type(error).__name__).splitlines()[0]})",
             code="RS-003",
             title="Out of memory",
             where=where,

@@ -128,6 +128,9 @@ class SegmentSettings(BaseModel):
     """Largest share of sampled pixels whose class may differ from float32 for `precision: auto` to take bfloat16."""
     backend: Literal["auto", "torch", "openvino", "onnxruntime"] = "auto"
     """Library that runs the network; auto: OpenVINO on x86 CPUs where it gives what the network gives."""
+    deterministic: bool = False
+    """Use only kernels that give the same bits each time, and fail where memory does not suffice for the plan's patch;
+    else it is cut in two there, which may change low bits and is recorded."""
     trust_model: bool = False
     """Run a TorchScript or torch.export model: such files are programs and can do anything."""
     probabilities: bool = False

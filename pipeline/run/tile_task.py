@@ -99,13 +99,13 @@ def _compute_tile(job: Job, tile: Tile, attempt: int) -> TileDone:
     predictor, ledger = _tools(job)
     if job.own_cluster and job.plan.engine.device == "cpu":
         _give_way()  # only now: threads inherit priority, and the device thread may just have been started
-    digest, patches = None, 0
+    digest, patches, splits = None, 0, 0
     counts = np.zeros(job.plan.num_classes, np.int64)
     wanted = None if job.aoi is None else job.aoi.mask(tile.core)
     if wanted is None or wanted.any():
         reader = _Reader(job.scene)
         result = predictor.predict(reader, tile.core, probabilities=job.plan.probabilities, output_valid=wanted)
-        patches = result.patches
+        patches, splits = result.patches, result.splits
         reader.keep_picture(job.store.path, tile.core)
         counts = class_counts(result.mask, job.plan.num_classes)
         if counts.any():
@@ -120,6 +120,7 @@ def _compute_tile(job: Job, tile: Tile, attempt: int) -> TileDone:
         seconds=round(time.monotonic() - started, 3),
         valid_px=int(counts.sum()),
         class_px=tuple(int(n) for n in counts),
+        splits=splits,
         attempt=attempt,
     )
     ledger.append(record)
@@ -161,6 +162,7 @@ def make_predictor(model: Model, plan: Plan) -> Predictor:
         engine=plan.engine,
         tta=plan.tta,
         thread=device_thread(threads=plan.engine.threads),
+        deterministic=plan.engine.deterministic,
     )
 
 

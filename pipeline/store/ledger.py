@@ -49,6 +49,8 @@ class TileRecord:
     """Pixels of the core with a class."""
     class_px: tuple[int, ...] | None = None
     """Pixels per class, in order of class values; None where they were not counted."""
+    splits: int = 0
+    """Patches that were cut in two because a device's memory did not suffice for them whole."""
     attempt: int = 1
     """1 for the first time; the highest attempt speaks for the tile."""
 

@@ -162,4 +162,4 @@ def test_balanced_cores_fit_the_budget_and_nothing_cheaper_does(
     assert cost(core_h, core_w) < math.inf
     heights, widths = ({-(-n // parts // 16) * 16 for parts in range(1, 7)} for n in (height, width))
     others = ((c, c) for c in heights | widths) if square else itertools.product(heights, widths)
-    assert all(cost(core_h, core_w) <= cost(h, w) for h, w in others if max(h, w) <= 2048)
+    assert all(cost(core_h, core_w) <= 1.01 * cost(h, w) for h, w in others if max(h, w) <= 2048)

@@ -1,0 +1,245 @@
+"""`make bench-peers`: the same weights on the same scene through other ways of doing it, each a process of its own.
+
+python -m tests.bench.peers [--size 8192] [--seam-size 4096] [--repeats 1]
+
+A peer is what its users would write with its defaults; seconds and memory are those of its whole process, imports and
+compilation included, caches warm. Seam error is the share of pixels whose class differs from one whole forward.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import rasterio
+import rasterio.shutil
+
+from tests.bench.common import OUT, publish, scene_of, unet
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+_PATCH = 512
+_HALO = 96
+_CORE = 2048
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peer:
+    """One way to segment the scene."""
+
+    name: str
+    run: Callable[[Path, Path, Path], None]
+    """(scene, model folder, mask to write)."""
+    float32: bool
+    """Whether it computes in float32."""
+    needs: str = "torch"
+    """Module without which it is left out."""
+    ours: bool = False
+
+
+def _write(path: Path, scene: Path, mask: NDArray[np.uint8]) -> None:
+    with rasterio.open(scene) as source:
+        profile = {"crs": source.crs, "transform": source.transform, "nodata": 255}
+    height, width = mask.shape
+    with (
+        rasterio.MemoryFile() as memory,
+        memory.open(driver="GTiff", height=height, width=width, count=1, dtype="uint8", **profile) as out,
+    ):
+        out.write(mask, 1)
+        rasterio.shutil.copy(out, path, driver="COG", compress="DEFLATE", resampling="MODE", num_threads="ALL_CPUS")
+
+
+def _network(model: Path) -> Any:
+    import torch
+
+    import pipeline as sm
+
+    torch.set_grad_enabled(False)
+    return sm.load_model(model).network
+
+
+def _scaled(block: NDArray[Any]) -> Any:
+    import torch
+
+    return torch.from_numpy((block.astype(np.float32) - 1000.0) / 800.0)[None]
+
+
+def _segment(scene: Path, model: Path, mask: Path, **options: Any) -> None:
+    import pipeline as sm
+
+    result = sm.segment(scene, model, mask.with_suffix(""), vectors="none", overwrite=True, **options)
+    result.mask_path.replace(mask)
+
+
+def segment_default(scene: Path, model: Path, mask: Path) -> None:
+    """`scenemask segment` as it is."""
+    _segment(scene, model, mask)
+
+
+def segment_float32(scene: Path, model: Path, mask: Path) -> None:
+    """`scenemask segment --precision float32`."""
+    _segment(scene, model, mask, precision="float32")
+
+
+def hand_written(scene: Path, model: Path, mask: Path, *, precision: str = "bf16") -> None:
+    """The least code that does the same on the same library: no validity, no resumption, mirrored at the rim."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino
+    import torch
+    from openvino import opset13 as op
+
+    side = _CORE + 2 * _HALO
+    graph = openvino.convert_model(_network(model), example_input=torch.zeros(1, 4, 256, 256))
+    graph.reshape([1, 4, side, side])
+    logits = graph.outputs[0].get_node().input_value(0)
+    top = op.topk(logits, op.constant(1), axis=1, mode="max", sort="none", index_element_type="i32")
+    graph = openvino.Model([op.result(op.convert(top.output(1), "u8"))], graph.get_parameters(), "labels")
+    config = {"INFERENCE_PRECISION_HINT": precision, "NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": os.cpu_count()}
+    request = openvino.Core().compile_model(graph, "CPU", config).create_infer_request()
+    with rasterio.open(scene) as source:
+        made = np.empty(source.shape, np.uint8)
+        for row in range(0, source.height, _CORE):
+            for col in range(0, source.width, _CORE):
+                rows, cols = (row - _HALO, row + _CORE + _HALO), (col - _HALO, col + _CORE + _HALO)
+                inner = [max(rows[0], 0), min(rows[1], source.height), max(cols[0], 0), min(cols[1], source.width)]
+                block = source.read(window=((inner[0], inner[1]), (inner[2], inner[3])))
+                pad = ((0, 0), (inner[0] - rows[0], rows[1] - inner[1]), (inner[2] - cols[0], cols[1] - inner[3]))
+                block = np.pad(block, pad, mode="reflect")
+                x = (block.astype(np.float32) - np.float32(1000)) / np.float32(800)
+                request.infer([x[None]])
+                labels = request.get_output_tensor(0).data[0, 0, _HALO:-_HALO, _HALO:-_HALO]
+                here = made[row : row + _CORE, col : col + _CORE]
+                here[:] = labels[: here.shape[0], : here.shape[1]]
+    _write(mask, scene, made)
+
+
+def grid_loop(scene: Path, model: Path, mask: Path, *, overlap: int = 0) -> None:
+    """Patches of a grid through eager PyTorch in batches of four; `overlap` pixels on each side are thrown away."""
+    import torch
+
+    network, step = _network(model), _PATCH - 2 * overlap
+    with rasterio.open(scene) as source:
+        data = np.pad(source.read(), ((0, 0), (overlap, _PATCH), (overlap, _PATCH)), mode="reflect")
+        made = np.empty(source.shape, np.uint8)
+    places = [(r, c) for r in range(0, made.shape[0], step) for c in range(0, made.shape[1], step)]
+    for start in range(0, len(places), 4):
+        batch = places[start : start + 4]
+        x = torch.cat([_scaled(data[:, r : r + _PATCH, c : c + _PATCH]) for r, c in batch])
+        labels = network(x).argmax(1).to(torch.uint8).numpy()
+        for (r, c), patch in zip(batch, labels, strict=True):
+            here = made[r : r + step, c : c + step]
+            here[:] = patch[overlap : overlap + here.shape[0], overlap : overlap + here.shape[1]]
+    _write(mask, scene, made)
+
+
+def grid_loop_exact(scene: Path, model: Path, mask: Path) -> None:
+    """The same with the halo that the network needs, which its user would have to know."""
+    grid_loop(scene, model, mask, overlap=_HALO)
+
+
+def monai(scene: Path, model: Path, mask: Path) -> None:
+    """`sliding_window_inference` with Gaussian weights and half of each patch shared, as its examples have it."""
+    from monai.inferers import sliding_window_inference
+
+    with rasterio.open(scene) as source:
+        x = _scaled(source.read())
+    network = _network(model)
+    scores = sliding_window_inference(x, (_PATCH, _PATCH), 4, network, overlap=0.5, mode="gaussian")
+    _write(mask, scene, scores[0].argmax(0).numpy().astype(np.uint8))
+
+
+def whole(scene: Path, model: Path, mask: Path) -> None:
+    """One forward over the scene, mirrored around: what all others are compared with."""
+    with rasterio.open(scene) as source:
+        data, shape = source.read(), source.shape
+    x = _scaled(np.pad(data, ((0, 0), (_HALO, _HALO), (_HALO, _HALO)), mode="reflect"))
+    labels = _network(model)(x)[0].argmax(0).numpy().astype(np.uint8)
+    _write(mask, scene, labels[_HALO : _HALO + shape[0], _HALO : _HALO + shape[1]])
+
+
+PEERS = {
+    "ours": Peer(name="scenemask segment, default", run=segment_default, float32=False, ours=True),
+    "ours32": Peer(name="scenemask segment, float32", run=segment_float32, float32=True, ours=True),
+    "hand": Peer(name="loop by hand, OpenVINO bfloat16", run=hand_written, float32=False, needs="openvino"),
+    "grid": Peer(name="grid-sampler loop, patch 512, no overlap", run=grid_loop, float32=True),
+    "gridx": Peer(name="the same, 96 px thrown away", run=grid_loop_exact, float32=True),
+    "monai": Peer(name="MONAI sliding window, Gaussian, 50 %", run=monai, float32=True, needs="monai"),
+}
+
+
+def measure(key: str, scene: Path, model: Path, mask: Path) -> tuple[float, float, float]:
+    """(wall seconds, CPU seconds, peak bytes) of a fresh process."""
+    mask.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "tests.bench.peers", "--child", key, str(scene), str(model), str(mask)]
+    started = time.perf_counter()
+    pid = os.posix_spawn(sys.executable, command, {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"})
+    _, status, usage = os.wait4(pid, 0)
+    assert status == 0, f"{key} failed with status {status}"
+    return time.perf_counter() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
+
+
+def seam_error(key: str, scene: Path, model: Path, reference: NDArray[Any]) -> float:
+    """Share of valid pixels whose class is not that of one whole forward."""
+    mask = OUT / "peers" / f"{key}-seams.tif"
+    measure(key, scene, model, mask)
+    with rasterio.open(mask) as source:
+        made = source.read(1)
+    valid = made != 255
+    return float((made != reference)[valid].mean())
+
+
+def main() -> None:
+    """Measure and publish."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--size", type=int, default=8192)
+    parser.add_argument("--seam-size", type=int, default=4096)
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--child", nargs=4)
+    given = parser.parse_args()
+    if given.child:
+        key, scene, model, mask = given.child
+        runs = {name: peer.run for name, peer in PEERS.items()} | {"whole": whole}
+        runs[key](Path(scene), Path(model), Path(mask))
+        return
+    unet()
+    model, scene, small = OUT / "unet-16-4", scene_of(given.size), scene_of(given.seam_size)
+    keys = [key for key, peer in PEERS.items() if importlib.util.find_spec(peer.needs)]
+    measure("whole", small, model, OUT / "peers" / "whole.tif")
+    with rasterio.open(OUT / "peers" / "whole.tif") as source:
+        reference = source.read(1)
+    seams = {key: seam_error(key, small, model, reference) for key in keys}
+    print(json.dumps(seams), flush=True)
+    figures: dict[str, list[tuple[float, float, float]]] = {key: [] for key in keys}
+    for _ in range(given.repeats):
+        for key in keys:
+            figures[key].append(measure(key, scene, model, OUT / "peers" / f"{key}.tif"))
+            print(f"  {PEERS[key].name}: {figures[key][-1][0]:.1f} s", flush=True)
+    medians = {key: tuple(map(statistics.median, zip(*rows, strict=True))) for key, rows in figures.items()}
+    rows = [
+        (
+            PEERS[key].name,
+            f"{wall:.1f} s / {cpu:.1f} cpu-s, {peak / 1e9:.2f} GB, {seams[key]:.2e} of pixels differ"
+            + ("" if PEERS[key].ours else f"; ours {wall / medians['ours'][0]:.2f} × as fast"),
+            "",
+        )
+        for key, (wall, cpu, peak) in medians.items()
+    ]
+    title = f"Peers at {given.size}², whole processes; pixels that differ from one whole forward at {given.seam_size}²"
+    options = f"--size {given.size} --seam-size {given.seam_size} --repeats {given.repeats}"
+    publish("peers", title, f"make bench-peers ({options})", rows, {"medians": medians, "seams": seams})
+
+
+if __name__ == "__main__":
+    main()
