@@ -27,6 +27,10 @@ _LABELS = {
 }
 
 
+_WARMING = {"infer": "warming up"}
+"""Shown until the first step is done: the first forward compiles, and a bar that stands still looks like a hang."""
+
+
 @contextlib.contextmanager
 def run_listener(*, quiet: bool, verbose: int = 0) -> Iterator[Listener]:
     """A listener for the duration of a command."""
@@ -90,7 +94,7 @@ class _Bar:
             self._rates[event.name] = _Rate(event)
             label = _LABELS.get(event.name, event.name)
             self._tasks[event.name] = self._progress.add_task(
-                label, total=event.total or None, completed=event.done, rate=""
+                label, total=event.total or None, completed=event.done, rate=_WARMING.get(event.name, "")
             )
         elif isinstance(event, StageAdvanced):
             rate = self._rates[event.name].text(event)
@@ -116,7 +120,8 @@ class _Lines:
             self._rates[event.name] = _Rate(event)
             done = f", {event.done} done before" if event.done else ""
             total = f" ({event.total} steps{done})" if event.total else ""
-            self._say(f"{_LABELS.get(event.name, event.name)}{total}")
+            warming = f", {_WARMING[event.name]}" if event.name in _WARMING else ""
+            self._say(f"{_LABELS.get(event.name, event.name)}{total}{warming}")
         elif isinstance(event, StageAdvanced):
             rate = self._rates[event.name]
             text = rate.text(event)

@@ -2,7 +2,7 @@
 
 from pipeline.infer.augment import Augmentation, Symmetry, symmetries
 from pipeline.infer.calibration import Calibration, calibrate
-from pipeline.infer.device import Device, DeviceThread, device_thread, is_out_of_memory, resolve_device
+from pipeline.infer.device import Device, DeviceThread, device_thread, is_device_lost, is_out_of_memory, resolve_device
 from pipeline.infer.network_input import Scaler
 from pipeline.infer.predictor import Predictor, TileResult
 from pipeline.infer.sink import labels_of, to_probabilities
@@ -21,6 +21,7 @@ __all__ = [
     "axis_weights",
     "calibrate",
     "device_thread",
+    "is_device_lost",
     "is_out_of_memory",
     "labels_of",
     "resolve_device",

@@ -69,6 +69,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
 
 
+def is_device_lost(error: BaseException) -> bool:
+    """Whether the GPU's context has failed, after which nothing in this process can use it (Xid, ECC, assertions)."""
+    return "CUDA error" in str(error) and not is_out_of_memory(error)
+
+
 class DeviceThread:
     """Runs functions one after the other on a thread of its own, with a set number of threads per forward.
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from pipeline.errors import ModelError
 from pipeline.model.identity import network_digest
+from pipeline.model.outputs import output_warning
 from pipeline.model.probe import probe
 from pipeline.model.traits import Traits, load_traits, save_traits
 from pipeline.model.unet import UNet
@@ -54,6 +55,12 @@ class Model:
         """What cached traits are kept under: the model and the way they are measured."""
         return hashlib.sha256(f"{_PROBE_VERSION}:{self.digest}".encode()).hexdigest()
 
+    @property
+    def warnings(self) -> list[str]:
+        """What a person should know before trusting the results, one sentence each."""
+        found = output_warning(self.spec, self.traits.evidence.get("output_range"))
+        return [] if found is None else [found]
+
     def _cached_traits(self) -> Traits:
         traits = load_traits(self.traits_key)
         if traits is None:
@@ -65,7 +72,7 @@ class Model:
         return probe(self.network, bands=len(self.spec.bands))
 
 
-_PROBE_VERSION = 3
+_PROBE_VERSION = 4
 """Raise when the probe measures something else, so that cached traits are measured again."""
 
 

@@ -22,6 +22,7 @@ import torch
 from pipeline.errors import ModelError
 from pipeline.grid import Mode, SizeRule, round_up
 from pipeline.model.footprint import bytes_per_pixel
+from pipeline.model.outputs import output_range
 from pipeline.model.traits import Traits
 
 if TYPE_CHECKING:
@@ -113,6 +114,7 @@ def _measure(network: nn.Module, bands: int, sizes: _Sizes) -> Traits:
             "shift_error": stride_error,
             "crop_error": equivariance,
             "tolerance": _TOLERANCE,
+            "output_range": output_range(network(_noise(bands, sizes.rule.at_least(128), seed=4))),
         },
     )
 
@@ -130,6 +132,7 @@ def _fixed(network: nn.Module, bands: int, side: int) -> Traits:
             )
         sizes = _Sizes(rule=SizeRule(multiple=side, smallest=side, largest=side), margin_px=0)
         deterministic = _is_deterministic(network, bands, sizes)
+        found = output_range(network(_noise(bands, side, seed=4)))
     return Traits(
         stride=1,
         halo_px=None,
@@ -143,6 +146,7 @@ def _fixed(network: nn.Module, bands: int, side: int) -> Traits:
         tiling="blend",
         reason=f"the network takes patches of {side} px only, so a forward of the whole scene does not exist",
         bytes_per_px=bytes_per_pixel(network, bands=bands, side=side),
+        evidence={"output_range": found},
     )
 
 

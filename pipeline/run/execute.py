@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from distributed.scheduler import KilledWorker
 
 from pipeline.errors import InfrastructureError, Interrupted, PipelineError, ResourceError
-from pipeline.infer import is_out_of_memory
+from pipeline.infer import is_device_lost, is_out_of_memory
 from pipeline.run.tile_task import Job, TileDone, forget, run_tile
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def _failure(tile: Tile, error: BaseException, *, count: int) -> PipelineError:
         return error
     if isinstance(error, KilledWorker):
         failure: PipelineError = ResourceError(
-            "the worker process died twice on the same tile, most likely for lack of memory",
+            "the worker process died twice on the same tile, most likely for lack of memory or by its GPU",
             code="RS-003",
             title="Worker died",
             where=where,
@@ -189,6 +189,15 @@ def _failure(tile: Tile, error: BaseException, *, count: int) -> PipelineError:
             title="Out of memory",
             where=where,
             fix="give less --memory or a smaller --patch",
+        )
+    elif is_device_lost(error):
+        failure = ResourceError(
+            f"the GPU was lost during a forward pass ({str(error).splitlines()[0]})",
+            code="RS-005",
+            title="GPU was lost",
+            where=where,
+            fix="run the same command again, finished tiles are kept; if it repeats, look at nvidia-smi and the kernel "
+            "log, or use --device cpu",
         )
     elif isinstance(error, ConnectionError | TimeoutError) or "Cancelled" in type(error).__name__:
         failure = InfrastructureError(

@@ -79,4 +79,5 @@ def describe_model(path: Path, *, trust_model: bool = False, write: bool = False
         "reason": traits.reason,
         "forward_memory_bytes_per_px": round(traits.bytes_per_px),
         "evidence": traits.evidence,
+        "warnings": model.warnings,
     }

@@ -257,7 +257,7 @@ def _locked(run: _Run, scratch: Path, lock: RunLock, stop: StopFlag, *, overwrit
 
 def _warnings(run: _Run) -> list[str]:
     """What a person should know before trusting the result; told, and kept in run.json."""
-    warnings = list(run.scene.warnings)
+    warnings = [*run.scene.warnings, *run.model.warnings]
     if run.settings.bands is None and matched_by_position(run.scene, run.model):
         names = ", ".join(f"{b.name} → {n}" for b, n in zip(run.scene.bands, run.model.spec.bands, strict=True))
         warnings.append(f"bands were matched by position: {names}")

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from distributed import get_worker
 
-from pipeline.infer import Predictor, device_thread
+from pipeline.infer import Predictor, device_thread, is_device_lost
 from pipeline.run.picture import Picture
 from pipeline.run.travel import portable
 from pipeline.scene import limit_block_cache
@@ -90,8 +91,25 @@ def run_tile(job: Job, tile: Tile, attempt: int) -> TileDone:
     try:
         return _compute_tile(job, tile, attempt)
     except Exception as error:  # noqa: BLE001 - raised again below
+        leave_broken_process(error)
         failure = portable(error)
     raise failure
+
+
+def leave_broken_process(error: Exception) -> None:
+    """End this process where the GPU's context has failed for good: a new one may do what this one never will again.
+
+    Dask's nanny starts it and the tile is tried once more. A worker without a nanny is the client's own process, which
+    stays and reports the error.
+    """
+    if is_device_lost(error):
+        with contextlib.suppress(ValueError):  # no worker: called directly
+            if get_worker().nanny is not None:
+                os._exit(_DEVICE_LOST)
+
+
+_DEVICE_LOST = 70
+"""Exit status; any but 0 makes the nanny start the worker again."""
 
 
 def _compute_tile(job: Job, tile: Tile, attempt: int) -> TileDone:

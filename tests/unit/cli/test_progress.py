@@ -45,7 +45,7 @@ def test_lines_come_every_ten_seconds(clock: _Clock, capsys: pytest.CaptureFixtu
     assert out == ""
     assert err.splitlines() == [
         "note: look at this",
-        "segmenting (10 steps)",
+        "segmenting (10 steps), warming up",
         "  5/10  0.50 tiles/s 0.50 Mpx/s  eta 10 s",
         "  done in 20.0 s",
     ]
@@ -62,7 +62,7 @@ def test_verbose_tells_of_each_tile(clock: _Clock, capsys: pytest.CaptureFixture
 def test_what_an_earlier_run_did_is_no_speed(clock: _Clock, capsys: pytest.CaptureFixture[str]) -> None:
     _run(clock, verbose=0, done_before=4, seconds=5.0)
     lines = capsys.readouterr().err.splitlines()
-    assert lines[1] == "segmenting (10 steps, 4 done before)"
+    assert lines[1] == "segmenting (10 steps, 4 done before), warming up"
     assert lines[2] == "  6/10  0.20 tiles/s 0.20 Mpx/s  eta 20 s"
 
 

@@ -11,7 +11,7 @@ import pytest
 from distributed import Client, LocalCluster
 
 from pipeline.grid import Tile, Window
-from pipeline.run import execute
+from pipeline.run import execute, tile_task
 from pipeline.run.cluster import Connection
 from pipeline.run.tile_task import TileDone
 from pipeline.store import TileRecord
@@ -47,6 +47,49 @@ def test_an_answer_that_died_with_its_worker_is_computed_again(tmp_path: Path, m
         execute.run_tiles(connection, _Job(), tiles, attempts={}, on_done=on_done, stop=execute.StopFlag())
     assert sorted(seen) == [0, 1, 2, 3]
     assert len(calls.read_text().splitlines()) > len(tiles)
+
+
+def test_d10_a_worker_with_a_broken_gpu_is_replaced_and_its_tile_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marker = tmp_path / "failed once"
+
+    def compute(_job: object, tile: Tile, attempt: int) -> TileDone:
+        if tile.index == 1 and not marker.exists():
+            marker.touch()
+            raise RuntimeError("CUDA error: device-side assert triggered")
+        return TileDone(record=_record(tile.index, attempt), patches=1, pixels=1)
+
+    def run_tile(job: object, tile: Tile, attempt: int) -> TileDone:
+        tile_task._compute_tile = compute  # in the worker's process
+        return tile_task.run_tile(job, tile, attempt)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(execute, "run_tile", run_tile)
+    monkeypatch.setattr(execute, "forget", lambda _key: None)
+    tiles = [Tile(index=i, core=Window(row_off=i, col_off=0, height=1, width=1)) for i in range(4)]
+    seen: list[int] = []
+    with _two_workers() as cluster, Client(cluster, set_as_default=False) as client:
+        before = set(client.run(os.getpid).values())
+        execute.run_tiles(
+            Connection(client, slots=2),
+            _Job(),  # type: ignore[arg-type]
+            tiles,
+            attempts={},
+            on_done=lambda done: seen.append(done.record.tile),
+            stop=execute.StopFlag(),
+        )
+        client.wait_for_workers(2, timeout=30)
+        assert set(client.run(os.getpid).values()) != before
+    assert sorted(seen) == [0, 1, 2, 3]
+
+
+def test_d10_in_one_process_the_loss_is_told() -> None:
+    error = RuntimeError("CUDA error: an illegal memory access was encountered")
+    tile_task.leave_broken_process(error)  # no worker here: nothing ends
+    failure = execute._failure(Tile(index=3, core=Window(row_off=0, col_off=0, height=1, width=1)), error, count=1)
+    assert (failure.code, failure.exit_code) == ("RS-005", 7)
+    assert "illegal memory access" in str(failure)
+    assert "tile 3" in failure.where
 
 
 class _Job:
