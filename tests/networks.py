@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from pipeline.infer import Predictor, TileResult, device_thread
 from pipeline.model import EngineSpec, Model, ModelSpec, Scaling, UNet, UNetConfig, model_from_module
@@ -115,3 +116,57 @@ def whole_forward(model: Model, data: NDArray[Any], *, before: int, after_hw: tu
     offset = before - model.traits.margin_px
     height, width = data.shape[1:]
     return torch.softmax(logits, 0)[:, offset : offset + height, offset : offset + width].numpy()
+
+
+class _Residual(nn.Module):
+    """A basic block (He et al. 2016, arXiv:1512.03385)."""
+
+    def __init__(self, ins: int, outs: int, stride: int) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(ins, outs, 3, stride, 1, bias=False), nn.BatchNorm2d(outs), nn.ReLU())
+        self.second = nn.Sequential(nn.Conv2d(outs, outs, 3, 1, 1, bias=False), nn.BatchNorm2d(outs))
+        self.short = nn.Identity() if (ins, stride) == (outs, 1) else nn.Conv2d(ins, outs, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.second(self.first(x)) + self.short(x))
+
+
+class ResNet34UNet(nn.Module):
+    """A ResNet-34 encoder with a U-Net decoder; narrow, for the reach does not depend on the width."""
+
+    def __init__(self, bands: int, classes: int, width: int = 4) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        widths = [width, width, 2 * width, 4 * width, 8 * width]
+        self.stem = nn.Sequential(nn.Conv2d(bands, width, 7, 2, 3, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        self.pool = nn.MaxPool2d(3, 2, 1)
+        layers = []
+        for level, blocks in enumerate((3, 4, 6, 3)):
+            ins, outs = widths[level], widths[level + 1]
+            first = _Residual(ins, outs, 1 if level == 0 else 2)
+            layers.append(nn.Sequential(first, *(_Residual(outs, outs, 1) for _ in range(blocks - 1))))
+        self.layers = nn.ModuleList(layers)
+        skips = [*reversed(widths[:4]), 0]
+        ins = widths[4]
+        decoder = []
+        for skip, outs in zip(skips, (4 * width, 2 * width, width, width, width), strict=True):
+            convs: list[nn.Module] = []
+            for channels in (ins + skip, outs):
+                convs += [nn.Conv2d(channels, outs, 3, 1, 1, bias=False), nn.BatchNorm2d(outs), nn.ReLU()]
+            decoder.append(nn.Sequential(*convs))
+            ins = outs
+        self.decoder = nn.ModuleList(decoder)
+        self.head = nn.Conv2d(width, classes, 3, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        skips = [self.stem(x)]
+        x = self.pool(skips[0])
+        for layer in self.layers:
+            x = layer(x)
+            skips.append(x)
+        skips.pop()
+        for block in self.decoder:
+            x = nn.functional.interpolate(x, scale_factor=2.0, mode="nearest")
+            x = block(torch.cat([x, skips.pop()], dim=1) if skips else x)
+        logits: Tensor = self.head(x)
+        return logits

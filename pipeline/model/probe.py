@@ -32,7 +32,13 @@ _LARGEST_MULTIPLE = 128
 _STRIDES = (1, 2, 4, 8, 16, 32, 64, 128)
 _PERIODS = (_LARGEST_MULTIPLE, 3 * _LARGEST_MULTIPLE)
 """How much larger a second patch is: multiples of what any pooling by 2, or by 3, divides."""
-_LARGEST_SIDE = 1024
+_LARGEST_SIDE = 2048
+_LARGEST_SQUARE = 1024
+"""The same where large changes are followed instead of NaN, which takes squares and several forwards for each."""
+_STRIPS_FROM = 1024
+"""Side from which footprints are followed on strips, one along each axis: what a pixel reaches along an axis does not
+depend on how wide the patch is, and a square would take minutes."""
+_STRIP_PX = 64
 _TOLERANCE = 2e-5
 """Share of the outputs' magnitude below which two float32 results count as equal: order of summation, no more."""
 
@@ -43,7 +49,7 @@ class _Sizes:
     margin_px: int
 
 
-_Touched = Callable[["nn.Module", int, int, int], tuple[int, int]]
+_Touched = Callable[["nn.Module", int, int, int, _Sizes], tuple[int, int]]
 _CHANGES = (1e3, -1e3, 10.0, -10.0)
 _CHANGE_SEEDS = (2, 3)
 
@@ -250,14 +256,26 @@ def _difference(a: Tensor, b: Tensor) -> float:
 
 def _measure_stride(network: nn.Module, bands: int, sizes: _Sizes) -> tuple[int | None, dict[str, float]]:
     """Smallest shift that shifts the output alike, judged in the middle, away from the rim."""
-    side = sizes.rule.at_least(512)
+    shifts = [shift for shift in _STRIDES if shift % sizes.rule.multiple == 0]
+    stride, errors = _first_equal(network, bands, sizes.rule.at_least(512), shifts)
+    if stride is None and shifts:
+        # Was it the rim? Where outputs depend on inputs farther off than a third of the patch, a larger one tells; the
+        # largest shift alone tells whether it is worth looking at the others.
+        larger = sizes.rule.at_least(2 * 512)
+        if _first_equal(network, bands, larger, shifts[-1:])[0] is not None:
+            stride, errors = _first_equal(network, bands, larger, shifts)
+    return stride, errors
+
+
+def _first_equal(network: nn.Module, bands: int, side: int, shifts: list[int]) -> tuple[int | None, dict[str, float]]:
+    """The first of these shifts that shifts the output alike, and how far each was off."""
     scene = _noise(bands, side + _STRIDES[-1])
     fixed = network(scene[..., :side, :side])
     errors: dict[str, float] = {}
     third = fixed.shape[-1] // 3
-    for shift in (s for s in _STRIDES if s % sizes.rule.multiple == 0):
+    middle = slice(third, 2 * third)
+    for shift in shifts:
         moved = network(scene[..., shift : shift + side, shift : shift + side])
-        middle = slice(third, 2 * third)
         back = slice(third - shift, 2 * third - shift)
         errors[str(shift)] = error = _difference(fixed[..., middle, middle], moved[..., back, back])
         if error <= _TOLERANCE:
@@ -287,9 +305,9 @@ def _measure_reach(network: nn.Module, bands: int, sizes: _Sizes, stride: int) -
 
 def _follow(network: nn.Module, bands: int, sizes: _Sizes, stride: int, touched: _Touched) -> tuple[int, int | None]:
     side = sizes.rule.at_least(max(128, 4 * stride))
-    while side <= _LARGEST_SIDE:
+    while side <= (_LARGEST_SIDE if touched is _touched_by_nan else _LARGEST_SQUARE):
         base = side // 2 // stride * stride
-        one, next_one = (touched(network, bands, side, position) for position in (base, base + stride))
+        one, next_one = (touched(network, bands, side, position, sizes) for position in (base, base + stride))
         if _at_rim(one, side, sizes) or _at_rim(next_one, side, sizes):
             side = sizes.rule.at_least(2 * side)
         elif (one[0] + stride, one[1] + stride) != next_one and stride < _STRIDES[-1]:
@@ -308,7 +326,7 @@ def _reach_at(network: nn.Module, bands: int, sizes: _Sizes, stride: int, side: 
     reach = 0
     for phase in range(stride):
         position = base + phase
-        first, last = found = touched(network, bands, side, position)
+        first, last = found = touched(network, bands, side, position, sizes)
         if _at_rim(found, side, sizes):
             return None
         reach = max(reach, _block_reach(first + sizes.margin_px, last + sizes.margin_px, position, stride))
@@ -322,15 +340,30 @@ def _block_reach(first: int, last: int, position: int, stride: int) -> int:
     return max(below, above, 0)
 
 
-def _touched_by_nan(network: nn.Module, bands: int, side: int, position: int) -> tuple[int, int]:
+def _touched_by_nan(network: nn.Module, bands: int, side: int, position: int, sizes: _Sizes) -> tuple[int, int]:
     """First and last output row or column that a NaN at (position, position) reaches; (0, side) when none."""
+    if side >= _STRIPS_FROM:
+        narrow = sizes.rule.at_least(2 * sizes.margin_px + _STRIP_PX)
+        spans = [_touched_on_strip(network, (bands, side, narrow), position, turned=turned) for turned in (False, True)]
+        return min(first for first, _ in spans), max(last for _, last in spans)
     x = torch.zeros(1, bands, side, side)
     x[..., position, position] = torch.nan
     hit = torch.isnan(network(x)).any(dim=1)[0].nonzero().flatten()
     return (int(hit.min()), int(hit.max())) if len(hit) else (0, side)
 
 
-def _touched_by_change(network: nn.Module, bands: int, side: int, position: int) -> tuple[int, int]:
+def _touched_on_strip(
+    network: nn.Module, shape: tuple[int, int, int], position: int, *, turned: bool
+) -> tuple[int, int]:
+    """The same for a strip `(band, long, narrow)`: rows of it, or columns where it is turned."""
+    x = torch.zeros(1, *shape)
+    x[..., position, shape[2] // 2] = torch.nan
+    output = network(x.transpose(-1, -2).contiguous() if turned else x)
+    hit = torch.isnan(output).any(dim=1)[0].any(dim=0 if turned else 1).nonzero().flatten()
+    return (int(hit.min()), int(hit.max())) if len(hit) else (0, shape[1])
+
+
+def _touched_by_change(network: nn.Module, bands: int, side: int, position: int, _: _Sizes) -> tuple[int, int]:
     """The same for large changes of both signs in several scenes, all together: what one hides another shows."""
     found = [_touched_in(network, _noise(bands, side, seed=seed), position, _CHANGES) for seed in _CHANGE_SEEDS]
     touched = [span for span in found if span != (0, side)] or found
@@ -367,7 +400,7 @@ def _hides_nan(network: nn.Module, bands: int, sizes: _Sizes, stride: int, reach
 def _crop_error(network: nn.Module, bands: int, sizes: _Sizes, halo: int, stride: int) -> float:
     """Largest relative difference between the middle of a large forward and the forward of its middle."""
     small = sizes.rule.at_least(2 * halo + 4 * stride)
-    large = sizes.rule.at_least(small + 4 * halo + 4 * stride)
+    large = sizes.rule.at_least(small + 2 * halo + 4 * stride)
     offset = (large - small) // 2 // stride * stride
     scene = _noise(bands, large, seed=3)
     whole = network(scene)

@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from torch import Tensor, nn
 
 from pipeline.errors import ModelError
 from pipeline.model import probe
-from tests.networks import unet_model
+from tests.networks import ResNet34UNet, unet_model
 
 
-@pytest.mark.parametrize(("depth", "halo"), [(2, 24), (3, 48), (4, 96), pytest.param(5, 192, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("depth", "halo"), [(2, 24), (3, 48), (4, 96), (5, 192)])
 def test_known_halos_of_the_plain_unet(depth: int, halo: int) -> None:
     traits = probe(unet_model(depth=depth, width=2).network, bands=2)
     assert (traits.stride, traits.halo_px, traits.tiling) == (2**depth, halo, "exact")
+
+
+@pytest.mark.slow
+def test_a_resnet_34_encoder_needs_a_halo_of_544_px() -> None:
+    """450 px that the encoder sees, and what five steps of a decoder add."""
+    traits = probe(ResNet34UNet(3, 2).eval(), bands=3)
+    assert (traits.stride, traits.halo_px, traits.tiling) == (32, 544, "exact")
+    assert 449 + 32 < traits.evidence["reach_px"] <= 544
+
+
+def test_footprints_on_strips_are_those_on_squares(monkeypatch: pytest.MonkeyPatch) -> None:
+    for options in ({"depth": 3}, {"depth": 2, "padding": "valid"}, {"depth": 2, "upsampling": "bilinear"}):
+        network = unet_model(width=2, **options).network
+        squares = probe(network, bands=2)
+        with monkeypatch.context() as patch:
+            patch.setattr(sys.modules["pipeline.model.probe"], "_STRIPS_FROM", 1)
+            strips = probe(network, bands=2)
+        assert strips.halo_px == squares.halo_px
+        assert strips.evidence["reach_px"] == squares.evidence["reach_px"]
 
 
 def test_valid_padding_drops_92_px_at_depth_4() -> None:
