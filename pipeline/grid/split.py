@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 def halves(patch: Patch, tiling: Tiling, sizes: SizeRule) -> list[Patch]:
-    """Two patches, cut across the longer side of the core, whose inputs lie inside the patch's own.
+    """Smaller patches, whose inputs lie inside the patch's own: cut in two across the longer side of the core.
 
     In exact mode their cores have the halo that the whole one has, and origins congruent modulo the stride: the same
-    result but for the order of summation.
+    result but for the order of summation. A core of one stride is not cut; its patch loses what is more than its halo.
 
     Args:
         patch: Of an exact tiling.
@@ -24,16 +24,18 @@ def halves(patch: Patch, tiling: Tiling, sizes: SizeRule) -> list[Patch]:
         sizes: Sides that the network takes.
 
     Returns:
-        Smaller patches; empty where the network takes none, or where they would be no smaller.
+        Two patches, or one; empty where the network takes none that are smaller.
     """
-    rows = patch.core.height >= patch.core.width
+    tall = patch.core.height >= patch.core.width
+    return _cut(patch, tiling, sizes, rows=tall) or _cut(patch, tiling, sizes, rows=not tall)
+
+
+def _cut(patch: Patch, tiling: Tiling, sizes: SizeRule, *, rows: bool) -> list[Patch]:
     start, stop = (patch.core.row_off, patch.core.row_stop) if rows else (patch.core.col_off, patch.core.col_stop)
     first, last = (patch.input.row_off, patch.input.row_stop) if rows else (patch.input.col_off, patch.input.col_stop)
-    middle = start + round_up(math.ceil((stop - start) / 2), tiling.stride)
-    if middle >= stop:
-        return []
+    middle = min(start + round_up(math.ceil((stop - start) / 2), tiling.stride), stop)
     parts = []
-    for a, b in ((start, middle), (middle, stop)):
+    for a, b in ((start, middle), (middle, stop)) if middle < stop else ((start, stop),):
         block_stop = start + round_up(b - start, tiling.stride)
         begin = max(first, a - tiling.halo_px)
         side = sizes.at_least(min(last, block_stop + tiling.halo_px) - begin)

@@ -86,7 +86,7 @@ def _measure(model: Model, spec: EngineSpec, budget_bytes: int) -> Calibration:
     sizes, margin = model.traits.sizes, model.traits.margin_px
     whole = spec.model_copy(update={"trim_px": 0})
     points = [_try(model, whole, sizes.largest or sizes.at_least(_SMALL_PX + 2 * margin))]
-    affordable = math.isqrt(int(budget_bytes / max(points[0].nbytes / points[0].pixels, 1.0)))
+    affordable = math.isqrt(int(max(budget_bytes, 0) / max(points[0].nbytes / points[0].pixels, 1.0)))
     side = sizes.at_most(min(sizes.at_least(_LARGE_PX + 2 * margin), affordable)) if sizes.largest is None else None
     if side is not None and side * side > points[0].pixels:
         points.append(_try(model, whole, side))
@@ -100,7 +100,7 @@ def _measure(model: Model, spec: EngineSpec, budget_bytes: int) -> Calibration:
 def _with_savings(made: Calibration, model: Model, spec: EngineSpec, side: int, whole: _Point) -> Calibration:
     """What leaving outputs out saves, from one more patch as large as the largest that was tried."""
     left_out = side * side - (side - 2 * left_out_px(model.network, spec.trim_px)) ** 2
-    if side <= 2 * spec.trim_px or side * side != whole.pixels:
+    if not left_out or side <= 2 * spec.trim_px or side * side != whole.pixels:
         return made
     trimmed = _try(model, spec, side)
     saved_s, saved_bytes = (whole.seconds - trimmed.seconds) / left_out, (whole.nbytes - trimmed.nbytes) / left_out

@@ -66,7 +66,9 @@ _local = threading.local()
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a forward failed for lack of memory, on the host or on a device."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
+    text = str(error).lower()  # not all libraries have a class for it
+    told = ("allocate memory", "out of memory", "alloc_failed")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in text for words in told)
 
 
 def is_device_lost(error: BaseException) -> bool:

@@ -126,8 +126,8 @@ class Predictor:
         for patch in needed:
             data = _own(gather(block.data, outer, patch.input, self.tiling.shape, padding=self._padding))
             absent = self._patch_invalid(block, outer, patch)
-            stored = to_device(data, self._device)
-            invalid = None if absent is None else to_device(absent, self._device)
+            stored = self._on_device(data)
+            invalid = None if absent is None else self._on_device(absent)
             step = functools.partial(self._patch, sink, patch, stored, invalid, wanted)
             if patch is not needed[-1]:
                 splits += self._thread.run(step)
@@ -191,6 +191,14 @@ class Predictor:
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
         return failure
+
+    def _on_device(self, array: NDArray[np.generic]) -> Tensor:
+        try:
+            return to_device(array, self._device)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        return self._thread.run(lambda: to_device(array, self._device))  # once no forward takes the memory
 
     def _prepare(self, patch: Patch, sink: Sink) -> None:
         """Let the engine get ready while the first block is read."""

@@ -10,7 +10,7 @@ import contextlib
 import copy
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, TypeGuard
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -178,7 +178,7 @@ class TorchEngine:
     def _before_head(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """(values, head): what is left to do for each pixel on its own; nothing for networks that are not ours."""
         network = self._network.network if isinstance(self._network, Trimmed) else self._network
-        if isinstance(network, UNet):
+        if is_plain_unet(network):
             return network.features(x, self._spec.trim_px), network.head
         return self._network(x), _as_it_is
 
@@ -224,21 +224,26 @@ class OnnxEngine:
         """None: outputs leave the library as they are."""
 
 
+def is_plain_unet(network: nn.Module) -> TypeGuard[UNet]:
+    """Whether it is our U-Net and no subclass, whose forward may do more."""
+    return type(network) is UNet
+
+
 def can_trim(network: nn.Module) -> bool:
     """Whether an engine can leave outputs out, and with them the work that only they need."""
-    return isinstance(network, UNet) and network.can_trim
+    return is_plain_unet(network) and network.can_trim
 
 
 def left_out_px(network: nn.Module, trim_px: int) -> int:
     """Outputs that an engine leaves out on each side, at most `trim_px`."""
-    return network.left_out(trim_px) if isinstance(network, UNet) else 0
+    return network.left_out(trim_px) if is_plain_unet(network) else 0
 
 
 def trimmed(network: nn.Module, trim_px: int) -> nn.Module:
     """The network without work for its outermost outputs."""
     if not trim_px:
         return network
-    assert isinstance(network, UNet)
+    assert is_plain_unet(network)
     return Trimmed(network, trim_px)
 
 

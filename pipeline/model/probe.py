@@ -101,7 +101,8 @@ def _measure(network: nn.Module, bands: int, sizes: _Sizes) -> Traits:
     halo = None if reach is None or stride is None else round_up(reach, stride)
     equivariance = None if halo is None or not stride else _crop_error(network, bands, sizes, halo, stride)
     equivariant = equivariance is not None and equivariance <= _TOLERANCE
-    tiling, reason = _verdict(stride, halo, equivariant=equivariant, deterministic=deterministic)
+    farthest = (_LARGEST_SIDE if how == "NaN" else _LARGEST_SQUARE) // 2
+    tiling, reason = _verdict(stride, halo, farthest_px=farthest, equivariant=equivariant, deterministic=deterministic)
     return Traits(
         stride=stride or sizes.rule.multiple,
         halo_px=halo if equivariant else None,
@@ -156,13 +157,15 @@ def _fixed(network: nn.Module, bands: int, side: int) -> Traits:
     )
 
 
-def _verdict(stride: int | None, halo: int | None, *, equivariant: bool, deterministic: bool) -> tuple[Mode, str]:
+def _verdict(
+    stride: int | None, halo: int | None, *, farthest_px: int, equivariant: bool, deterministic: bool
+) -> tuple[Mode, str]:
     if not deterministic:
         return "blend", "two forwards of the same patch differ, so no tiling can equal the whole scene"
     if stride is None:
         return "blend", "no shift of the input shifts the output alike, so the result depends on where a patch lies"
     if halo is None:
-        return "blend", f"an output still depends on inputs {_LARGEST_SIDE // 2} px away: the whole patch matters"
+        return "blend", f"an output still depends on inputs {farthest_px} px away: the whole patch matters"
     if not equivariant:
         return "blend", "a crop of a large forward differs from the forward of the crop, beyond the halo"
     return "exact", f"outputs depend on inputs at most {halo} px beyond their {stride} px block"
@@ -274,7 +277,7 @@ def _first_equal(network: nn.Module, bands: int, side: int, shifts: list[int]) -
     errors: dict[str, float] = {}
     third = fixed.shape[-1] // 3
     middle = slice(third, 2 * third)
-    for shift in shifts:
+    for shift in (s for s in shifts if s <= third):
         moved = network(scene[..., shift : shift + side, shift : shift + side])
         back = slice(third - shift, 2 * third - shift)
         errors[str(shift)] = error = _difference(fixed[..., middle, middle], moved[..., back, back])
@@ -371,13 +374,15 @@ def _touched_by_change(network: nn.Module, bands: int, side: int, position: int,
 
 
 def _touched_in(network: nn.Module, scene: Tensor, position: int, changes: tuple[float, ...]) -> tuple[int, int]:
-    """The same in one scene."""
-    clean, side = network(scene).clone(), scene.shape[-1]
+    """The same in one scene; in a strip, which is narrow across, along its rows only."""
+    clean, side = network(scene).clone(), scene.shape[-2]
+    square = scene.shape[-1] == side
     first, last = side, -1
     for change in changes:
         changed = scene.clone()
-        changed[..., position, position] += change
-        hit = (network(changed) != clean).any(dim=1)[0].nonzero().flatten()
+        changed[..., position, position if square else scene.shape[-1] // 2] += change
+        differs = (network(changed) != clean).any(dim=1)[0]
+        hit = (differs if square else differs.any(dim=1)).nonzero().flatten()
         if len(hit):
             first, last = min(first, int(hit.min())), max(last, int(hit.max()))
     return (first, last) if last >= 0 else (0, side)
@@ -391,7 +396,8 @@ def _hides_nan(network: nn.Module, bands: int, sizes: _Sizes, stride: int, reach
     """Whether a large finite change reaches further than NaN did: guards of a network, or a library's own maximum."""
     side = sizes.rule.at_least(max(128, 4 * stride, 3 * reach))
     position = side // 2 // stride * stride
-    first, last = _touched_in(network, _noise(bands, side, seed=_CHANGE_SEEDS[0]), position, _CHANGES[:2])
+    scene = _noise(bands, side, seed=_CHANGE_SEEDS[0])[..., : _across(side, sizes)]
+    first, last = _touched_in(network, scene, position, _CHANGES[:2])
     if (first, last) == (0, side):
         return False
     return _block_reach(first + sizes.margin_px, last + sizes.margin_px, position, stride) > reach
@@ -402,10 +408,18 @@ def _crop_error(network: nn.Module, bands: int, sizes: _Sizes, halo: int, stride
     small = sizes.rule.at_least(2 * halo + 4 * stride)
     large = sizes.rule.at_least(small + 2 * halo + 4 * stride)
     offset = (large - small) // 2 // stride * stride
-    scene = _noise(bands, large, seed=3)
-    whole = network(scene)
-    part = network(scene[..., offset : offset + small, offset : offset + small])
     margin = sizes.margin_px
     inner = slice(halo - margin, small - halo - margin)
     outer = slice(halo - margin + offset, small - halo - margin + offset)
+    across = _across(large, sizes)
+    scene = _noise(bands, large, seed=3)[..., :across]
+    if across < large:  # a strip: as wide in either forward, cut along it only
+        whole, part = network(scene), network(scene[..., offset : offset + small, :])
+        return _difference(whole[..., outer, :], part[..., inner, :])
+    whole, part = network(scene), network(scene[..., offset : offset + small, offset : offset + small])
     return _difference(whole[..., outer, outer], part[..., inner, inner])
+
+
+def _across(side: int, sizes: _Sizes) -> int:
+    """Width of what is looked at on patches of `side` px: squares up to a size that takes seconds, strips beyond."""
+    return side if side <= _LARGEST_SIDE else sizes.rule.at_least(2 * sizes.margin_px + _STRIP_PX)

@@ -69,7 +69,8 @@ def demand_of(
     return Demand(
         cost=cost,
         budget_bytes=forward_budget(settings) - (0 if cost is None else int(cost.fixed_bytes)),
-        bytes_per_px=_bytes_per_px(engine, cost, model, settings.tta) + tile_bytes,
+        bytes_per_px=_bytes_per_px(engine, cost, model, settings.tta, probabilities=settings.probabilities)
+        + tile_bytes,
         tile_bytes_per_px=tile_bytes,
         saved_bytes_per_px=0.0 if cost is None else cost.saved_bytes_per_px,
         left_out_px=left_out_px(model.network, engine.spec.trim_px),
@@ -86,12 +87,17 @@ def tile_bytes_per_px(bands: int, itemsize_bytes: int) -> int:
     return bands * (2 * itemsize_bytes + 1) + 3
 
 
-def _bytes_per_px(engine: EngineChoice, cost: Calibration | None, model: Model, tta: Augmentation) -> float:
+def _bytes_per_px(
+    engine: EngineChoice, cost: Calibration | None, model: Model, tta: Augmentation, *, probabilities: bool
+) -> float:
     """Per pixel of a patch: scaled input, forward, and the copies that activation and weighting make of its output."""
-    after = len(model.spec.classes) * 4 * 3 + 8 if engine.spec.backend == "torch" else 0
+    classes = len(model.spec.classes)
+    after = classes * 4 * 3 + 8 if engine.spec.backend == "torch" else 0
     measured = cost.bytes_per_px if cost else model.traits.bytes_per_px * _WORKSPACE
     averaging = 0 if tta == "none" else 8 * len(model.spec.classes) + 4 * len(model.spec.bands)
-    return max(measured, after) + averaging + 4 * len(model.spec.bands)
+    # What was measured puts out classes where it can; probabilities are one output more, and its activation.
+    apart = 8 * classes if probabilities and engine.spec.backend != "torch" else 0
+    return max(measured, after) + averaging + apart + 4 * len(model.spec.bands)
 
 
 def forward_budget(settings: SegmentSettings) -> int:

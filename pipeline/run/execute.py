@@ -182,7 +182,7 @@ def _failure(tile: Tile, error: BaseException, *, count: int) -> PipelineError:
             where=where,
             fix="give less --memory (smaller patches) or fewer --workers",
         )
-    elif is_out_of_memory(error) or "out of memory" in str(error).lower():
+    elif is_out_of_memory(error):
         failure = ResourceError(
             f"out of memory during a forward pass ({(str(error) or type(error).__name__).splitlines()[0]})",
             code="RS-003",

@@ -10,7 +10,7 @@ import torch
 
 from pipeline.grid import Window, exact_tiling
 from pipeline.infer import calibrate, calibration, device_thread
-from pipeline.model import EngineSpec, Model, left_out_px, make_engine, openvino
+from pipeline.model import EngineSpec, Model, UNet, UNetConfig, can_trim, left_out_px, make_engine, openvino
 from pipeline.model.engine import NOT_FINITE
 from tests.networks import predict_by_tiles, predictor, random_scene, reader, unet_model, whole_forward
 
@@ -188,3 +188,38 @@ def test_a_calibration_tells_what_leaving_outputs_out_saves(monkeypatch: pytest.
     assert made.saved_s_per_px == pytest.approx(2e-6)
     assert made.saved_bytes_per_px == pytest.approx(200.0)
     assert made.seconds(10**6, left_out=10**5) == pytest.approx(0.1 + 3.0 - 0.2)
+
+
+class _WithPrior(UNet):
+    """Does more than its parent: what is taken apart in that must not be in this."""
+
+    def forward(self, x: torch.Tensor, trim_px: int = 0) -> torch.Tensor:
+        del trim_px
+        return super().forward(x) + torch.tensor([0.0, 50.0, 0.0])[:, None, None]
+
+
+def test_a_subclass_of_the_unet_keeps_its_own_forward() -> None:
+    spec = unet_model(depth=2).spec
+    network = _WithPrior(UNetConfig(bands=2, outputs=3, depth=2, width=4)).eval()
+    assert not can_trim(network)
+    assert left_out_px(network, 24) == 0
+    model = Model(spec=spec, network=network, digest="with prior", cacheable=False)
+    labels = make_engine(model, _spec("torch")).label(torch.randn(1, 2, 64, 64))
+    assert labels is not None
+    assert (labels == 1).all()
+
+
+@pytest.mark.parametrize("classes", [1, 300])
+def test_labels_are_for_networks_that_have_a_byte_per_class(classes: int) -> None:
+    model = unet_model(depth=2, classes=classes)
+    x = torch.randn(1, 2, 64, 64)
+    engine = make_engine(model, _spec("torch"))
+    assert engine.label(x) is None
+    assert engine.run(x).shape[1] == classes
+
+
+def test_a_calibration_without_a_budget_or_anything_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "_try", lambda _m, _s, side: calibration._Point(side * side, 1.0, 100.0))
+    model, thread = unet_model(depth=2, width=8), device_thread(threads=2)
+    assert calibrate(model, _spec("torch"), thread, budget_bytes=-5).s_per_px > 0
+    assert calibrate(model, _spec("torch", trim_px=2), thread, budget_bytes=10**9).saved_s_per_px == 0

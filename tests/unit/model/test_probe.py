@@ -51,6 +51,12 @@ def test_norms_over_the_patch_go_to_blend(norm: str) -> None:
     assert traits.reason
 
 
+@pytest.mark.parametrize("norm", ["group", "instance"])
+def test_valid_padding_with_such_norms_is_blended_too(norm: str) -> None:
+    """Its output at depth 4 is so small that the largest shifts leave nothing to compare."""
+    assert probe(unet_model(depth=4, width=2, padding="valid", norm=norm).network, bands=2).tiling == "blend"
+
+
 def test_aligned_corners_are_never_exact() -> None:
     network = unet_model(depth=3, upsampling="bilinear").network
     for module in network.modules():
