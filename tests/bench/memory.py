@@ -1,6 +1,6 @@
 """`make bench-memory`: peak resident memory of `scenemask segment`, a process of its own, at two sizes.
 
-python -m tests.bench.memory [--sizes 4096 16384] [--null-sizes 4096 16384]
+python -m tests.bench.memory [--sizes 4096 16384] [--null-sizes 4096 32768]
 """
 
 from __future__ import annotations
@@ -51,12 +51,13 @@ def main() -> None:
     """Measure and publish."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--sizes", type=int, nargs=2, default=[4096, 16384])
-    parser.add_argument("--null-sizes", type=int, nargs=2, default=[4096, 16384])
+    parser.add_argument("--null-sizes", type=int, nargs=2, default=[4096, 32768])
     options = parser.parse_args()
     rows, facts = [], {}
     cases = (
         ("width-16 4-class U-Net", unet(), options.sizes, "≤ 2 GB; within 10 %"),
         ("null model", null_model(), options.null_sizes, "flat within 10 %"),
+        ("width-16 100-class U-Net", unet(classes=100), [2048, 4096], "≤ 2 GB"),
     )
     for name, model, sizes, bar in cases:
         peaks = {}
