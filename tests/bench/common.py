@@ -36,9 +36,18 @@ def scene_of(size_px: int) -> Path:
 
 
 def unet(*, width: int = 16, classes: int = 4) -> Model:
-    """A depth-4 U-Net with random weights: the time of a forward does not depend on what was learned."""
+    """A depth-4 U-Net with random weights: the time of a forward does not depend on what was learned.
+
+    Its batch statistics are those of noise, so that every layer counts and all classes occur, as when trained.
+    """
     torch.manual_seed(0)
-    network = UNet(UNetConfig(bands=4, outputs=classes, width=width, depth=4)).eval()
+    network = UNet(UNetConfig(bands=4, outputs=classes, width=width, depth=4))
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None  # the average over what it sees
+    with torch.no_grad():
+        network.train()(torch.randn(2, 4, 256, 256))
+    network.eval()
     return save_model(OUT / f"unet-{width}-{classes}", network, _spec(f"unet-{width}", classes))
 
 
