@@ -152,7 +152,7 @@ def test_segment_tells_its_progress_without_a_terminal(cli: Cli, scene: Path, mo
     status, out, err = cli("segment", scene, "-m", model, "-o", tmp_path, "-v", "--tile", "1", "--patch", "64")
     assert status == 0, err
     lines = err.splitlines()
-    begin = next(i for i, line in enumerate(lines) if re.fullmatch(r"segmenting \(\d+ steps\)", line))
+    begin = next(i for i, line in enumerate(lines) if re.fullmatch(r"segmenting \(\d+ steps\), warming up", line))
     assert re.fullmatch(r"  1/\d+  [\d.]+ tiles/s [\d.]+ Mpx/s  eta \d+ s", lines[begin + 1])
     for stage in ("writing the mask", "tracing polygons", "writing the rest"):
         assert re.fullmatch(r"  done in [\d.]+ s", lines[lines.index(stage) + 1])
