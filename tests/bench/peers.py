@@ -86,7 +86,7 @@ def _segment(scene: Path, model: Path, mask: Path, **options: Any) -> None:
 
 
 def segment_bfloat16(scene: Path, model: Path, mask: Path) -> None:
-    """`scenemask segment --precision bfloat16`, which it takes by itself where classes keep; random weights flip more."""
+    """In bfloat16, which `segment` takes by itself where classes keep; those of random weights flip more often."""
     _segment(scene, model, mask, precision="bfloat16")
 
 
