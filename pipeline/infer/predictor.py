@@ -45,6 +45,21 @@ class TileResult:
     """Cuts that were made for lack of memory; low bits may then differ from those of another device."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """A patch's stored values on the device."""
+
+    data: Tensor
+    """`(band, y, x)`, the file's dtype."""
+    invalid: Tensor | None
+    """The same shape, boolean, True = not usable; None when all are usable."""
+
+    def part(self, window: Window, *, of: Window) -> _Stored:
+        """Those of a window inside the patch's own."""
+        inside = (slice(None), *window.slices_in(of))
+        return _Stored(self.data[inside], None if self.invalid is None else self.invalid[inside])
+
+
 class Predictor:
     """A model bound to a tiling and a device. Safe to call from several threads: forwards take turns.
 
@@ -126,9 +141,8 @@ class Predictor:
         for patch in needed:
             data = _own(gather(block.data, outer, patch.input, self.tiling.shape, padding=self._padding))
             absent = self._patch_invalid(block, outer, patch)
-            stored = self._on_device(data)
-            invalid = None if absent is None else self._on_device(absent)
-            step = functools.partial(self._patch, sink, patch, stored, invalid, wanted)
+            stored = _Stored(self._on_device(data), None if absent is None else self._on_device(absent))
+            step = functools.partial(self._patch, sink, patch, stored, wanted)
             if patch is not needed[-1]:
                 splits += self._thread.run(step)
         if needed:
@@ -142,24 +156,14 @@ class Predictor:
             mean[:, ~wanted] = np.nan
         return TileResult(mask=mask, probabilities=mean, patches=len(needed), splits=splits)
 
-    def _patch(
-        self,
-        sink: Sink,
-        patch: Patch,
-        data: Tensor,
-        invalid: Tensor | None,
-        wanted: NDArray[np.bool_],
-    ) -> int:
+    def _patch(self, sink: Sink, patch: Patch, stored: _Stored, wanted: NDArray[np.bool_]) -> int:
         """One patch, on the device thread, in halves of halves where memory does not suffice; returns the cuts."""
         waiting, cuts = [patch], 0
         while waiting:
             part = waiting.pop(0)
-            inside = (slice(None), *part.input.slices_in(patch.input))
-            failure = (
-                MemoryError()
-                if part.input.num_pixels >= self._too_large_px
-                else self._tried(sink, part, data[inside], None if invalid is None else invalid[inside], wanted)
-            )
+            failure: Exception | None = MemoryError()
+            if part.input.num_pixels < self._too_large_px:
+                failure = self._tried(sink, part, stored.part(part.input, of=patch.input), wanted)
             if failure is None:
                 continue
             smaller = halves(part, self.tiling, self._sizes) if self._may_split else []
@@ -171,17 +175,10 @@ class Predictor:
             waiting[:0] = smaller
         return cuts
 
-    def _tried(
-        self,
-        sink: Sink,
-        part: Patch,
-        data: Tensor,
-        invalid: Tensor | None,
-        wanted: NDArray[np.bool_],
-    ) -> Exception | None:
+    def _tried(self, sink: Sink, part: Patch, stored: _Stored, wanted: NDArray[np.bool_]) -> Exception | None:
         """One forward; the error where memory did not suffice, without what the failed forward held."""
         try:
-            self._step(sink, part, data, invalid, wanted)
+            self._step(sink, part, stored, wanted)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -215,17 +212,10 @@ class Predictor:
         gathered = gather(block.valid, outer, patch.input, self.tiling.shape, padding=self._padding)
         return np.asarray(np.logical_not(gathered))
 
-    def _step(
-        self,
-        sink: Sink,
-        patch: Patch,
-        data: Tensor,
-        invalid: Tensor | None,
-        wanted: NDArray[np.bool_],
-    ) -> None:
+    def _step(self, sink: Sink, patch: Patch, stored: _Stored, wanted: NDArray[np.bool_]) -> None:
         """One forward, on the device thread: stored values in, the patch's share of the result into the sink."""
         with torch.inference_mode():
-            x = self._scaler(data, invalid)
+            x = self._scaler(stored.data, stored.invalid)
             kept = patch.core.intersect(sink.window)
             if not kept.num_pixels:
                 return

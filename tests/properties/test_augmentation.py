@@ -137,8 +137,8 @@ def test_a_stride_that_sizes_need_not_keep(padding: str, tta: str) -> None:
     scaling = unet_model(depth=2).spec.scaling
     spec = ModelSpec(name="coarse", bands=("a", "b"), classes=("a", "b", "c"), scaling=scaling)
     model = model_from_module(_Coarse(), spec)
-    if model.traits.tiling == "exact":
-        _assert_law(model, (61, 83), tta=tta, padding=padding, patch=40)
+    assert (model.traits.tiling, model.traits.stride, model.traits.size_multiple) == ("exact", 4, 1)
+    _assert_law(model, (61, 83), tta=tta, padding=padding, patch=40)
 
 
 @needs_openvino
