@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.run.events import Event, Listener, Notice, StageAdvanced, StageFinished, StageStarted, silent
@@ -132,5 +134,7 @@ class _Lines:
 
     def _say(self, text: str) -> None:
         self._last = time.monotonic()
-        with contextlib.suppress(BrokenPipeError):
+        try:
             print(text, file=sys.stderr, flush=True)
+        except OSError:  # a closed pipe, a full disk under the log: no reason to end a run
+            sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - for the rest of the process; nothing is left to flush

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +162,15 @@ def test_segment_tells_its_progress_without_a_terminal(cli: Cli, scene: Path, mo
     assert "\x1b" not in out + err
     assert "low" in out
     assert cli("segment", scene, "-m", model, "-o", tmp_path, "-q") == (0, "", "")
+
+
+def test_b3_a_full_log_disk_never_ends_a_run(scene: Path, model: Path, tmp_path: Path) -> None:
+    start = "import sys; from pipeline.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", start, "segment", scene, "-m", model, "-o", tmp_path, "--vectors", "none"]
+    with Path("/dev/full").open("w") as log:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=log, check=False)
+    assert done.returncode == 0
+    assert (tmp_path / "run.json").exists()
 
 
 def test_demo_from_nothing_to_scores(cli: Cli, tmp_path: Path) -> None:
