@@ -10,7 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.infer import Predictor, TileResult, device_thread
-from pipeline.model import EngineSpec, Model, ModelSpec, Scaling, UNet, UNetConfig, model_from_module
+from pipeline.model import (
+    EngineSpec,
+    Model,
+    ModelSpec,
+    Scaling,
+    UNet,
+    UNetConfig,
+    model_from_module,
+    to_probabilities,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,6 +74,14 @@ def unet_model(*, seed: int = 0, classes: int = 3, **config: Any) -> Model:
     return model_from_module(network, ModelSpec(name="test", bands=bands, classes=names, scaling=scaling))
 
 
+def multilabel_model(threshold: float | tuple[float, ...] = 0.5, *, classes: int = 3, **config: Any) -> Model:
+    """The same with a threshold for each class."""
+    made = unet_model(classes=classes, **config)
+    changes = {"activation": "sigmoid", "multilabel": True, "threshold": threshold}
+    spec = ModelSpec.model_validate({**made.spec.model_dump(), **changes})
+    return model_from_module(made.network, spec)
+
+
 def _calibration_side(network: UNet) -> int:
     """A side that the poolings divide, for either padding."""
     return 316 if network.config.padding == "valid" else 256
@@ -93,13 +110,13 @@ def predict_by_tiles(model: Model, tiling: Tiling, read: Callable[[Window], Any]
     """Mask and probabilities of the whole scene, tile by tile."""
     engine = predictor(model, tiling, **options)
     legend = model.spec.legend()
-    mask = np.full(tiling.shape, legend.nodata, legend.dtype)
+    mask = np.full(legend.mask_shape(tiling.shape), legend.nodata, legend.dtype)
     probabilities = np.full((len(legend), *tiling.shape), np.nan, np.float32)
     patches = 0
     for tile in tiling.tiles():
         result = engine.predict(read, tile.core, probabilities=True)
         rows, cols = slice(tile.core.row_off, tile.core.row_stop), slice(tile.core.col_off, tile.core.col_stop)
-        mask[rows, cols] = result.mask
+        mask[..., rows, cols] = result.mask
         assert result.probabilities is not None
         probabilities[:, rows, cols] = result.probabilities
         patches += result.patches
@@ -112,10 +129,10 @@ def whole_forward(model: Model, data: NDArray[Any], *, before: int, after_hw: tu
     mean, std = model.spec.scaling.mean[0], model.spec.scaling.std[0]
     x = torch.from_numpy(np.pad((data.astype(np.float32) - mean) / std, pad, mode="reflect").astype(np.float32))
     with torch.inference_mode():
-        logits = model.network(x[None])[0]
+        p = to_probabilities(model.network(x[None])[0], model.spec)
     offset = before - model.traits.margin_px
     height, width = data.shape[1:]
-    return torch.softmax(logits, 0)[:, offset : offset + height, offset : offset + width].numpy()
+    return p[:, offset : offset + height, offset : offset + width].numpy()
 
 
 class _Residual(nn.Module):

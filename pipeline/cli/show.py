@@ -21,7 +21,7 @@ def show_run(result: RunResult) -> None:
     """Classes, stages and where to look."""
     console = Console(highlight=False)
     summary = result.summary
-    console.print(_classes_table(summary["classes"]))
+    console.print(_classes_table(summary["classes"], summary["valid_px"]))
     stages = "  ".join(f"{name} {seconds:.1f} s" for name, seconds in summary["timings_s"].items())
     plan = summary["plan"]
     console.print(f"{plan['tiling']} tiling: {plan['reason']}")
@@ -75,7 +75,7 @@ def show_demo(result: DemoResult) -> None:
     """What the demo made, and how good it is where it was never trained."""
     console = Console(highlight=False)
     scores = {"IoU unseen": [f"{score:.3f}" for score in result.iou]}
-    console.print(_classes_table(result.run.summary["classes"], scores))
+    console.print(_classes_table(result.run.summary["classes"], result.run.summary["valid_px"], scores))
     console.print(f"mean IoU on the part never trained on: {result.mean_iou:.3f}")
     stages = "  ".join(f"{name} {seconds:.1f} s" for name, seconds in result.timings_s.items())
     console.print(f"{stages}   total {sum(result.timings_s.values()):.0f} s")
@@ -84,16 +84,15 @@ def show_demo(result: DemoResult) -> None:
         console.print(f"  {path}", soft_wrap=True)
 
 
-def _classes_table(classes: list[dict[str, Any]], more: dict[str, list[str]] | None = None) -> Table:
-    """A row per class; `more` holds further columns."""
+def _classes_table(classes: list[dict[str, Any]], valid_px: int, more: dict[str, list[str]] | None = None) -> Table:
+    """A row per class with its share of the valid pixels; `more` holds further columns."""
     more = more or {}
     table = Table(box=box.SIMPLE_HEAD)
     for name in ("class", "pixels", "share", "area", *more):
         table.add_column(name, justify="left" if name == "class" else "right")
-    total = sum(row["pixels"] for row in classes) or 1
     for number, row in enumerate(classes):
         further = (column[number] for column in more.values())
-        share = f"{row['pixels'] / total:.1%}"
+        share = f"{row['pixels'] / max(valid_px, 1):.1%}"
         table.add_row(row["name"], f"{row['pixels']:,}", share, _area(row["area_m2"]), *further)
     return table
 

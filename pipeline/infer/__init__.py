@@ -5,7 +5,6 @@ from pipeline.infer.calibration import Calibration, calibrate
 from pipeline.infer.device import Device, DeviceThread, device_thread, is_device_lost, is_out_of_memory, resolve_device
 from pipeline.infer.network_input import Scaler
 from pipeline.infer.predictor import Predictor, TileResult
-from pipeline.infer.sink import labels_of, to_probabilities
 from pipeline.infer.taper import Taper, axis_weights
 
 __all__ = [
@@ -23,8 +22,6 @@ __all__ = [
     "device_thread",
     "is_device_lost",
     "is_out_of_memory",
-    "labels_of",
     "resolve_device",
     "symmetries",
-    "to_probabilities",
 ]

@@ -16,9 +16,8 @@ from pipeline.grid import Padding, Patch, Tiling, Window, halves
 from pipeline.infer.augment import Augmentation, add_to, symmetries
 from pipeline.infer.device import is_out_of_memory, to_device
 from pipeline.infer.network_input import Scaler, gather, source_window
-from pipeline.infer.sink import Sink, in_output, make_sink, to_probabilities
-from pipeline.model import make_engine
-from pipeline.model.engine import NOT_FINITE
+from pipeline.infer.sink import Sink, in_output, make_sink
+from pipeline.model import NOT_FINITE, make_engine, to_probabilities
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,7 +35,8 @@ class TileResult:
     """What one window of the scene became."""
 
     mask: NDArray[np.generic]
-    """`(y, x)` class values, uint8 or uint16; nodata where a required band is invalid."""
+    """`(y, x)` class values, uint8 or uint16, or `(class, y, x)` of 0 and 1 where classes overlap; nodata where a
+    required band is invalid."""
     probabilities: NDArray[np.float32] | None
     """`(class, y, x)`, NaN where the mask is nodata; None unless asked for."""
     patches: int
@@ -151,7 +151,7 @@ class Predictor:
             splits += last
         else:
             mask, mean = sink.finish()
-        mask[~wanted] = self.spec.legend().nodata
+        mask[..., ~wanted] = self.spec.legend().nodata
         if mean is not None:
             mean[:, ~wanted] = np.nan
         return TileResult(mask=mask, probabilities=mean, patches=len(needed), splits=splits)
@@ -221,9 +221,10 @@ class Predictor:
                 return
             labels = None if sink.labels is None else self._engine.label(x)
             if sink.labels is not None and labels is not None:
-                labels = labels[in_output(patch, kept)]
-                self._refuse_not_finite(labels.eq(NOT_FINITE), kept, wanted, sink.window)
-                sink.labels[kept.slices_in(sink.window)] = labels.cpu().numpy()
+                labels = labels[(..., *in_output(patch, kept))]
+                one = labels[0] if self.spec.multilabel else labels  # all of a pixel's or none
+                self._refuse_not_finite(one.eq(NOT_FINITE), kept, wanted, sink.window)
+                sink.labels[(..., *kept.slices_in(sink.window))] = labels.cpu().numpy()
                 return
 
             def check(output: Tensor) -> None:

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from pipeline.infer.taper import Taper, axis_weights
+from pipeline.model import decide, decide_output, to_probabilities
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.grid import Patch, Tiling, Window
-    from pipeline.model import Engine, ModelSpec
+    from pipeline.model import ModelSpec
 
 
 class Sink(Protocol):
@@ -22,7 +23,7 @@ class Sink(Protocol):
 
     window: Window
     labels: NDArray[np.generic] | None
-    """`(y, x)` of the window: where classes alone may be put, so that the engine can keep its outputs to itself; None
+    """The window's mask: where classes alone may be put, so that the engine can keep its outputs to itself; None
     where outputs are needed."""
 
     def add(self, patch: Patch, kept: Window, output: Tensor) -> None:
@@ -32,7 +33,7 @@ class Sink(Protocol):
         """
 
     def finish(self) -> tuple[NDArray[np.generic], NDArray[np.float32] | None]:
-        """The mask `(y, x)` and, if asked for, probabilities `(class, y, x)` of the window."""
+        """The window's mask, `(y, x)` or `(class, y, x)` where classes overlap, and its probabilities if asked for."""
 
 
 def make_sink(
@@ -51,40 +52,13 @@ def in_output(patch: Patch, kept: Window) -> tuple[slice, slice]:
     return slice(row, row + kept.height), slice(col, col + kept.width)
 
 
-def to_probabilities(output: Tensor, spec: ModelSpec) -> Tensor:
-    """Network output `(class, y, x)` -> probabilities `(class, y, x)` with one row per class of the spec.
-
-    A single channel becomes two rows: 1 - p and p.
-    """
-    if spec.activation == "softmax":
-        return torch.softmax(output, dim=0)
-    p = torch.sigmoid(output) if spec.activation == "sigmoid" else output
-    return torch.cat([1.0 - p, p]) if spec.binary else p
-
-
-def decide(probabilities: Tensor, spec: ModelSpec) -> Tensor:
-    """Class per pixel `(y, x)` from probabilities or, with softmax, from logits: it keeps their order."""
-    if spec.binary:
-        return probabilities[1] >= spec.threshold
-    return probabilities.argmax(dim=0)
-
-
-def labels_of(engine: Engine, x: Tensor, spec: ModelSpec) -> Tensor:
-    """Class per pixel `(y', x')` of a network input `(1, band, y, x)`."""
-    labels = engine.label(x)
-    if labels is not None:
-        return labels
-    output = engine.run(x)[0]
-    return decide(output if spec.activation == "softmax" else to_probabilities(output, spec), spec)
-
-
 class _Crop:
     def __init__(self, window: Window, spec: ModelSpec, *, probabilities: bool, averaged: bool) -> None:
         self.window = window
         self._spec = spec
         self._averaged = averaged
         legend = spec.legend()
-        self._mask = np.full(window.shape, legend.nodata, legend.dtype)
+        self._mask = np.full(legend.mask_shape(window.shape), legend.nodata, legend.dtype)
         shape = (len(legend), *window.shape)
         self._probabilities = np.full(shape, np.nan, np.float32) if probabilities else None
         self.labels: NDArray[np.generic] | None = None if probabilities or averaged else self._mask
@@ -92,13 +66,12 @@ class _Crop:
     def add(self, patch: Patch, kept: Window, output: Tensor) -> None:
         inside = (slice(None), *in_output(patch, kept))
         place = kept.slices_in(self.window)
-        needs_p = not self._averaged and (self._probabilities is not None or self._spec.binary)
-        # Activations run on the whole patch: their low bits may depend on where in memory a pixel lies.
-        values = to_probabilities(output, self._spec) if needs_p else output
-        # With softmax from the logits where there are any, so that asking for probabilities changes no class.
-        ranked = output if self._spec.activation == "softmax" else values
-        self._mask[place] = decide(ranked[inside], self._spec).cpu().numpy()
+        # From the network's own output where there is one, so that asking for probabilities changes no class.
+        classes = (decide if self._averaged else decide_output)(output[inside], self._spec)
+        self._mask[(..., *place)] = classes.cpu().numpy()
         if self._probabilities is not None:
+            # The activation runs on the whole patch: its low bits may depend on where in memory a pixel lies.
+            values = output if self._averaged else to_probabilities(output, self._spec)
             self._probabilities[(slice(None), *place)] = values[inside].cpu().numpy()
 
     def finish(self) -> tuple[NDArray[np.generic], NDArray[np.float32] | None]:
@@ -138,7 +111,7 @@ class _Blend:
         legend = self._spec.legend()
         if self._sum is None or self._weight is None:  # every patch was skipped: nothing valid here
             empty = np.full((len(legend), *self.window.shape), np.nan, np.float32) if self._probabilities else None
-            return np.full(self.window.shape, legend.nodata, legend.dtype), empty
+            return np.full(legend.mask_shape(self.window.shape), legend.nodata, legend.dtype), empty
         mean = self._sum.div_(self._weight)
         mask = decide(mean, self._spec).cpu().numpy().astype(legend.dtype)
         return mask, mean.cpu().numpy() if self._probabilities else None

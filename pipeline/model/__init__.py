@@ -2,6 +2,7 @@
 
 from pipeline.model.bare import BareOptions
 from pipeline.model.cache import cache_folder
+from pipeline.model.decision import NOT_FINITE, decide, decide_output, labels_of, to_probabilities
 from pipeline.model.engine import Backend, Engine, EngineSpec, Precision, can_trim, left_out_px, make_engine
 from pipeline.model.folder import MODEL_FILE, adopt_model, load_model, save_model, write_traits
 from pipeline.model.foreign import NetworkIO
@@ -13,6 +14,7 @@ from pipeline.model.unet import UNet, UNetConfig
 
 __all__ = [
     "MODEL_FILE",
+    "NOT_FINITE",
     "Activation",
     "Backend",
     "BareOptions",
@@ -29,11 +31,15 @@ __all__ = [
     "adopt_model",
     "cache_folder",
     "can_trim",
+    "decide",
+    "decide_output",
+    "labels_of",
     "left_out_px",
     "load_model",
     "make_engine",
     "model_from_module",
     "probe",
     "save_model",
+    "to_probabilities",
     "write_traits",
 ]

@@ -35,8 +35,9 @@ class BareOptions:
     class_names: tuple[str, ...] = ()
     """Names of the classes; `class 0`, `class 1`, … when empty."""
     activation: str | None = None
-    """`softmax` for several outputs and `sigmoid` for one unless given."""
-    threshold: float = 0.5
+    """`softmax` for several outputs, `sigmoid` for one and with `multilabel`, unless given."""
+    threshold: tuple[float, ...] = (0.5,)
+    multilabel: bool = False
 
     @property
     def given(self) -> list[str]:
@@ -120,11 +121,13 @@ def _unchecked_spec(path: Path, bands: int, outputs: int, options: BareOptions) 
         {
             "name": path.stem,
             "bands": options.bands or tuple(str(i + 1) for i in range(bands)),
-            "classes": options.class_names or tuple(f"class {i}" for i in range(max(outputs, 2))),
+            "classes": options.class_names
+            or tuple(f"class {i}" for i in range(outputs if options.multilabel else max(outputs, 2))),
             "scaling": Scaling(**scaling),
-            "activation": options.activation or ("sigmoid" if outputs == 1 else "softmax"),
+            "activation": options.activation or ("sigmoid" if outputs == 1 or options.multilabel else "softmax"),
             "outputs": 1 if outputs == 1 and options.activation == "none" else None,
-            "threshold": options.threshold,
+            "multilabel": options.multilabel,
+            "threshold": options.threshold if len(options.threshold) > 1 else options.threshold[0],
         }
     )
 

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from pipeline.model.decision import NOT_FINITE, decide_output, has_labels
 from pipeline.model.foreign import ForeignNetwork, OnnxNetwork, onnx_session
 from pipeline.model.unet import Trimmed, UNet
 
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
 
 Backend = Literal["torch", "openvino", "onnxruntime"]
 Precision = Literal["float32", "bfloat16", "float16"]
-
-NOT_FINITE = 255
-"""What `label` puts where the network's output is NaN or infinite; no class has this value."""
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -88,14 +86,14 @@ class Engine(Protocol):
         """
 
     def label(self, x: Tensor) -> Tensor | None:
-        """The class with the largest output, the first on a tie; `NOT_FINITE` where the output is no number.
+        """The class with the largest output, the first on a tie, or those above their thresholds.
 
         Args:
             x: `(1, band, y, x)` float32, scaled, on the device.
 
         Returns:
-            `(y', x')` uint8, trimmed alike, valid until the next call; None where the library cannot do it inside, or
-            the network's outputs are not one per class.
+            uint8, trimmed alike, valid until the next call: `(y', x')`, with a multilabel model `(class, y', x')` of 0
+            and 1; `NOT_FINITE` where an output is no number. None where the library cannot do it inside.
         """
 
 
@@ -111,16 +109,7 @@ def make_engine(model: Model, spec: EngineSpec) -> Engine:
         return OpenVinoEngine.of(model, spec)
     if spec.backend == "onnxruntime":
         return OnnxEngine(model.network, spec)
-    return TorchEngine(model.network, spec, labels=one_output_per_class(model.spec))
-
-
-_LARGEST_LABEL = NOT_FINITE - 1
-
-
-def one_output_per_class(spec: ModelSpec) -> bool:
-    """Whether the largest output is the class, and has a place among the labels."""
-    ranked = spec.activation in {"softmax", "none"} and spec.num_outputs > 1
-    return ranked and len(spec.classes) <= _LARGEST_LABEL
+    return TorchEngine(model.network, spec, decides=model.spec)
 
 
 class TorchEngine:
@@ -129,12 +118,12 @@ class TorchEngine:
     Args:
         network: In eval mode.
         spec: Device, precision, what is left out.
-        labels: Whether the network puts out one value per class.
+        decides: What makes classes of the network's outputs; without it there are no labels.
     """
 
-    def __init__(self, network: nn.Module, spec: EngineSpec, *, labels: bool = False) -> None:
+    def __init__(self, network: nn.Module, spec: EngineSpec, *, decides: ModelSpec | None = None) -> None:
         self._spec = spec
-        self._labels = labels
+        self._decides = decides if decides is not None and has_labels(decides) else None
         ready = copy.deepcopy(network).to(device=spec.device)
         if not isinstance(network, ForeignNetwork):  # programs stay as they are
             ready = fold_batch_norm(ready).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -160,19 +149,21 @@ class TorchEngine:
     def label(self, x: Tensor) -> Tensor | None:
         """Classes; see `Engine`.
 
-        The arg-max, and the head of our own U-Net, run strip by strip: memory for one strip of all classes is enough,
+        The decision, and the head of our own U-Net, run strip by strip: memory for one strip of all classes is enough,
         however many there are.
         """
-        if not self._labels:
+        decides = self._decides
+        if decides is None:
             return None
         with torch.inference_mode(), self._autocast():
             values, head = self._before_head(self._channels_last(x))
-            labels = torch.empty(values.shape[-2:], dtype=torch.uint8, device=values.device)
-            for row in range(0, len(labels), _STRIP_ROWS):
-                strip = slice(row, row + _STRIP_ROWS)
-                output = head(values[..., strip, :])[0].float()
-                labels[strip] = output.argmax(dim=0)
-                labels[strip][~torch.isfinite(output.sum(dim=0))] = NOT_FINITE
+            shape = decides.legend().mask_shape((values.shape[-2], values.shape[-1]))
+            labels = torch.empty(shape, dtype=torch.uint8, device=values.device)
+            for row in range(0, shape[-2], _STRIP_ROWS):
+                strip = labels[..., row : row + _STRIP_ROWS, :]
+                output = head(values[..., row : row + _STRIP_ROWS, :])[0].float()
+                strip.copy_(decide_output(output, decides))
+                strip[..., ~torch.isfinite(output.sum(dim=0))] = NOT_FINITE
         return labels
 
     def _before_head(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:

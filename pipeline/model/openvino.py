@@ -26,13 +26,15 @@ from torch import Tensor
 
 from pipeline.errors import ModelError
 from pipeline.model.cache import cache_folder, write_cached
-from pipeline.model.engine import NOT_FINITE, EngineSpec, fold_batch_norm, one_output_per_class, trimmed
+from pipeline.model.decision import NOT_FINITE, has_labels, output_thresholds
+from pipeline.model.engine import EngineSpec, fold_batch_norm, trimmed
 from pipeline.model.foreign import ForeignNetwork, OnnxNetwork
 
 if TYPE_CHECKING:
     from torch import nn
 
     from pipeline.model.model import Model
+    from pipeline.model.spec import ModelSpec
 
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 
@@ -54,10 +56,11 @@ def _core() -> Any:
 class OpenVinoEngine:
     """One compiled graph for outputs, or one for labels; each made when first called."""
 
-    def __init__(self, graph: Any, spec: EngineSpec, *, labels: bool) -> None:
+    def __init__(self, graph: Any, spec: EngineSpec, *, decides: ModelSpec) -> None:
         self._graph = graph
         self._spec = spec
-        self._labels = labels
+        self._decides = decides
+        self._labels = has_labels(decides)
         self._requests: dict[bool, _Request] = {}
 
     @classmethod
@@ -74,7 +77,7 @@ class OpenVinoEngine:
             graph = read_graph(model.network, bands=len(model.spec.bands), key=key, trim_px=spec.trim_px)
         except RuntimeError as error:
             raise _cannot_run(f"OpenVINO cannot run it: {str(error).splitlines()[0]}", "use --backend auto") from error
-        return cls(graph, spec, labels=one_output_per_class(model.spec))
+        return cls(graph, spec, decides=model.spec)
 
     def prepare(self, shape: tuple[int, ...], *, labels: bool) -> None:
         """Compile the graph for inputs of this shape."""
@@ -88,7 +91,8 @@ class OpenVinoEngine:
         """Classes; see `Engine`."""
         if not self._labels:
             return None
-        return torch.from_numpy(self._infer(x, labels=True)[0, 0])
+        labels = torch.from_numpy(self._infer(x, labels=True)[0])
+        return labels if self._decides.multilabel else labels[0]
 
     def _infer(self, x: Tensor, *, labels: bool) -> np.ndarray[Any, Any]:
         import openvino  # noqa: PLC0415 - an extra
@@ -105,7 +109,7 @@ class OpenVinoEngine:
         made = self._requests.get(labels)
         if made is None or made.size != size:
             self._requests.pop(labels, None)
-            graph = _with_labels(self._graph) if labels else self._graph.clone()
+            graph = _with_labels(self._graph, self._decides) if labels else self._graph.clone()
             if size is not None:
                 graph.reshape(list(size))
             made = self._requests[labels] = _Request(size, _compile(graph, self._spec))
@@ -225,18 +229,23 @@ def _save(graph: Any, path: Path) -> None:
         made.replace(path)
 
 
-def _with_labels(graph: Any) -> Any:
-    """The graph with the arg-max inside: one byte per pixel comes out, and logits never leave the caches."""
+def _with_labels(graph: Any, spec: ModelSpec) -> Any:
+    """The graph with the decision inside: one byte per pixel comes out, and logits never leave the caches."""
     import openvino  # noqa: PLC0415 - an extra
     from openvino import opset13 as op  # noqa: PLC0415 - an extra
 
     graph = graph.clone()
     output = graph.outputs[0].get_node().input_value(0)
     channel = op.constant([1], dtype=np.int64)
-    best = op.topk(output, op.constant(1, dtype=np.int64), 1, "max", "none", index_element_type="i32")
+    if spec.thresholds:
+        cuts = np.array(output_thresholds(spec), np.float32).reshape(1, -1, 1, 1)
+        classes = op.greater_equal(output, op.constant(cuts)).output(0)
+    else:
+        best = op.topk(output, op.constant(1, dtype=np.int64), 1, "max", "none", index_element_type="i32")
+        classes = best.output(1)
     # The sum of a pixel's outputs is finite exactly where all of them are.
     finite = op.is_finite(op.reduce_sum(output, channel, keep_dims=True))
-    label = op.select(finite, op.convert(best.output(1), "u8"), op.constant(NOT_FINITE, dtype=np.uint8))
+    label = op.select(finite, op.convert(classes, "u8"), op.constant(NOT_FINITE, dtype=np.uint8))
     return openvino.Model([op.result(label.output(0))], graph.get_parameters(), "labels")
 
 

@@ -74,8 +74,11 @@ class ModelSpec(BaseModel):
     """What turns the network's output into probabilities; `none` when they come out already."""
     outputs: int | None = Field(default=None, ge=1)
     """Channels that come out: one per class, or 1 for two classes. None: 1 with `sigmoid`, else one per class."""
-    threshold: float = Field(default=0.5, gt=0.0, lt=1.0)
-    """One output channel means class 1 where p >= threshold."""
+    multilabel: bool = False
+    """Whether a pixel may have several classes, or none: each class is decided by a threshold of its own."""
+    threshold: float | tuple[float, ...] = 0.5
+    """Probability from which on a class is there: class 1 of a network with one output channel, or with `multilabel`
+    each class; one number for all, or one per class."""
     gsd_m: float | None = None
     """Ground sampling distance of the training images, in metres."""
     padding: Literal["reflect", "edge", "zero", "network"] = "reflect"
@@ -93,34 +96,57 @@ class ModelSpec(BaseModel):
         if self.background is not None and self.background not in self.classes:
             msg = f"background {self.background!r} is not one of the classes {list(self.classes)}"
             raise ValueError(msg)
-        binary = self.outputs == 1 and self.activation != "softmax" and len(self.classes) == 2  # noqa: PLR2004
+        self._check_thresholds()
+        alone = self.outputs == 1 and self.activation != "softmax" and not self.multilabel
+        binary = alone and len(self.classes) == 2  # noqa: PLR2004
         if self.outputs is not None and self.outputs != len(self.classes) and not binary:
             msg = f"{self.outputs} outputs for {len(self.classes)} classes; 1 serves two classes without softmax"
             raise ValueError(msg)
         return self
+
+    def _check_thresholds(self) -> None:
+        per_class = self.threshold if isinstance(self.threshold, tuple) else (self.threshold,)
+        if not all(0.0 < value < 1.0 for value in per_class):
+            msg = f"threshold must lie between 0 and 1, got {', '.join(map(str, per_class))}"
+            raise ValueError(msg)
+        if len(per_class) != 1 and (not self.multilabel or len(per_class) != len(self.classes)):
+            wanted = f"{len(self.classes)}, one per class" if self.multilabel else "one: classes exclude each other"
+            msg = f"{len(per_class)} thresholds, expected {wanted}"
+            raise ValueError(msg)
+        if self.multilabel and self.activation == "softmax":
+            msg = "softmax makes classes exclude each other; a multilabel network has activation sigmoid or none"
+            raise ValueError(msg)
 
     @property
     def num_outputs(self) -> int:
         """Channels that the network must put out."""
         if self.outputs is not None:
             return self.outputs
-        return 1 if self.activation == "sigmoid" else len(self.classes)
+        return 1 if self.activation == "sigmoid" and not self.multilabel else len(self.classes)
 
     @property
     def binary(self) -> bool:
-        """Whether one output channel decides between two classes."""
-        return self.num_outputs == 1 and len(self.classes) > 1
+        """Whether one output channel decides between two classes that exclude each other."""
+        return self.num_outputs == 1 and len(self.classes) > 1 and not self.multilabel
+
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        """One per output channel where thresholds decide; empty where the largest output does."""
+        if not (self.binary or self.multilabel):
+            return ()
+        given = self.threshold if isinstance(self.threshold, tuple) else (self.threshold,)
+        return given if len(given) == self.num_outputs else given * self.num_outputs
 
     def legend(self) -> Legend:
         """Classes with values and colours."""
         legend = default_legend(list(self.classes), background=self.background)
-        if not self.colors:
-            return legend
+        colors = self.colors or tuple(c.color for c in legend)
         return Legend(
             tuple(
                 ClassInfo(value=c.value, name=c.name, color=color, background=c.background)
-                for c, color in zip(legend, self.colors, strict=True)
-            )
+                for c, color in zip(legend, colors, strict=True)
+            ),
+            multilabel=self.multilabel,
         )
 
     def digest(self) -> str:

@@ -40,43 +40,56 @@ def write_preview(
     legend: Legend,
     scale: int = 1,
     class_px: Sequence[int] | None = None,
+    valid_px: int | None = None,
 ) -> None:
     """Write the picture as PNG.
 
     Args:
         path: Replaced whole or left alone.
         rgb: Scene `(y, x, 3)`, contrast stretched; nodata as paper.
-        mask: Classes `(y, x)`, same size.
+        mask: Classes `(y, x)` or, where they overlap, `(class, y, x)`; same size.
         legend: Names and colours.
         scale: Whole number that enlarges every pixel, for small scenes.
         class_px: Pixels per class of the whole mask, for the shares in the legend; None counts the small one.
+        valid_px: Pixels that have a class, or could have one, of the whole mask; None counts those of `mask`.
 
     Raises:
         ResourceError: RS-001, no space.
         ValueError: `rgb` and `mask` differ in size.
     """
-    if rgb.shape != (*mask.shape, 3):
+    if rgb.shape != (*mask.shape[-2:], 3):
         msg = f"rgb and mask are of one size, got {rgb.shape} and {mask.shape}"
         raise ValueError(msg)
-    counts = class_px if class_px is not None else [int((mask == c.value).sum()) for c in legend]
+    counts = [int(n) for n in legend.class_px(mask)] if class_px is None else class_px
+    valid = int(legend.is_valid(mask).sum()) if valid_px is None else valid_px
     grown = np.ones((scale, scale), np.uint8)
     panels = [np.kron(p, grown[..., np.newaxis]) for p in (rgb, overlay(rgb, mask, legend))]
-    atomic_write_bytes(path, encode_png(compose(panels[0], panels[1], _captions(counts, legend))))
+    atomic_write_bytes(path, encode_png(compose(panels[0], panels[1], _captions(counts, valid, legend))))
 
 
 def overlay(rgb: NDArray[np.uint8], mask: NDArray[np.generic], legend: Legend) -> Picture:
     """The scene in pale grey with its classes in colour over it; `(y, x, 3)`.
 
-    Background stays grey, and pixels without a class are paper.
+    Background stays grey, and nodata is paper. Where classes overlap, the rarer lies on top.
     """
     grey = rgb.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
     out = np.repeat((70 + grey * (185 / 255))[..., np.newaxis], 3, axis=2)
+    valid = legend.is_valid(mask)
+    shown = _topmost(mask, legend) if legend.multilabel else mask
     for info in legend:
         if not info.background:
-            here = mask == info.value
+            here = valid & (shown == info.value)
             out[here] += _BLEND * (np.array(info.color, np.float32) - out[here])
-    out[mask == legend.nodata] = _PAPER
+    out[~valid] = _PAPER
     return np.rint(out).astype(np.uint8)
+
+
+def _topmost(mask: NDArray[np.generic], legend: Legend) -> NDArray[np.int64]:
+    """`(y, x)`: the rarest of a pixel's classes in this picture, -1 for none."""
+    top = np.full(mask.shape[1:], -1)
+    for value in np.argsort(-legend.class_px(mask), kind="stable"):
+        top[mask[value] == 1] = value
+    return top
 
 
 def compose(scene: NDArray[np.uint8], colored: NDArray[np.uint8], captions: Sequence[tuple[ClassInfo, str]]) -> Picture:
@@ -96,14 +109,15 @@ def compose(scene: NDArray[np.uint8], colored: NDArray[np.uint8], captions: Sequ
     return np.pad(whole, ((_GAP_PX, _GAP_PX), (_GAP_PX, _GAP_PX), (0, 0)), constant_values=_PAPER)
 
 
-def read_overview_mask(mask_path: Path, *, shape: tuple[int, int]) -> NDArray[np.generic]:
-    """The mask reduced to `shape`, `(y, x)`; takes an overview where there is one.
+def read_overview_mask(mask_path: Path, legend: Legend, *, shape: tuple[int, int]) -> NDArray[np.generic]:
+    """The mask reduced to `shape`, `(y, x)` or `(class, y, x)`; takes an overview where there is one.
 
     Raises:
         RasterioError: The mask cannot be read.
     """
     with rasterio.open(mask_path, driver="GTiff") as source:
-        return np.asarray(source.read(1, out_shape=shape, resampling=Resampling.nearest))
+        bands, out_shape = (None, (source.count, *shape)) if legend.multilabel else (1, shape)
+        return np.asarray(source.read(bands, out_shape=out_shape, resampling=Resampling.nearest))
 
 
 def stretch_rgb(pixels: NDArray[Any], valid: NDArray[np.bool_]) -> Picture:
@@ -133,9 +147,8 @@ def encode_png(picture: NDArray[np.uint8]) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(body)
 
 
-def _captions(counts: Sequence[int], legend: Legend) -> list[tuple[ClassInfo, str]]:
-    """Classes that occur, with their share of the pixels that have a class."""
-    valid = sum(counts)
+def _captions(counts: Sequence[int], valid: int, legend: Legend) -> list[tuple[ClassInfo, str]]:
+    """Classes that occur, with their share of the pixels that are not nodata."""
     return [(c, f"{c.name[:_MAX_NAME]} {100 * n / valid:.1f}%") for c, n in zip(legend, counts, strict=True) if n]
 
 

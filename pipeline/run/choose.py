@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from pipeline.errors import ModelError, UsageError
-from pipeline.infer import Calibration, Scaler, calibrate, device_thread, labels_of
-from pipeline.model import EngineSpec, openvino
+from pipeline.infer import Calibration, Scaler, calibrate, device_thread
+from pipeline.model import EngineSpec, labels_of, openvino
 from pipeline.model.engine import can_trim, has_fast_bfloat16, make_engine
 from pipeline.model.foreign import OnnxNetwork
 from pipeline.run.scene_samples import sample_blocks
@@ -196,7 +196,8 @@ def measure_flips(
             with torch.inference_mode():
                 x = scaler(torch.from_numpy(data).to(spec.device), torch.from_numpy(~valid).to(spec.device))
                 one, other = (labels_of(engine, x, model.spec).cpu().numpy().copy() for engine in (exact, fast))
-            differing += int(((one != other) & inner).sum())
+            differs = one != other
+            differing += int(((differs.any(axis=0) if differs.ndim > inner.ndim else differs) & inner).sum())
             total += int(inner.sum())
         return differing, total
 

@@ -64,14 +64,14 @@ def compare(one: TileResult, other: TileResult, spec: ModelSpec, *, where: NDArr
     """Compare two results of one window in the pixels `where` `(y, x)`; the second is the reference."""
     assert one.probabilities is not None
     assert other.probabilities is not None
-    nodata = spec.legend().nodata
-    where = where & ((one.mask != nodata) | (other.mask != nodata))
+    legend = spec.legend()
+    where = where & (legend.is_valid(one.mask) | legend.is_valid(other.mask))
     if not where.any():
         return Difference()
     reference = other.probabilities[:, where]
     apart = np.abs(one.probabilities[:, where] - reference).max(axis=0).astype(np.float64)
     apart = np.nan_to_num(apart, nan=np.inf)  # a class in one and none in the other
-    flipped = one.mask[where] != other.mask[where]
+    flipped = differs(one.mask, other.mask)[where]
     # Outputs that are no probabilities (activation `none`) have a scale of their own.
     tolerance = TOLERANCE * max(1.0, float(np.nanmax(np.abs(reference), initial=0.0)))
     tie = _margin(reference, spec) < TIE
@@ -84,10 +84,18 @@ def compare(one: TileResult, other: TileResult, spec: ModelSpec, *, where: NDArr
     )
 
 
+def differs(one: NDArray[np.generic], other: NDArray[np.generic]) -> NDArray[np.bool_]:
+    """`(y, x)`: True where two masks, `(y, x)` or `(class, y, x)`, have other classes."""
+    apart: NDArray[np.bool_] = np.not_equal(one, other)
+    return apart if apart.ndim == 2 else np.asarray(apart.any(axis=0))  # noqa: PLR2004 - rows and columns
+
+
 def _margin(probabilities: NDArray[np.float32], spec: ModelSpec) -> NDArray[np.float32]:
-    """How far the best class is ahead, per pixel, of `(class, pixel)`."""
-    if spec.binary:
-        apart: NDArray[np.float32] = np.abs(probabilities[1] - np.float32(spec.threshold))
+    """How far the best class is ahead, or twice how far a threshold is away, per pixel, of `(class, pixel)`."""
+    if spec.thresholds:
+        judged = probabilities[1:] if spec.binary else probabilities
+        cuts = np.array(spec.thresholds, np.float32)[:, None]
+        apart: NDArray[np.float32] = np.abs(judged - cuts).min(axis=0)
         return 2 * apart
     if len(probabilities) == 1:
         return np.full(probabilities.shape[1], np.inf, np.float32)

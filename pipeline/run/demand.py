@@ -65,7 +65,8 @@ def demand_of(
     scene: Scene, model: Model, settings: SegmentSettings, engine: EngineChoice, cost: Calibration | None
 ) -> Demand:
     """What patches of this scene take with this engine."""
-    tile_bytes = TILES_IN_FLIGHT * tile_bytes_per_px(len(model.spec.bands), int(scene.dtype.itemsize))
+    mask_bands = model.spec.legend().num_mask_bands
+    tile_bytes = TILES_IN_FLIGHT * tile_bytes_per_px(len(model.spec.bands), int(scene.dtype.itemsize), mask_bands)
     return Demand(
         cost=cost,
         budget_bytes=forward_budget(settings) - (0 if cost is None else int(cost.fixed_bytes)),
@@ -82,9 +83,9 @@ def count_left_out(patch_hw: tuple[int, int], left_out_px: int) -> int:
     return math.prod(patch_hw) - math.prod(side - 2 * left_out_px for side in patch_hw)
 
 
-def tile_bytes_per_px(bands: int, itemsize_bytes: int) -> int:
+def tile_bytes_per_px(bands: int, itemsize_bytes: int, mask_bands: int = 1) -> int:
     """Bytes per pixel of a tile in flight: values as read and as extended beyond the rim, validity, mask."""
-    return bands * (2 * itemsize_bytes + 1) + 3
+    return bands * (2 * itemsize_bytes + 1) + 2 + mask_bands
 
 
 def _bytes_per_px(

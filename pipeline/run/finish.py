@@ -117,6 +117,7 @@ class Finisher:
             scratch=self.scratch / "polygons",
             include=classes_to_polygonize(legend, None),
             names=legend.names(),
+            bands_are_classes=legend.multilabel,
             min_area_m2=self.settings.min_area,
             progress=self._polygons_advanced,
         ) as polygons:
@@ -144,14 +145,16 @@ class Finisher:
         legend = self.model.spec.legend()
         mask = self.staging.path("mask.tif")
         picture = Picture.of(self.scene)
+        class_px = [sum(r.class_px[c.value] for r in self.records.values() if r.class_px) for c in legend]
         self._names.append(write_class_names(mask, legend).name)
         write_qgis_style(self._path("mask.qml"), legend)
         write_preview(
             self._path("preview.png"),
             rgb=picture.assemble(self.store.path),
-            mask=read_overview_mask(mask, shape=picture.picture_hw),
+            mask=read_overview_mask(mask, legend, shape=picture.picture_hw),
             legend=legend,
-            class_px=[sum(r.class_px[c.value] for r in self.records.values() if r.class_px) for c in legend],
+            class_px=class_px,
+            valid_px=sum(r.valid_px for r in self.records.values()),
         )
 
     def _item(self, files: Mapping[str, Mapping[str, Any]]) -> None:

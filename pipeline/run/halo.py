@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from pipeline.infer import Scaler, to_probabilities
-from pipeline.model import make_engine
+from pipeline.infer import Scaler
+from pipeline.model import make_engine, to_probabilities
 from pipeline.run.scene_samples import sample_blocks
 
 if TYPE_CHECKING:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.scene import describe_scene, open_scene
+
+if TYPE_CHECKING:
+    from pipeline.model import ModelSpec
 
 _MODEL_SUFFIXES = {".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".onnx", ".pt2", ".torchscript"}
 
@@ -70,6 +73,7 @@ def describe_model(path: Path, *, trust_model: bool = False, write: bool = False
             for c in spec.legend()
         ],
         "activation": spec.activation,
+        "decision": _decision(spec),
         "padding": spec.padding,
         "output_stride_px": traits.stride,
         "halo_px": traits.halo_px,
@@ -81,3 +85,11 @@ def describe_model(path: Path, *, trust_model: bool = False, write: bool = False
         "evidence": traits.evidence,
         "warnings": model.warnings,
     }
+
+
+def _decision(spec: ModelSpec) -> str:
+    """What makes classes of probabilities."""
+    cuts = ", ".join(f"{value:g}" for value in spec.thresholds)
+    if spec.multilabel:
+        return f"classes overlap: each where its probability is at least {cuts}; the mask has a band per class"
+    return f"the second class where its probability is at least {cuts}" if spec.binary else "the largest output"

@@ -61,6 +61,8 @@ class Plan:
     """Whether probabilities are kept."""
     num_classes: int
     """Classes of the model."""
+    mask_bands: int
+    """Bands of the mask: one, or one per class where classes overlap."""
     bands: int
     """Bands read."""
     itemsize_bytes: int
@@ -97,7 +99,7 @@ class Plan:
         rim = 2 * self.tiling.halo_px + (self.tiling.rows.patch if self.tiling.mode == "blend" else 0)
         sides = [min(side, n) + rim for side, n in zip(self.tiling.tile_hw, self.tiling.shape, strict=True)]
         blended = 4 * (self.num_classes + 1) if self.tiling.mode == "blend" or self.probabilities else 0
-        per_px = tile_bytes_per_px(self.bands, self.itemsize_bytes) + blended
+        per_px = tile_bytes_per_px(self.bands, self.itemsize_bytes, self.mask_bands) + blended
         return int(LIBRARIES_BYTES + self.forward_bytes + TILES_IN_FLIGHT * math.prod(sides) * per_px)
 
     @property
@@ -112,7 +114,8 @@ class Plan:
     def scratch_bytes(self) -> int:
         """Disk for the store, at worst: incompressible masks and probabilities."""
         pixels = math.prod(self.tiling.shape)
-        return pixels * (1 if self.num_classes <= 255 else 2) + (pixels * self.num_classes if self.probabilities else 0)  # noqa: PLR2004
+        mask_bytes = self.mask_bands * (1 if self.mask_bands > 1 or self.num_classes <= 255 else 2)  # noqa: PLR2004
+        return pixels * (mask_bytes + (self.num_classes if self.probabilities else 0))
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
@@ -199,6 +202,7 @@ def make_plan(scene: Scene, model: Model, settings: SegmentSettings) -> Plan:
         flips_frac=engine.flips_frac,
         probabilities=settings.probabilities,
         num_classes=len(model.spec.classes),
+        mask_bands=model.spec.legend().num_mask_bands,
         bands=len(model.spec.bands),
         itemsize_bytes=int(scene.dtype.itemsize),
         fixed_bytes=0 if cost is None else int(cost.fixed_bytes),

@@ -120,6 +120,7 @@ def bare_options(settings: SegmentSettings) -> BareOptions:
         class_names=settings.class_names,
         activation=settings.activation,
         threshold=settings.threshold,
+        multilabel=settings.multilabel,
     )
 
 

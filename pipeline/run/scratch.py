@@ -55,6 +55,7 @@ def create_store(place: Path, *, out_dir: Path, plan: Plan, legend: Legend) -> T
         dtype=legend.dtype,
         fill=legend.nodata,
         shard_hw=plan.tiling.tile_hw,
+        mask_bands=legend.num_mask_bands if legend.multilabel else None,
         num_classes=len(legend) if plan.probabilities else None,
     )
 
@@ -77,7 +78,7 @@ def remove_store(place: Path) -> None:
 def _require_room(place: Path, *, out_dir: Path, plan: Plan, legend: Legend) -> None:
     """Refuse what may not fit: tiles at `place`, and in `out_dir` the files with the copies that making them takes."""
     shape = plan.tiling.shape
-    files = cog_scratch_bytes(shape, itemsize=1 if legend.dtype == "uint8" else 2)
+    files = cog_scratch_bytes(shape, count=legend.num_mask_bands, itemsize=1 if legend.dtype == "uint8" else 2)
     if plan.probabilities:
         files += cog_scratch_bytes(shape, count=len(legend))
     if same_disk(place, out_dir):

@@ -86,6 +86,9 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_texts)]
 AbsolutePath = Annotated[Path, AfterValidator(Path.absolute)]
 """Read from the folder in which the command was given: workers may stand in another one."""
 Numbers = Annotated[tuple[float, ...], BeforeValidator(_listed)]
+Probabilities = Annotated[
+    tuple[Annotated[float, Field(gt=0, lt=1)], ...], BeforeValidator(_listed), Field(min_length=1)
+]
 
 
 class SegmentSettings(BaseModel):
@@ -165,8 +168,11 @@ class SegmentSettings(BaseModel):
     """For a bare weights file: names of the classes in order."""
     activation: Literal["none", "softmax", "sigmoid"] | None = None
     """For a bare weights file: what turns its output into probabilities."""
-    threshold: float = Field(default=0.5, gt=0, lt=1)
-    """For a bare weights file with one output: class 1 where p >= threshold."""
+    multilabel: bool = False
+    """For a bare weights file: a pixel may have several classes, or none; the mask has a band per class."""
+    threshold: Probabilities = (0.5,)
+    """For a bare weights file with one output: class 1 where p >= threshold. With --multilabel: each class where its
+    p >= threshold; one number for all, or one per class."""
 
     @field_validator("*", mode="before")
     @classmethod

@@ -21,8 +21,6 @@ from pipeline.store import LedgerWriter, TileRecord, TileStore, quantize_probabi
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from numpy.typing import NDArray
-
     from pipeline.grid import Tile, Window
     from pipeline.model import Model
     from pipeline.run.plan import Plan
@@ -118,15 +116,16 @@ def _compute_tile(job: Job, tile: Tile, attempt: int) -> TileDone:
     if job.own_cluster and job.plan.engine.device == "cpu":
         _give_way()  # only now: threads inherit priority, and the device thread may just have been started
     digest, patches, splits = None, 0, 0
-    counts = np.zeros(job.plan.num_classes, np.int64)
+    legend, valid_px = job.model.spec.legend(), 0
+    counts = np.zeros(len(legend), np.int64)
     wanted = None if job.aoi is None else job.aoi.mask(tile.core)
     if wanted is None or wanted.any():
         reader = _Reader(job.scene)
         result = predictor.predict(reader, tile.core, probabilities=job.plan.probabilities, output_valid=wanted)
         patches, splits = result.patches, result.splits
         reader.keep_picture(job.store.path, tile.core)
-        counts = class_counts(result.mask, job.plan.num_classes)
-        if counts.any():
+        counts, valid_px = legend.class_px(result.mask), int(np.count_nonzero(legend.is_valid(result.mask)))
+        if valid_px:
             stored = None if result.probabilities is None else quantize_probabilities(result.probabilities)
             digest = job.store.write(tile.core, result.mask, stored)
     record = TileRecord(
@@ -136,7 +135,7 @@ def _compute_tile(job: Job, tile: Tile, attempt: int) -> TileDone:
         prob_sha256=None if digest is None else digest.prob_sha256,
         plan_id=job.plan.digest,
         seconds=round(time.monotonic() - started, 3),
-        valid_px=int(counts.sum()),
+        valid_px=valid_px,
         class_px=tuple(int(n) for n in counts),
         splits=splits,
         attempt=attempt,
@@ -158,16 +157,6 @@ def _give_way() -> None:
 
 _NICE = 5
 _thread = threading.local()
-
-
-def class_counts(mask: NDArray[np.generic], num_classes: int) -> NDArray[np.int64]:
-    """Pixels per class; nodata is not counted."""
-    if num_classes <= _FEW:  # one vectorised pass per class is ten times faster than counting through int64
-        return np.array([np.count_nonzero(mask == value) for value in range(num_classes)], np.int64)
-    return np.bincount(mask.ravel(), minlength=num_classes)[:num_classes].astype(np.int64)
-
-
-_FEW = 16
 
 
 def make_predictor(model: Model, plan: Plan) -> Predictor:

@@ -28,7 +28,7 @@ def vectorize(
     """Polygons of a mask, exact across tiles, in the mask's CRS.
 
     Args:
-        mask: GeoTIFF with one band of class values.
+        mask: GeoTIFF with one band of class values, or a mask of ours with a band for each of overlapping classes.
         only: Classes by name or value; all but the background when None.
         min_area: Smallest polygon kept, in m2 on the ellipsoid.
 
@@ -51,7 +51,7 @@ def vectorize_to_file(
     """The same, written to a file in bounded memory.
 
     Args:
-        mask: GeoTIFF with one band of class values.
+        mask: GeoTIFF with one band of class values, or a mask of ours with a band for each of overlapping classes.
         output: `.geojson`, `.gpkg`, `.fgb` or `.parquet`.
         only: Classes by name or value; all but the background when None.
         min_area: Smallest polygon kept, in m2 on the ellipsoid.
@@ -112,6 +112,7 @@ def _polygons(
         scratch=scratch or Path(tempfile.gettempdir()),
         include=classes_to_polygonize(legend, only),
         names=legend.names() if legend else None,
+        bands_are_classes=legend is not None and legend.multilabel,
         min_area_m2=min_area,
         progress=progress,
     )

@@ -17,7 +17,7 @@ import numpy as np
 from pipeline.errors import ModelError
 from pipeline.grid import Tiling, Window, exact_tiling, round_up
 from pipeline.infer import TileResult
-from pipeline.run.compare import TOLERANCE, Difference, compare
+from pipeline.run.compare import TOLERANCE, Difference, compare, differs
 from pipeline.run.plan import needs_squares, patch_sizes
 from pipeline.run.tile_task import make_predictor
 from pipeline.run.verify_windows import near_seam, sample_windows
@@ -116,8 +116,8 @@ class Verifier:
             ModelError: MD-013 when they differ by more than they may.
         """
         valid_px = {index: record.valid_px for index, record in records.items()}
-        nodata, side = self.model.spec.legend().nodata, self._side_px
-        windows = sample_windows(self.plan, self.store, valid_px, count=count, side_px=side, nodata=nodata)
+        legend, side = self.model.spec.legend(), self._side_px
+        windows = sample_windows(self.plan, self.store, valid_px, count=count, side_px=side, legend=legend)
         tiled = self._tiled(windows)
         against, reference = self._reference()
         context = self._context() if self.plan.tiling.mode == "blend" else None
@@ -140,7 +140,7 @@ class Verifier:
             window=window,
             seam=compare(tiled, reference, spec, where=seam),
             other=compare(tiled, reference, spec, where=~seam),
-            stored_px=int((self.store.read_mask(window) != tiled.mask).sum()),
+            stored_px=int(differs(self.store.read_mask(window), tiled.mask).sum()),
             context=None if context is None else compare(tiled, context(window), spec, where=np.ones_like(seam)),
         )
 
@@ -276,18 +276,20 @@ def _cut(result: TileResult, outer: Window, window: Window) -> TileResult:
     assert result.probabilities is not None
     inside = window.slices_in(outer)
     return TileResult(
-        mask=result.mask[inside], probabilities=result.probabilities[(slice(None), *inside)], patches=result.patches
+        mask=result.mask[(..., *inside)],
+        probabilities=result.probabilities[(slice(None), *inside)],
+        patches=result.patches,
     )
 
 
 def _join(parts: list[tuple[Window, TileResult]], window: Window) -> TileResult:
     first = parts[0][1]
     assert first.probabilities is not None
-    mask = np.empty(window.shape, first.mask.dtype)
+    mask = np.empty((*first.mask.shape[:-2], *window.shape), first.mask.dtype)
     probabilities = np.empty((len(first.probabilities), *window.shape), np.float32)
     for part, result in parts:
         place = part.slices_in(window)
-        mask[place] = result.mask
+        mask[(..., *place)] = result.mask
         assert result.probabilities is not None
         probabilities[(slice(None), *place)] = result.probabilities
     return TileResult(mask=mask, probabilities=probabilities, patches=len(parts))

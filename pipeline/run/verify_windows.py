@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from pipeline.legend import Legend
     from pipeline.run.plan import Plan
     from pipeline.store import TileStore
 
@@ -21,7 +22,7 @@ _DRAWS = 8
 
 
 def sample_windows(
-    plan: Plan, store: TileStore, valid_px: Mapping[int, int], *, count: int, side_px: int, nodata: int
+    plan: Plan, store: TileStore, valid_px: Mapping[int, int], *, count: int, side_px: int, legend: Legend
 ) -> list[Window]:
     """Windows of at most `side_px`, clipped to the scene; the same for the same plan and pixels.
 
@@ -32,7 +33,7 @@ def sample_windows(
         count: Windows wanted; fewer come back where the same ones are drawn again and again. Every other one is
             centred on a seam between patch cores, the rest keep away from seams, as far as there are such pixels.
         side_px: A multiple of the stride, at least twice the stride.
-        nodata: Mask value of pixels without a class.
+        legend: Tells pixels with a class from nodata.
 
     Returns:
         Windows whose offsets are multiples of the stride; none where no pixel is valid.
@@ -45,7 +46,7 @@ def sample_windows(
         if len(found) == count:
             break
         core = tiles[int(rng.choice(len(tiles), p=weights / weights.sum()))].core
-        valid = store.read_mask(core) != nodata
+        valid = legend.is_valid(store.read_mask(core))
         pool = _pool(plan.tiling, core, valid, on_seam=len(found) % 2 == 0, side_px=side_px)
         flat = np.flatnonzero(pool)
         if flat.size:  # else the tile holds other pixels than the ledger says: any window of it shows that

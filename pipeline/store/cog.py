@@ -42,6 +42,8 @@ T = TypeVar("T")
 
 LEGEND_TAG = "SCENEMASK_LEGEND"
 """TIFF tag with names, colours and background as JSON: the `.aux.xml` beside the file gets lost when it is moved."""
+MULTILABEL_TAG = "SCENEMASK_MULTILABEL"
+"""TIFF tag, YES where classes overlap and each has a band of its own."""
 
 
 def write_mask_cog(
@@ -60,11 +62,12 @@ def write_mask_cog(
 
     Args:
         path: Where to write; lies in a staging directory, temporary files beside it.
-        read: Window -> mask `(y, x)`, any window inside the scene; called row band by row band.
+        read: Window -> mask `(y, x)`, or `(class, y, x)` where classes overlap, any window inside the scene; called row
+            band by row band.
         tiles: Cores in the order of their indices.
         digests: Index of a tile -> SHA-256 of its mask; None where the tile is empty: all nodata. One for each tile.
         geobox: Of the scene; rotation, shear and south-up are kept.
-        legend: Classes; gives dtype, nodata, and for uint8 the colour table.
+        legend: Classes; gives dtype, nodata, and for uint8 the colour table. Where they overlap, each is a band.
         tags: TIFF tags. Nothing that differs between equal runs, or their bytes will.
         cache_mb: GDAL's block cache while writing.
         between_steps: Called many times on the way; may raise to stop it. Nothing is left then.
@@ -74,10 +77,16 @@ def write_mask_cog(
         ResourceError: RS-001, the disk filled up. Nothing is left.
         OutputError: OU-005, it cannot be written for another reason. Nothing is left.
     """
-    profile = _profile(geobox, count=1, dtype=legend.dtype, nodata=legend.nodata)
+    profile = _profile(geobox, count=legend.num_mask_bands, dtype=legend.dtype, nodata=legend.nodata)
+    if legend.multilabel:
+        profile["photometric"] = "minisblack"
 
     def describe(out: Any) -> None:
         out.update_tags(**(tags or {}), **{LEGEND_TAG: legend_json(legend)})
+        if legend.multilabel:
+            out.update_tags(**{MULTILABEL_TAG: "YES"})
+            _name_bands(out, legend)
+            return
         out.set_band_description(1, "class")
         if legend.dtype == "uint8":
             table = {c.value: (*c.color, 255) for c in legend}
@@ -85,7 +94,7 @@ def write_mask_cog(
 
     _write_verified(
         path,
-        read=lambda window: read(window)[np.newaxis],
+        read=read if legend.multilabel else lambda window: read(window)[np.newaxis],
         halve=lambda pixels: halve_mask(pixels, legend.nodata),
         profile=profile,
         describe=describe,
@@ -128,16 +137,13 @@ def write_probability_cog(
         OutputError: OU-005.
     """
     count = len(legend)
-    # Three or four bytes a pixel would be taken for colours, the fourth for transparency.
     profile = {**_profile(geobox, count=count, dtype="uint8", nodata=PROBABILITY_NODATA), "photometric": "minisblack"}
 
     def describe(out: Any) -> None:
         out.update_tags(**(tags or {}))
         out.scales = (1 / PROBABILITY_STEPS,) * count
         out.offsets = (0.0,) * count
-        out.colorinterp = (ColorInterp.gray,) + (ColorInterp.undefined,) * (count - 1)
-        for info in legend:
-            out.set_band_description(info.value + 1, info.name)
+        _name_bands(out, legend)
 
     _write_verified(
         path,
@@ -151,6 +157,13 @@ def write_probability_cog(
         between_steps=between_steps,
         options={"compress": "DEFLATE", "predictor": "YES"},
     )
+
+
+def _name_bands(out: Any, legend: Legend) -> None:
+    """One band per class. Three or four bytes a pixel would be taken for colours, the fourth for transparency."""
+    out.colorinterp = (ColorInterp.gray,) + (ColorInterp.undefined,) * (len(legend) - 1)
+    for info in legend:
+        out.set_band_description(info.value + 1, info.name)
 
 
 def legend_json(legend: Legend) -> str:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from pipeline.grid import GeoBox
-    from pipeline.legend import Legend
+    from pipeline.legend import ClassInfo, Legend
 
 _EXTENSIONS = (
     "https://stac-extensions.github.io/processing/v1.2.0/schema.json",
@@ -144,8 +144,7 @@ def _asset(file: ResultFile, legend: Legend) -> tuple[str, pystac.Asset]:
     key, media_type, roles, title = _ASSETS[file.name]
     extra: dict[str, Any] = {"file:size": file.size_bytes, "file:checksum": _SHA2_256 + file.sha256}
     if key == "mask":
-        extra["classification:classes"] = _classes(legend)
-        extra["bands"] = [{"name": "class", "data_type": legend.dtype, "nodata": legend.nodata}]
+        extra |= _overlapping(legend) if legend.multilabel else _exclusive(legend)
     if key == "probabilities":
         extra["bands"] = [
             {
@@ -158,6 +157,32 @@ def _asset(file: ResultFile, legend: Legend) -> tuple[str, pystac.Asset]:
             for c in legend
         ]
     return key, pystac.Asset(href=file.name, media_type=media_type, roles=roles, title=title, extra_fields=extra)
+
+
+def _exclusive(legend: Legend) -> dict[str, Any]:
+    """Fields of a mask with one band of class values."""
+    bands = [{"name": "class", "data_type": legend.dtype, "nodata": legend.nodata}]
+    return {"classification:classes": _classes(legend), "bands": bands}
+
+
+def _overlapping(legend: Legend) -> dict[str, Any]:
+    """Fields of a mask with a band per class."""
+    taken: set[str] = set()
+
+    def values(info: ClassInfo) -> list[dict[str, Any]]:
+        hint = "{:02X}{:02X}{:02X}".format(*info.color)
+        name = _class_name(info.name, info.value, taken)
+        return [
+            {"value": 0, "name": "absent", "title": f"not {info.name}"},
+            {"value": 1, "name": name, "title": info.name, "color_hint": hint},
+            {"value": legend.nodata, "name": "nodata", "nodata": True},
+        ]
+
+    bands = [
+        {"name": c.name, "data_type": legend.dtype, "nodata": legend.nodata, "classification:classes": values(c)}
+        for c in legend
+    ]
+    return {"bands": bands}
 
 
 def _classes(legend: Legend) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ Names come from models and may hold anything; everything written here is escaped
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from xml.etree import ElementTree as ET
 import rasterio
 
 from pipeline.legend import ClassInfo, Legend, default_legend
-from pipeline.store.cog import LEGEND_TAG
+from pipeline.store.cog import LEGEND_TAG, MULTILABEL_TAG
 from pipeline.store.files import atomic_write_bytes
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 _NOT_XML = re.compile("[^\t\n\\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _MAX_XML_BYTES = 16 << 20
+_ABSENT = (225, 225, 225)
 # GDAL's field types and usages in a raster attribute table: 0 integer, 2 string; 5 value, 2 name, 6-8 colours.
 _ATTRIBUTES = (("Value", 0, 5), ("Class", 2, 2), ("Red", 0, 6), ("Green", 0, 7), ("Blue", 0, 8))
 
@@ -34,27 +36,42 @@ def write_class_names(mask_path: Path, legend: Legend) -> Path:
         ResourceError: RS-001, no space.
     """
     root = ET.Element("PAMDataset")
-    band = ET.SubElement(root, "PAMRasterBand", band="1")
+    for number, values in enumerate(_band_values(legend), start=1):
+        _name_values(ET.SubElement(root, "PAMRasterBand", band=str(number)), values)
+    path = mask_path.with_name(f"{mask_path.name}.aux.xml")
+    atomic_write_bytes(path, _xml_bytes(root))
+    return path
+
+
+def _band_values(legend: Legend) -> list[list[ClassInfo]]:
+    """What each band of the mask may hold: all classes, or where they overlap one class and its absence."""
+    if not legend.multilabel:
+        return [list(legend)]
+    return [
+        [ClassInfo(value=0, name=f"not {c.name}", color=_ABSENT, background=True), dataclasses.replace(c, value=1)]
+        for c in legend
+    ]
+
+
+def _name_values(band: ET.Element, values: list[ClassInfo]) -> None:
     names = ET.SubElement(band, "CategoryNames")
     table = ET.SubElement(band, "GDALRasterAttributeTable", tableType="thematic")
     for index, (name, kind, usage) in enumerate(_ATTRIBUTES):
         field = ET.SubElement(table, "FieldDefn", index=str(index))
         for tag, text in (("Name", name), ("Type", str(kind)), ("Usage", str(usage))):
             ET.SubElement(field, tag).text = text
-    for info in legend:
+    for info in values:
         ET.SubElement(names, "Category").text = _xml_text(info.name)
         row = ET.SubElement(table, "Row", index=str(info.value))
         for value in (info.value, _xml_text(info.name), *info.color):
             ET.SubElement(row, "F").text = str(value)
-    path = mask_path.with_name(f"{mask_path.name}.aux.xml")
-    atomic_write_bytes(path, _xml_bytes(root))
-    return path
 
 
 def write_qgis_style(path: Path, legend: Legend) -> Path:
     """Write a QGIS layer style (`.qml`) for the mask: one labelled colour per class, nothing for nodata.
 
-    QGIS applies it by itself to a raster of the same name beside it.
+    QGIS applies it by itself to a raster of the same name beside it. Where classes overlap, it shows the first band:
+    another is chosen in the layer's symbology.
 
     Raises:
         ResourceError: RS-001, no space.
@@ -63,10 +80,11 @@ def write_qgis_style(path: Path, legend: Legend) -> Path:
     pipe = ET.SubElement(root, "pipe")
     renderer = ET.SubElement(pipe, "rasterrenderer", type="paletted", band="1", opacity="1", alphaBand="-1")
     palette = ET.SubElement(renderer, "colorPalette")
-    for info in legend:
+    for info in _band_values(legend)[0]:
         color = "#{:02x}{:02x}{:02x}".format(*info.color)
+        alpha = "0" if legend.multilabel and info.background else "255"
         ET.SubElement(
-            palette, "paletteEntry", value=str(info.value), color=color, alpha="255", label=_xml_text(info.name)
+            palette, "paletteEntry", value=str(info.value), color=color, alpha=alpha, label=_xml_text(info.name)
         )
     atomic_write_bytes(path, b"<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n" + _xml_bytes(root))
     return path
@@ -82,8 +100,9 @@ def read_legend(mask_path: Path) -> Legend | None:
         RasterioError: The mask cannot be opened.
     """
     with rasterio.open(mask_path, driver="GTiff") as source:
-        ours = _from_tag(source.tags().get(LEGEND_TAG, ""))
-        if ours is not None:
+        tags = source.tags()
+        ours = _from_tag(tags.get(LEGEND_TAG, ""), multilabel=tags.get(MULTILABEL_TAG) == "YES")
+        if ours is not None and ours.num_mask_bands == source.count:
             return ours
         try:
             colors: dict[int, tuple[int, ...]] = source.colormap(1)
@@ -101,7 +120,7 @@ def read_legend(mask_path: Path) -> Legend | None:
     )
 
 
-def _from_tag(text: str) -> Legend | None:
+def _from_tag(text: str, *, multilabel: bool) -> Legend | None:
     try:
         rows: list[dict[str, Any]] = json.loads(text)
         if not rows:
@@ -115,7 +134,8 @@ def _from_tag(text: str) -> Legend | None:
                     background=bool(row["background"]),
                 )
                 for row in rows
-            )
+            ),
+            multilabel=multilabel,
         )
     except (ValueError, TypeError, KeyError, RecursionError):
         return None

@@ -71,6 +71,7 @@ class TileStore:
         dtype: str,
         fill: int,
         shard_hw: tuple[int, int],
+        mask_bands: int | None = None,
         num_classes: int | None = None,
     ) -> TileStore:
         """Lay out an empty store.
@@ -81,6 +82,7 @@ class TileStore:
             dtype: Of the mask, `uint8` or `uint16`.
             fill: Nodata value of the mask.
             shard_hw: (height, width) of a tile's core before clipping to the scene.
+            mask_bands: Classes of the mask where they overlap, each a band; None for one band of class values.
             num_classes: Rows of the probabilities; None when they are not kept.
 
         Raises:
@@ -94,7 +96,9 @@ class TileStore:
         padded = tuple(-(-s // t) * t for s, t in zip(shape, stored, strict=True))
         attributes = {"shape": list(shape), "tile_hw": list(shard_hw)}
         with disk_full_as_error(path):
-            _create_array(path / "mask", padded, stored, dtype=dtype, fill=fill, attributes=attributes)
+            bands = () if mask_bands is None else (mask_bands,)
+            mask, shard = (*bands, *padded), (*bands, *stored)
+            _create_array(path / "mask", mask, shard, dtype=dtype, fill=fill, attributes=attributes)
             if num_classes is not None:
                 _create_array(
                     path / "probabilities",
@@ -134,7 +138,7 @@ class TileStore:
 
         Args:
             window: The tile's core: one shard, clipped to the scene.
-            mask: `(y, x)`, dtype of the store.
+            mask: `(y, x)`, dtype of the store; `(class, y, x)` where classes overlap.
             probabilities: `(class, y, x)`, uint8 as `quantize_probabilities` gives; needed if the store keeps them.
 
         Raises:
@@ -152,7 +156,7 @@ class TileStore:
         )
 
     def read_mask(self, window: Window) -> NDArray[np.generic]:
-        """Mask `(y, x)` of any window inside the scene; nodata where no tile was written.
+        """Mask `(y, x)` or `(class, y, x)` of any window inside the scene; nodata where no tile was written.
 
         Raises:
             DamagedTilesError: ST-001, a shard fails its checksum; names the tiles.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import tempfile
 import warnings
@@ -42,6 +43,7 @@ def polygonize(
     scratch: Path,
     include: frozenset[int] | None = None,
     names: Mapping[int, str] | None = None,
+    bands_are_classes: bool = False,
     min_area_m2: float = 0.0,
     tile_px: int = 1024,
     progress: Callable[[int, int], None] | None = None,
@@ -49,10 +51,13 @@ def polygonize(
     """Polygons of all 4-connected regions of a mask, as if it had been traced in one piece.
 
     Args:
-        mask_path: GeoTIFF with one band of an integer type; nodata pixels belong to no polygon.
+        mask_path: GeoTIFF with one band of an integer type, or several with `bands_are_classes`; nodata pixels belong
+            to no polygon.
         scratch: Folder for the spool; made if need be. The returned set removes what it put there.
         include: Classes to polygonize; None for all.
         names: Class value -> name.
+        bands_are_classes: Each band holds one class, 1 where it is, as a mask with overlapping classes has them. Class
+            0 is the first band.
         min_area_m2: Regions below this geodesic area are left out.
         tile_px: Side of the squares in which the mask is read: memory and speed, never the result.
         progress: Called after each tile with (tiles done, tiles in all).
@@ -66,7 +71,7 @@ def polygonize(
         ResourceError: RS-002, the disk with `scratch` is full.
     """
     _check_options(min_area_m2, tile_px)
-    with _open_mask(mask_path) as mask:
+    with _open_mask(mask_path, many_bands=bands_are_classes) as mask:
         geobox = _geobox(mask)
         areas = PixelAreas.of(geobox)
         if min_area_m2 > 0 and areas is None:
@@ -82,9 +87,11 @@ def polygonize(
             folder = Path(tempfile.mkdtemp(prefix="polygons-", dir=scratch))
         try:
             spool = SpoolWriter(folder / "regions.arrow", geobox.width, areas, min_area_m2)
-            trace = _tracer(mask, include)
-            for regions in iter_regions(trace, geobox.shape, tile_hw=(tile_px, tile_px), progress=progress):
-                spool.add(regions)
+            traces = _tracers(mask, include, bands_are_classes=bands_are_classes)
+            for number, trace in enumerate(traces):
+                advanced = _advanced(progress, number, len(traces))
+                for regions in iter_regions(trace, geobox.shape, tile_hw=(tile_px, tile_px), progress=advanced):
+                    spool.add(regions)
             spool.close()
             return PolygonSet(folder, spool=spool.path, geobox=geobox, names=names or {}, areas=areas)
         except BaseException:
@@ -103,7 +110,7 @@ def _check_options(min_area_m2: float, tile_px: int) -> None:
 
 
 @contextmanager
-def _open_mask(path: Path) -> Iterator[rasterio.DatasetReader]:
+def _open_mask(path: Path, *, many_bands: bool) -> Iterator[rasterio.DatasetReader]:
     """The mask, checked; reading it holds at most a small block cache."""
     with rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES):
         try:
@@ -113,7 +120,7 @@ def _open_mask(path: Path) -> Iterator[rasterio.DatasetReader]:
         except (RasterioError, OSError) as error:
             raise _unreadable(path, str(error)) from error
         with mask:
-            if mask.count != 1:
+            if mask.count != 1 and not many_bands:
                 raise _unreadable(path, f"expected one band of class numbers, got {mask.count} bands")
             if np.dtype(mask.dtypes[0]).kind not in "iu":
                 raise InputError(
@@ -141,15 +148,42 @@ def _geobox(mask: rasterio.DatasetReader) -> GeoBox:
     return GeoBox(shape=mask.shape, transform=mask.transform, crs_wkt=crs)
 
 
-def _tracer(mask: rasterio.DatasetReader, include: frozenset[int] | None) -> Callable[[Window], Pieces]:
-    """Function that reads a window and traces it."""
-    has_mask_band = MaskFlags.per_dataset in mask.mask_flag_enums[0]
+def _advanced(
+    progress: Callable[[int, int], None] | None, number: int, count: int
+) -> Callable[[int, int], None] | None:
+    """Progress of one of several equal sweeps as that of all."""
+    return None if progress is None else lambda done, total: progress(number * total + done, count * total)
+
+
+def _tracers(
+    mask: rasterio.DatasetReader, include: frozenset[int] | None, *, bands_are_classes: bool
+) -> list[Callable[[Window], Pieces]]:
+    """One for each sweep over the mask."""
+    if not bands_are_classes:
+        return [_tracer(mask, 1, include)]
+    wanted = range(mask.count) if include is None else sorted(include & set(range(mask.count)))
+    return [_of_class(_tracer(mask, value + 1, frozenset({1})), value) for value in wanted]
+
+
+def _of_class(trace: Callable[[Window], Pieces], value: int) -> Callable[[Window], Pieces]:
+    """All pieces counted as one class."""
+
+    def traced(window: Window) -> Pieces:
+        pieces = trace(window)
+        return dataclasses.replace(pieces, values=np.full_like(pieces.values, value))
+
+    return traced
+
+
+def _tracer(mask: rasterio.DatasetReader, band: int, include: frozenset[int] | None) -> Callable[[Window], Pieces]:
+    """Function that reads a window of a band, 1-based, and traces it."""
+    has_mask_band = MaskFlags.per_dataset in mask.mask_flag_enums[band - 1]
 
     def trace(window: Window) -> Pieces:
         place = RasterioWindow(window.col_off, window.row_off, window.width, window.height)
         try:
-            block = mask.read(1, window=place)
-            valid = mask.read_masks(1, window=place) != 0 if has_mask_band else _valid(block, mask.nodata)
+            block = mask.read(band, window=place)
+            valid = mask.read_masks(band, window=place) != 0 if has_mask_band else _valid(block, mask.nodata)
         except RasterioError as error:
             raise _unreadable(Path(mask.name), f"cannot be read at {window}: {error}") from error
         if block.dtype.itemsize >= 4 and (block > _MAX_VALUE).any():  # noqa: PLR2004 - bytes of int32 and up

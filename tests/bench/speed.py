@@ -20,8 +20,8 @@ import torch
 
 import pipeline as sm
 from pipeline.grid import Window
-from pipeline.infer import Scaler, device_thread, labels_of
-from pipeline.model import make_engine
+from pipeline.infer import Scaler, device_thread
+from pipeline.model import labels_of, make_engine
 from pipeline.scene import open_scene
 from tests.bench.common import OUT, interleaved, null_model, publish, scene_of, unet
 

@@ -206,7 +206,7 @@ def test_windows_are_the_same_for_one_plan_and_half_lie_on_seams(unet: sm.Model,
             mask[: tile.core.height // 2] = 1
         store.write(tile.core, mask)
         valid[tile.index] = int((mask == 1).sum())
-    drawn = [sample_windows(plan, store, valid, count=20, side_px=64, nodata=255) for _ in range(2)]
+    drawn = [sample_windows(plan, store, valid, count=20, side_px=64, legend=unet.spec.legend()) for _ in range(2)]
     assert drawn[0] == drawn[1]
     assert len(drawn[0]) == 20
     centred = [near_seam(plan.tiling, w, reach_px=4)[w.height // 2 - 4 : w.height // 2 + 8, :].any() for w in drawn[0]]
@@ -216,7 +216,7 @@ def test_windows_are_the_same_for_one_plan_and_half_lie_on_seams(unet: sm.Model,
         assert window.row_off % 4 == window.col_off % 4 == 0
         assert (store.read_mask(window) != 255).any()
     other = dataclasses.replace(plan, taper="linear")
-    assert sample_windows(other, store, valid, count=20, side_px=64, nodata=255) != drawn[0]
+    assert sample_windows(other, store, valid, count=20, side_px=64, legend=unet.spec.legend()) != drawn[0]
 
 
 def test_near_seam_by_a_plain_loop(unet: sm.Model, scene: Path) -> None:

@@ -10,8 +10,8 @@ import torch
 
 from pipeline.grid import Window, exact_tiling
 from pipeline.infer import calibrate, calibration, device_thread
-from pipeline.model import EngineSpec, Model, UNet, UNetConfig, can_trim, left_out_px, make_engine, openvino
-from pipeline.model.engine import NOT_FINITE
+from pipeline.model import EngineSpec, Model, ModelSpec, UNet, UNetConfig, can_trim, left_out_px, make_engine, openvino
+from pipeline.model.decision import NOT_FINITE
 from tests.networks import predict_by_tiles, predictor, random_scene, reader, unet_model, whole_forward
 
 if TYPE_CHECKING:
@@ -209,13 +209,49 @@ def test_a_subclass_of_the_unet_keeps_its_own_forward() -> None:
     assert (labels == 1).all()
 
 
-@pytest.mark.parametrize("classes", [1, 300])
-def test_labels_are_for_networks_that_have_a_byte_per_class(classes: int) -> None:
+@pytest.mark.parametrize(("classes", "has_labels"), [(255, True), (256, False)])
+def test_labels_are_for_networks_that_have_a_byte_per_class(classes: int, *, has_labels: bool) -> None:
     model = unet_model(depth=2, classes=classes)
     x = torch.randn(1, 2, 64, 64)
     engine = make_engine(model, _spec("torch"))
-    assert engine.label(x) is None
+    assert (engine.label(x) is not None) == has_labels
     assert engine.run(x).shape[1] == classes
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_labels_by_thresholds_are_those_of_the_probabilities(backend: Backend, *, multilabel: bool) -> None:
+    made = unet_model(depth=2, classes=3 if multilabel else 1)
+    cuts = (0.2, 0.5, 0.9) if multilabel else (0.3,)
+    changes = {"classes": ("a", "b", "c")} if multilabel else {"classes": ("no", "yes"), "outputs": 1}
+    spec = ModelSpec.model_validate(
+        {
+            **made.spec.model_dump(),
+            **changes,
+            "activation": "sigmoid",
+            "multilabel": multilabel,
+            "threshold": cuts if multilabel else cuts[0],
+        }
+    )
+    torch.manual_seed(0)
+    network = torch.nn.Conv2d(2, len(cuts), 1).eval()  # OpenVINO's ReLU makes zero of a NaN
+    model = Model(spec=spec, network=network, digest=f"thresholds {multilabel}")
+    x = 5 * torch.randn(1, 2, 200, 64)
+    x[0, 0, 3, 5] = torch.nan
+    engine = make_engine(model, _spec(backend))
+    labels = engine.label(x)
+    assert labels is not None
+    labels = labels.clone()
+    p = torch.sigmoid(engine.run(x)[0])
+    if not multilabel:
+        labels = labels[None]
+    finite = torch.isfinite(p.sum(dim=0))
+    assert not finite.all()
+    assert (labels[:, ~finite] == NOT_FINITE).all()
+    for label, probability, cut in zip(labels, p, cuts, strict=True):
+        sure = finite & ((probability - cut).abs() > 1e-5)
+        assert (label[sure] == (probability >= cut)[sure]).all()
+        assert 0 < float(label[finite].float().mean()) < 1
 
 
 def test_a_calibration_without_a_budget_or_anything_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from typing import TYPE_CHECKING
 
@@ -123,9 +124,24 @@ def test_stretch_ignores_nodata_and_survives_flat_bands() -> None:
 
 def test_the_small_mask_fits_the_small_scene(tmp_path: Path) -> None:
     mask = np.repeat(np.arange(3, dtype=np.uint8), 333)[np.newaxis, np.newaxis].repeat(77, 1)
-    small = read_overview_mask(_scene(tmp_path / "m.tif", mask), shape=(8, 100))
+    small = read_overview_mask(_scene(tmp_path / "m.tif", mask), default_legend(["a", "b", "c"]), shape=(8, 100))
     assert small.shape == (8, 100)
     assert set(np.unique(small)) == {0, 1, 2}
+
+
+def test_where_classes_overlap_the_rarer_lies_on_top() -> None:
+    legend = dataclasses.replace(default_legend(["wide", "narrow", "none"]), multilabel=True)
+    mask = np.zeros((3, 6, 6), np.uint8)
+    mask[0, :, :4], mask[1, 2, :] = 1, 1
+    mask[:, 0] = legend.nodata
+    grey = np.full((6, 6, 3), 128, np.uint8)
+    picture = overlay(grey, mask, legend)
+    alone = [overlay(grey, np.full((6, 6), value), default_legend(["wide", "narrow", "none"])) for value in (0, 1)]
+    assert (picture[0] == 250).all()
+    assert (picture[1, :4] == alone[0][1, :4]).all()
+    assert (picture[2] == alone[1][2]).all()
+    assert (picture[1, 5] == picture[5, 5]).all()
+    assert len({tuple(picture[row, col]) for row, col in ((0, 0), (1, 0), (2, 0), (1, 5))}) == 4
 
 
 def test_text_is_drawn_in_plain_letters() -> None:
