@@ -3,6 +3,7 @@
 from pipeline.infer.augment import Augmentation, Symmetry, symmetries
 from pipeline.infer.calibration import Calibration, calibrate
 from pipeline.infer.device import Device, DeviceThread, device_thread, is_device_lost, is_out_of_memory, resolve_device
+from pipeline.infer.host_memory import give_back_freed, resident_bytes
 from pipeline.infer.network_input import Scaler
 from pipeline.infer.predictor import Predictor, TileResult
 from pipeline.infer.taper import Taper, axis_weights
@@ -20,8 +21,10 @@ __all__ = [
     "axis_weights",
     "calibrate",
     "device_thread",
+    "give_back_freed",
     "is_device_lost",
     "is_out_of_memory",
+    "resident_bytes",
     "resolve_device",
     "symmetries",
 ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-import os
 import platform
 import threading
 import time
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from pipeline.infer.host_memory import resident_bytes
 from pipeline.model import EngineSpec, cache_folder, left_out_px, make_engine
 from pipeline.model.cache import write_cached
 
@@ -28,7 +28,9 @@ _SMALL_PX, _LARGE_PX = 384, 1024
 _REPEATS = 2
 _MOST_SAVED = 0.9
 """Of what a pixel costs: the encoder sees it all the same."""
-_VERSION = 4
+_MOST_WAITING = 0.1
+"""Waiting for cores over running: 0.005 on a quiet machine with 2 cores, 0.7 beside one other busy process."""
+_VERSION = 5
 """Raise when something else is measured, so that cached figures are measured again."""
 
 
@@ -69,9 +71,27 @@ def calibrate(model: Model, spec: EngineSpec, thread: DeviceThread, *, budget_by
     path = cache_folder() / "calibration" / f"{_key(model, spec)}.json"
     with contextlib.suppress(OSError, ValidationError):
         return Calibration.model_validate_json(path.read_text())
+    before = _scheduled()
     made = thread.run(lambda: _measure(model, spec, budget_bytes))
-    write_cached(path, made.model_dump_json(indent=1))
+    if not _was_disturbed(before, _scheduled()):
+        write_cached(path, made.model_dump_json(indent=1))
     return made
+
+
+def _scheduled() -> tuple[float, float]:
+    """(seconds that this process's threads ran, seconds that they waited for a core); zeros where nobody counts."""
+    ran = waited = 0
+    for counts in Path("/proc/self/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError, ValueError):  # a thread has ended meanwhile
+            running, waiting, _ = counts.read_text().split()
+            ran, waited = ran + int(running), waited + int(waiting)
+    return ran / 1e9, waited / 1e9
+
+
+def _was_disturbed(before: tuple[float, float], after: tuple[float, float]) -> bool:
+    """Whether other work took the cores meanwhile: such figures serve this run, and the next one measures again."""
+    ran, waited = (now - then for now, then in zip(after, before, strict=True))
+    return waited > _MOST_WAITING * max(ran, 0.0)
 
 
 class _Point(NamedTuple):
@@ -139,12 +159,12 @@ def peak_growth_bytes(function: Callable[[], object], *, device: str = "cpu") ->
         function()
         return int(torch.cuda.max_memory_allocated() - before)
     done = threading.Event()
-    peak = before = _resident_bytes()
+    peak = before = resident_bytes()
 
     def watch() -> None:
         nonlocal peak
         while not done.wait(0.002):
-            peak = max(peak, _resident_bytes())
+            peak = max(peak, resident_bytes())
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -153,11 +173,7 @@ def peak_growth_bytes(function: Callable[[], object], *, device: str = "cpu") ->
     finally:
         done.set()
         watcher.join()
-    return max(peak, _resident_bytes()) - before
-
-
-def _resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return max(peak, resident_bytes()) - before
 
 
 def _seconds(engine: Engine, x: torch.Tensor) -> float:

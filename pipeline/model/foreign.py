@@ -138,6 +138,10 @@ class OnnxNetwork(ForeignNetwork):
         """The session of this process."""
         return onnx_session(self.content, where=self.io.file)
 
+    def release(self) -> None:
+        """Close the session, which keeps the memory of its largest forward; the next forward opens another."""
+        vars(self).pop("session", None)
+
     @property
     def input_shape(self) -> list[Any]:
         """Sizes of the input's four axes; text or None where they are free."""
@@ -192,6 +196,8 @@ def onnx_session(content: bytes, *, where: str, threads: int = 0, device: str = 
         raise _needs_onnx(f"this ONNX Runtime has no {provider}, only {ort.get_available_providers()}", where)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
+    # Planning memory ahead takes 1.7 instead of 1.1 kB per pixel of a small U-Net, for the same time.
+    options.enable_mem_pattern = False
     options.log_severity_level = 4  # what fails is raised; nothing else belongs on stderr
     # Idle threads must not spin: reading and writing go on beside them.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from pipeline.errors import ModelError
+from pipeline.model.foreign import OnnxNetwork
 from pipeline.model.identity import network_digest
 from pipeline.model.outputs import output_warning
 from pipeline.model.probe import probe
@@ -69,7 +70,11 @@ class Model:
         return traits
 
     def _measured_traits(self) -> Traits:
-        return probe(self.network, bands=len(self.spec.bands))
+        try:
+            return probe(self.network, bands=len(self.spec.bands))
+        finally:
+            if isinstance(self.network, OnnxNetwork):
+                self.network.release()
 
 
 _PROBE_VERSION = 4

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.errors import ResourceError
+from pipeline.infer import resident_bytes
 from pipeline.model import left_out_px
 
 if TYPE_CHECKING:
@@ -103,8 +104,16 @@ def _bytes_per_px(
 
 def forward_budget(settings: SegmentSettings) -> int:
     """Bytes for a forward and the tiles in flight."""
-    memory = settings.memory or min(_DEFAULT_MEMORY, int(0.6 * _available_bytes() / settings.workers))
-    return memory - LIBRARIES_BYTES
+    return _memory(settings) - LIBRARIES_BYTES
+
+
+def budget_left(settings: SegmentSettings) -> int:
+    """Bytes that this process may still take. For what decides no pixel: it differs from one run to the next."""
+    return _memory(settings) - max(LIBRARIES_BYTES, resident_bytes())
+
+
+def _memory(settings: SegmentSettings) -> int:
+    return settings.memory or min(_DEFAULT_MEMORY, int(0.6 * _available_bytes() / settings.workers))
 
 
 def check_least_patch(budget: int, bytes_per_px: float, traits: Traits, sizes: SizeRule, halo: int) -> None:

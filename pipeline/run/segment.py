@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import OutputError, PipelineError
-from pipeline.infer import resolve_device
+from pipeline.infer import give_back_freed, resolve_device
 from pipeline.model import Model, load_model
 from pipeline.run.cluster import connect
-from pipeline.run.demand import forward_budget
+from pipeline.run.demand import budget_left
 from pipeline.run.events import Event, Listener, Notice, StageAdvanced, StageFinished, StageStarted, silent
 from pipeline.run.execute import StopFlag, run_tiles, stop_on_signals
 from pipeline.run.finish import Finisher
@@ -400,13 +400,14 @@ def _verify(
         return None
     started = time.monotonic()
     run.tell(StageStarted(name="verify"))
+    give_back_freed()  # the budget knows what the process holds
     made = Verifier(
         scene=run.scene,
         model=run.model,
         plan=plan,
         aoi=run.aoi,
         store=store,
-        budget_bytes=forward_budget(run.settings),
+        budget_bytes=budget_left(run.settings),
         check_stop=lambda: stop.raise_if_set("all tiles are kept"),
     ).run(records, count=run.settings.verify)
     run.tell(StageFinished(name="verify", seconds=time.monotonic() - started))

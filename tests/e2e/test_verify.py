@@ -47,7 +47,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def budget(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Memory for one forward over the whole scene, or only for forwards over windows."""
     if request.param == "windows":
-        monkeypatch.setattr(segment_module, "forward_budget", lambda _: 18_000_000)
+        monkeypatch.setattr(segment_module, "budget_left", lambda _: 18_000_000)
     return str(request.param)
 
 

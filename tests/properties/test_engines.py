@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -152,11 +157,50 @@ def test_a_network_that_openvino_gets_wrong_is_left_to_pytorch(monkeypatch: pyte
 def test_calibration_is_plausible_and_recalled(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     model = unet_model(depth=2, width=8)
     spec, thread = _spec(backend), device_thread(threads=2)
+    monkeypatch.setattr(calibration, "_MOST_WAITING", 1e9)  # other tests run beside this one
     made = calibrate(model, spec, thread, budget_bytes=10**9)
     assert made.seconds(1024 * 1024) > made.seconds(256 * 256) > 0
     assert 20 < made.bytes_per_px < 4000
     monkeypatch.setattr("pipeline.infer.calibration._measure", lambda *_: pytest.fail("measured again"))
     assert calibrate(model, spec, thread, budget_bytes=10**9) == made
+
+
+def test_a_calibration_beside_other_work_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = iter([(0.0, 0.0), (2.0, 0.3), (2.0, 0.3), (4.0, 0.31)])
+    tried: list[int] = []
+
+    def measure(_: Model, __: EngineSpec, side: int) -> calibration._Point:
+        tried.append(side)
+        return calibration._Point(side * side, 1e-6 * side * side, 1000.0 * side * side)
+
+    monkeypatch.setattr(calibration, "_try", measure)
+    monkeypatch.setattr(calibration, "_scheduled", lambda: next(counts))
+    model, thread = unet_model(depth=2, width=8), device_thread(threads=2)
+    for _ in range(3):
+        calibrate(model, _spec("torch"), thread, budget_bytes=10**10)
+    assert len(tried) == 4  # disturbed, then quiet, then recalled
+
+
+def test_waiting_for_cores_is_counted() -> None:
+    """Two busy processes on one core wait for about as long as they run."""
+    if not Path("/proc/self/schedstat").exists():
+        pytest.skip("this kernel does not count it")
+    core = {min(os.sched_getaffinity(0))}
+    code = f"import os, time; os.sched_setaffinity(0, {core})\nwhile time.process_time() < 2: pass"
+    everything = os.sched_getaffinity(0)
+    with subprocess.Popen([sys.executable, "-c", code]) as other:
+        time.sleep(0.2)
+        os.sched_setaffinity(0, core)
+        try:
+            before, end = calibration._scheduled(), time.process_time() + 0.3
+            while time.process_time() < end:
+                pass
+            after = calibration._scheduled()
+        finally:
+            os.sched_setaffinity(0, everything)
+            other.kill()
+    assert calibration._was_disturbed(before, after)
+    assert not calibration._was_disturbed(before, before)
 
 
 def test_a_calibration_keeps_to_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
