@@ -50,6 +50,10 @@ def show_plan(summary: dict[str, Any]) -> None:
     """The dry run."""
     facts = dict(summary)
     facts["peak_memory"] = f"{facts.pop('peak_memory_bytes') / 1e9:.2f} GB per worker"
+    if facts["device_memory_bytes"] is None:
+        del facts["device_memory_bytes"]
+    else:
+        facts["device_memory"] = f"{facts.pop('device_memory_bytes') / 1e9:.2f} GB"
     facts["scratch"] = f"{facts.pop('scratch_bytes') / 1e6:.1f} MB at most"
     show_facts(facts)
 

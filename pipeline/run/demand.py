@@ -7,6 +7,8 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+
 from pipeline.errors import ResourceError
 from pipeline.infer import resident_bytes
 from pipeline.model import left_out_px
@@ -25,6 +27,8 @@ _DEFAULT_MEMORY = 1_750_000_000
 """Budget per worker unless --memory says otherwise: with libraries and caches a run then stays below 2 GB."""
 LIBRARIES_BYTES = 680_000_000
 """Resident size of a worker before its first tile (PyTorch, OpenVINO, GDAL, Dask): 674 MB measured."""
+_SHARE_OF_GPU = 0.8
+"""Of a GPU's free memory: others may take some meanwhile, and PyTorch's allocator leaves gaps."""
 _WORKSPACE = 1.35
 """PyTorch's own buffers where a forward was not calibrated, as a factor on its live tensors."""
 LEANEST = 0.35
@@ -38,24 +42,40 @@ class Demand:
     cost: Calibration | None
     """Measured time and memory of a forward."""
     budget_bytes: int
-    """For a forward and the tiles in flight, without what the engine takes whatever the patch."""
-    bytes_per_px: float
-    """Of a patch: forward and tiles in flight."""
+    """Of the device, without what the engine takes whatever the patch. On a CPU the tiles in flight share it."""
+    host_budget_bytes: int
+    """For the tiles in flight, which lie in the host's memory; a device has its own for the forward."""
+    forward_bytes_per_px: float
+    """Of a patch: its forward, and what is done with the output."""
     tile_bytes_per_px: float
-    """Of these the tiles in flight."""
+    """Of a patch: the tiles in flight."""
+    on_host: bool
+    """Whether forwards take the host's memory."""
     saved_bytes_per_px: float
     """For each output that is left out."""
     left_out_px: int
     """Outputs left out on each side."""
 
+    @property
+    def bytes_per_px(self) -> float:
+        """Of a patch: what counts against `budget_bytes`."""
+        return self.forward_bytes_per_px + (self.tile_bytes_per_px if self.on_host else 0.0)
+
+    @property
+    def largest_px(self) -> int:
+        """Pixels of the largest patch that memory allows, nothing left out."""
+        return int(min(self.budget_bytes / self.bytes_per_px, self.host_budget_bytes / self.tile_bytes_per_px))
+
     def nbytes(self, patch_hw: tuple[int, int]) -> int:
-        """Memory that a patch takes."""
+        """Memory that a patch takes, of what `budget_bytes` is."""
         saved = self.saved_bytes_per_px * count_left_out(patch_hw, self.left_out_px)
         return int(math.prod(patch_hw) * self.bytes_per_px - saved)
 
     def seconds(self, patch_hw: tuple[int, int]) -> float:
         """Time of a forward, or its pixels where it was not measured; infinite where memory does not suffice."""
         if self.nbytes(patch_hw) > self.budget_bytes:
+            return math.inf
+        if math.prod(patch_hw) * self.tile_bytes_per_px > self.host_budget_bytes:
             return math.inf
         if self.cost is None:
             return float(math.prod(patch_hw))
@@ -68,12 +88,15 @@ def demand_of(
     """What patches of this scene take with this engine."""
     mask_bands = model.spec.legend().num_mask_bands
     tile_bytes = TILES_IN_FLIGHT * tile_bytes_per_px(len(model.spec.bands), int(scene.dtype.itemsize), mask_bands)
+    device, fixed = engine.spec.device, 0 if cost is None else int(cost.fixed_bytes)
+    forward = _bytes_per_px(engine, cost, model, settings.tta, probabilities=settings.probabilities)
     return Demand(
         cost=cost,
-        budget_bytes=forward_budget(settings) - (0 if cost is None else int(cost.fixed_bytes)),
-        bytes_per_px=_bytes_per_px(engine, cost, model, settings.tta, probabilities=settings.probabilities)
-        + tile_bytes,
+        budget_bytes=forward_budget(settings, device) - fixed,
+        host_budget_bytes=forward_budget(settings, "cpu"),
+        forward_bytes_per_px=forward,
         tile_bytes_per_px=tile_bytes,
+        on_host=device == "cpu",
         saved_bytes_per_px=0.0 if cost is None else cost.saved_bytes_per_px,
         left_out_px=left_out_px(model.network, engine.spec.trim_px),
     )
@@ -102,9 +125,12 @@ def _bytes_per_px(
     return max(measured, after) + averaging + apart + 4 * len(model.spec.bands)
 
 
-def forward_budget(settings: SegmentSettings) -> int:
-    """Bytes for a forward and the tiles in flight."""
-    return _memory(settings) - LIBRARIES_BYTES
+def forward_budget(settings: SegmentSettings, device: str) -> int:
+    """Bytes for a forward: of the host, where the tiles in flight share them, or of what others leave of the GPU."""
+    if device == "cpu":
+        return _memory(settings) - LIBRARIES_BYTES
+    free, _ = torch.cuda.mem_get_info()
+    return int(_SHARE_OF_GPU * free)
 
 
 def budget_left(settings: SegmentSettings) -> int:

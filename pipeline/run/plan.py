@@ -100,7 +100,8 @@ class Plan:
         sides = [min(side, n) + rim for side, n in zip(self.tiling.tile_hw, self.tiling.shape, strict=True)]
         blended = 4 * (self.num_classes + 1) if self.tiling.mode == "blend" or self.probabilities else 0
         per_px = tile_bytes_per_px(self.bands, self.itemsize_bytes, self.mask_bands) + blended
-        return int(LIBRARIES_BYTES + self.forward_bytes + TILES_IN_FLIGHT * math.prod(sides) * per_px)
+        forward = self.forward_bytes if self.engine.device == "cpu" else 0
+        return int(LIBRARIES_BYTES + forward + TILES_IN_FLIGHT * math.prod(sides) * per_px)
 
     @property
     def infer_s(self) -> float | None:
@@ -156,6 +157,7 @@ class Plan:
             "threads": self.engine.threads,
             "forward_s": None if self.infer_s is None else round(self.infer_s, 1),
             "peak_memory_bytes": self.peak_bytes,
+            "device_memory_bytes": None if self.engine.device == "cpu" else self.forward_bytes,
             "scratch_bytes": self.scratch_bytes,
         }
 
@@ -175,20 +177,22 @@ def make_plan(scene: Scene, model: Model, settings: SegmentSettings) -> Plan:
     device = resolve_device(settings.device)
     sizes = patch_sizes(traits, settings.tta)
     if mode == "exact" and settings.halo_tolerance is None:  # before anything is measured that would not fit either
-        check_least_patch(forward_budget(settings), traits.bytes_per_px * LEANEST, traits, sizes, traits.halo_px or 0)
+        check_least_patch(
+            forward_budget(settings, device), traits.bytes_per_px * LEANEST, traits, sizes, traits.halo_px or 0
+        )
     engine = choose_engine(scene, model, settings, device=device, one_size=padding != "network")
     halo, reason = _halo(scene, model, settings, engine, mode, reason)
     if mode == "exact":
         engine = trim_to_halo(engine, model, halo)
-    cost = measured_cost(engine, model, budget_bytes=forward_budget(settings))
+    cost = measured_cost(engine, model, budget_bytes=forward_budget(settings, device))
     demand = demand_of(scene, model, settings, engine, cost)
     check_least_patch(demand.budget_bytes, demand.bytes_per_px - demand.saved_bytes_per_px, traits, sizes, halo)
     if mode == "exact":
         tiling = _exact(scene.geobox.shape, model, settings, demand, halo=halo, network_padding=padding == "network")
     else:
-        tiling = _blend(scene.geobox.shape, settings, traits, int(demand.budget_bytes / demand.bytes_per_px))
+        tiling = _blend(scene.geobox.shape, settings, traits, demand.largest_px)
     need = demand.nbytes(tiling.patch_hw)
-    if settings.memory is not None and need > demand.budget_bytes:  # only --patch can ask for more
+    if settings.memory is not None and demand.on_host and need > demand.budget_bytes:  # only --patch can ask for more
         need = int(settings.memory - demand.budget_bytes + need)
         raise too_little(f"patches of {tiling.patch_hw[0]} x {tiling.patch_hw[1]} px need {need / 1e9:.1f} GB", need)
     return Plan(
@@ -206,7 +210,7 @@ def make_plan(scene: Scene, model: Model, settings: SegmentSettings) -> Plan:
         bands=len(model.spec.bands),
         itemsize_bytes=int(scene.dtype.itemsize),
         fixed_bytes=0 if cost is None else int(cost.fixed_bytes),
-        bytes_per_px=demand.bytes_per_px - demand.tile_bytes_per_px,
+        bytes_per_px=demand.forward_bytes_per_px,
         saved_bytes_per_px=demand.saved_bytes_per_px,
         forward_s=None if cost is None else demand.seconds(tiling.patch_hw),
     )
@@ -225,8 +229,19 @@ def _mode(traits: Traits, settings: SegmentSettings) -> tuple[str, str]:
             )
         return "exact", f"asked for; {traits.reason}"
     if settings.overlap is not None:
+        _check_overlap(settings.overlap, traits)
         return "blend", "--overlap was given; exact mode takes none"
     return traits.tiling, traits.reason
+
+
+def _check_overlap(overlap_px: int, traits: Traits) -> None:
+    """Refuse to blend without need, and with seams, a network that can be tiled exactly; `--tiling blend` insists."""
+    if traits.tiling == "exact" and traits.halo_px is not None and overlap_px < 2 * traits.halo_px:
+        raise _misfit(
+            f"--overlap {overlap_px} is less than twice the {traits.halo_px} px that the network sees beyond a pixel: "
+            "seams would show",
+            "leave --overlap out: exact tiling has no seams; or insist with --tiling blend",
+        )
 
 
 def _check_padding(padding: Padding, traits: Traits, mode: str) -> None:

@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from pipeline.scene import Scene
     from pipeline.store import OutputState
 
+_MANY_FLIPS = 0.005
+"""Share of sampled pixels whose class differs from float32, above which a precision that was asked for is warned of."""
 _FORMAT_VERSION = 2
 """Of plan.json and run.json; raised when an older one can no longer be resumed."""
 
@@ -214,7 +216,7 @@ def _open(
 def _locked(run: _Run, scratch: Path, lock: RunLock, stop: StopFlag, *, overwrite: bool) -> RunResult:
     """Everything that happens while nobody else may touch the output."""
     plan, store = _plan_or_adopt(run, scratch, overwrite=overwrite)
-    warnings = _warnings(run)
+    warnings = _warnings(run, plan)
     for warning in warnings:
         run.tell(Notice(text=warning))
     records = _infer(run, plan, store, scratch / "ledger", stop)
@@ -255,12 +257,17 @@ def _locked(run: _Run, scratch: Path, lock: RunLock, stop: StopFlag, *, overwrit
     return _result(run.out_dir, record, resumed=False)
 
 
-def _warnings(run: _Run) -> list[str]:
+def _warnings(run: _Run, plan: Plan) -> list[str]:
     """What a person should know before trusting the result; told, and kept in run.json."""
     warnings = [*run.scene.warnings, *run.model.warnings]
     if run.settings.bands is None and matched_by_position(run.scene, run.model):
         names = ", ".join(f"{b.name} → {n}" for b, n in zip(run.scene.bands, run.model.spec.bands, strict=True))
         warnings.append(f"bands were matched by position: {names}")
+    if (plan.flips_frac or 0.0) > _MANY_FLIPS:
+        warnings.append(
+            f"{plan.engine.precision} changes the class of {plan.flips_frac:.2%} of sampled pixels; "
+            "--precision float32 is the reference"
+        )
     return warnings
 
 

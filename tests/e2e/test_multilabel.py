@@ -243,7 +243,7 @@ def test_descriptions_that_contradict_themselves(changes: dict[str, Any], messag
         ModelSpec.model_validate({**multilabel_model(0.5).spec.model_dump(), **changes})
 
 
-def test_d9_a_network_that_yields_no_number_is_named(scene: Path, tmp_path: Path) -> None:
+def test_d6_a_network_that_yields_no_number_is_named(scene: Path, tmp_path: Path) -> None:
     made = multilabel_model(0.5)
     assert isinstance(made.network, UNet)
     with torch.no_grad():

@@ -18,6 +18,7 @@ from pipeline.cli.app import app
 from pipeline.errors import ModelError, OutputError
 from pipeline.infer import TileResult
 from pipeline.model import ModelSpec, Scaling, model_from_module
+from pipeline.run import choose as choose_module
 from pipeline.run import plan as plan_module
 from pipeline.run import segment as segment_module
 from pipeline.run import verify as verify_module
@@ -141,6 +142,17 @@ def test_flips_of_a_lower_precision_are_reported_and_bounded(
     monkeypatch.setattr(verify_module, "MOST_FLIPS", -1.0)
     with pytest.raises(ModelError, match=r"allowed is .* in bfloat16"):
         _run(scene, unet, tmp_path / "b", precision="bfloat16")
+
+
+def test_d13_a_precision_that_changes_many_classes_is_warned_of(
+    scene: Path, unet: sm.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for share, warned in ((0.004, False), (0.012, True)):
+        monkeypatch.setattr(choose_module, "measure_flips", lambda *_, share=share: share)
+        told = _run(scene, unet, tmp_path / str(share), precision="bfloat16", verify=0)
+        assert told["plan"]["flips_frac"] == share
+        found = [text for text in told["warnings"] if "bfloat16 changes the class of 1.20%" in text]
+        assert bool(found) == warned
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 70), (130, 5)])

@@ -82,7 +82,7 @@ class _Dropout(nn.Module):
         return nn.functional.dropout(x, 0.5, training=True)
 
 
-def test_global_context_and_randomness_are_found_by_behaviour() -> None:
+def test_d8_global_context_and_randomness_are_found_by_behaviour() -> None:
     assert probe(_SqueezeExcite().eval(), bands=2).tiling == "blend"
     random = probe(_Dropout().eval(), bands=2)
     assert (random.tiling, random.deterministic) == ("blend", False)

@@ -10,7 +10,10 @@ import pytest
 import torch
 
 from pipeline.errors import ModelError, ResourceError, UsageError
-from pipeline.model import Model, ModelSpec, Scaling, model_from_module
+from pipeline.infer import Calibration
+from pipeline.model import EngineSpec, Model, ModelSpec, Scaling, model_from_module
+from pipeline.run import demand
+from pipeline.run.choose import EngineChoice
 from pipeline.run.plan import Plan, make_plan
 from pipeline.run.settings import make_settings
 from pipeline.scene import open_scene
@@ -90,7 +93,7 @@ def test_exact_is_refused_for_a_network_that_is_not(model: Model) -> None:
         _plan(instance, tiling="exact")
     assert _plan(instance).tiling.mode == "blend"
     assert _plan(model).tiling.mode == "exact"
-    assert _plan(model, overlap=32, patch=128).tiling.mode == "blend"
+    assert _plan(model, overlap=48, patch=128).tiling.mode == "blend"
 
 
 def test_network_padding_needs_a_network_that_pads() -> None:
@@ -136,3 +139,35 @@ def test_a_patch_beyond_the_memory_given_is_refused(model: Model) -> None:
         _plan(model, memory="700MB", patch=2048)
     assert caught.value.code == "RS-004"
     assert "--memory" in str(caught.value.fix)
+
+
+def test_d15_an_overlap_that_leaves_seams_is_refused_unless_insisted_on(model: Model) -> None:
+    with pytest.raises(UsageError, match=r"CF-006.*--overlap 32 .* twice the 24 px"):
+        _plan(model, overlap=32, patch=128)
+    assert _plan(model, overlap=32, patch=128, tiling="blend").tiling.overlap_px == 32
+
+
+def _on_gpu(model: Model, monkeypatch: pytest.MonkeyPatch, free_bytes: int, **options: object) -> demand.Demand:
+    """What a patch may take on a GPU of which others have left so much; nothing is computed there."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free_bytes, 80_000_000_000))
+    spec = EngineSpec(backend="torch", device="cuda", precision="bfloat16", threads=1, one_size=True)
+    engine = EngineChoice(spec=spec, reason="", flips_frac=None, worth_measuring=True)
+    cost = Calibration(fixed_s=1e-3, s_per_px=1e-9, fixed_bytes=5e7, bytes_per_px=400.0)
+    settings = make_settings({"memory": "2GB", **options})
+    return demand.demand_of(_scene(), model, settings, engine, cost)  # type: ignore[arg-type]
+
+
+def test_d12_memory_that_others_took_on_a_gpu_is_left_to_them(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    roomy, crowded = (_on_gpu(model, monkeypatch, free) for free in (40_000_000_000, 1_000_000_000))
+    side = 2048, 2048
+    assert math.isfinite(roomy.seconds(side))
+    assert crowded.seconds(side) == math.inf
+    assert crowded.nbytes((1024, 1024)) <= 0.8 * 1_000_000_000
+    assert math.isfinite(crowded.seconds((1024, 1024)))
+
+
+def test_on_a_gpu_the_host_holds_the_tiles_in_flight(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    roomy = _on_gpu(model, monkeypatch, 400_000_000_000)
+    assert roomy.seconds((20_000, 20_000)) == math.inf
+    assert math.isfinite(_on_gpu(model, monkeypatch, 400_000_000_000, memory="100GB").seconds((20_000, 20_000)))
+    assert roomy.bytes_per_px < roomy.forward_bytes_per_px + roomy.tile_bytes_per_px
