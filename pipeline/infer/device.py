@@ -6,6 +6,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Literal, TypeVar
 
+import numpy as np
 import torch
 
 from pipeline.errors import UsageError
@@ -13,7 +14,6 @@ from pipeline.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -59,6 +59,26 @@ def to_device(array: NDArray[np.generic], device: torch.device) -> Tensor:
     stream.synchronize()
     there.record_stream(torch.cuda.default_stream(device))  # where it is used: until then its memory is not given away
     return there
+
+
+def to_host(tensor: Tensor) -> Callable[[], NDArray[np.generic]]:
+    """Begin to bring a tensor to the host, behind the forward that makes it; what is returned waits until it is there.
+
+    The thread that launches forwards need not wait. On a CPU the tensor is there already, and the array shares its
+    memory.
+    """
+    if tensor.device.type != "cuda":
+        return tensor.numpy
+    there = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    there.copy_(tensor, non_blocking=True)
+    arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    arrived.record()
+
+    def wait() -> NDArray[np.generic]:
+        arrived.synchronize()
+        return np.asarray(there.numpy())
+
+    return wait
 
 
 _local = threading.local()

@@ -14,7 +14,7 @@ from torch import Tensor
 from pipeline.errors import ModelError
 from pipeline.grid import Padding, Patch, Tiling, Window, halves
 from pipeline.infer.augment import Augmentation, add_to, symmetries
-from pipeline.infer.device import is_out_of_memory, to_device
+from pipeline.infer.device import is_out_of_memory, to_device, to_host
 from pipeline.infer.network_input import Scaler, gather, source_window
 from pipeline.infer.sink import Sink, in_output, make_sink
 from pipeline.model import NOT_FINITE, make_engine, to_probabilities
@@ -58,6 +58,17 @@ class _Stored:
         """Those of a window inside the patch's own."""
         inside = (slice(None), *window.slices_in(of))
         return _Stored(self.data[inside], None if self.invalid is None else self.invalid[inside])
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """One window on its way."""
+
+    sink: Sink
+    wanted: NDArray[np.bool_]
+    """`(y, x)` of the window: True where the mask gets a class."""
+    coming: list[Callable[[], None]]
+    """Labels that a GPU still computes: each call waits for some and puts them in."""
 
 
 class Predictor:
@@ -137,33 +148,35 @@ class Predictor:
         block = read(outer)
         wanted = _wanted(block, outer, window, output_valid)
         needed = [p for p in patches if wanted[p.core.intersect(window).slices_in(window)].any()]
-        splits = 0
+        splits, work = 0, _Work(sink, wanted, [])
         for patch in needed:
             data = _own(gather(block.data, outer, patch.input, self.tiling.shape, padding=self._padding))
             absent = self._patch_invalid(block, outer, patch)
             stored = _Stored(self._on_device(data), None if absent is None else self._on_device(absent))
-            step = functools.partial(self._patch, sink, patch, stored, wanted)
-            if patch is not needed[-1]:
+            step = functools.partial(self._patch, work, patch, stored)
+            if patch is not needed[-1] or sink.labels is not None:
                 splits += self._thread.run(step)
-        if needed:
+        if needed and sink.labels is None:
             # With the last forward: queued behind it, a finished tile would wait for another tile's forward.
             last, (mask, mean) = self._thread.run(lambda: (step(), sink.finish()))
             splits += last
         else:
+            for arrive in work.coming:
+                arrive()
             mask, mean = sink.finish()
         mask[..., ~wanted] = self.spec.legend().nodata
         if mean is not None:
             mean[:, ~wanted] = np.nan
         return TileResult(mask=mask, probabilities=mean, patches=len(needed), splits=splits)
 
-    def _patch(self, sink: Sink, patch: Patch, stored: _Stored, wanted: NDArray[np.bool_]) -> int:
+    def _patch(self, work: _Work, patch: Patch, stored: _Stored) -> int:
         """One patch, on the device thread, in halves of halves where memory does not suffice; returns the cuts."""
         waiting, cuts = [patch], 0
         while waiting:
             part = waiting.pop(0)
             failure: Exception | None = MemoryError()
             if part.input.num_pixels < self._too_large_px:
-                failure = self._tried(sink, part, stored.part(part.input, of=patch.input), wanted)
+                failure = self._tried(work, part, stored.part(part.input, of=patch.input))
             if failure is None:
                 continue
             smaller = halves(part, self.tiling, self._sizes) if self._may_split else []
@@ -175,10 +188,10 @@ class Predictor:
             waiting[:0] = smaller
         return cuts
 
-    def _tried(self, sink: Sink, part: Patch, stored: _Stored, wanted: NDArray[np.bool_]) -> Exception | None:
+    def _tried(self, work: _Work, part: Patch, stored: _Stored) -> Exception | None:
         """One forward; the error where memory did not suffice, without what the failed forward held."""
         try:
-            self._step(sink, part, stored, wanted)
+            self._step(work, part, stored)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -212,25 +225,36 @@ class Predictor:
         gathered = gather(block.valid, outer, patch.input, self.tiling.shape, padding=self._padding)
         return np.asarray(np.logical_not(gathered))
 
-    def _step(self, sink: Sink, patch: Patch, stored: _Stored, wanted: NDArray[np.bool_]) -> None:
+    def _step(self, work: _Work, patch: Patch, stored: _Stored) -> None:
         """One forward, on the device thread: stored values in, the patch's share of the result into the sink."""
+        sink = work.sink
         with torch.inference_mode():
             x = self._scaler(stored.data, stored.invalid)
             kept = patch.core.intersect(sink.window)
             if not kept.num_pixels:
                 return
             labels = None if sink.labels is None else self._engine.label(x)
-            if sink.labels is not None and labels is not None:
-                labels = labels[(..., *in_output(patch, kept))]
-                one = labels[0] if self.spec.multilabel else labels  # all of a pixel's or none
-                self._refuse_not_finite(one.eq(NOT_FINITE), kept, wanted, sink.window)
-                sink.labels[(..., *kept.slices_in(sink.window))] = labels.cpu().numpy()
+            if labels is not None:
+                arriving = to_host(labels[(..., *in_output(patch, kept))])
+                put = functools.partial(self._put, work, kept, arriving)
+                if self._device.type == "cpu":
+                    put()  # the next forward needs the memory that the labels lie in
+                else:
+                    work.coming.append(put)
                 return
 
             def check(output: Tensor) -> None:
-                self._check_finite(output[(slice(None), *in_output(patch, kept))], kept, wanted, sink.window)
+                self._check_finite(output[(slice(None), *in_output(patch, kept))], kept, work)
 
             sink.add(patch, kept, self._average(x, check) if self._averages else self._run(x, check))
+
+    def _put(self, work: _Work, kept: Window, arriving: Callable[[], NDArray[np.generic]]) -> None:
+        """The labels of a patch, once they are there, into the mask."""
+        labels, into = arriving(), work.sink.labels
+        one = labels[0] if self.spec.multilabel else labels  # all of a pixel's or none
+        self._refuse_not_finite(one == NOT_FINITE, kept, work)
+        assert into is not None
+        into[(..., *kept.slices_in(work.sink.window))] = labels
 
     @property
     def _averages(self) -> bool:
@@ -251,16 +275,16 @@ class Predictor:
         assert total is not None
         return total.div_(len(self._symmetries))
 
-    def _check_finite(self, output: Tensor, kept: Window, wanted: NDArray[np.bool_], window: Window) -> None:
+    def _check_finite(self, output: Tensor, kept: Window, work: _Work) -> None:
         # One pass and no copy of all classes: a finite sum has finite parts. An infinite one may be an overflow.
         if bool(torch.isfinite(output.sum())):
             return
-        self._refuse_not_finite((~torch.isfinite(output)).any(dim=0), kept, wanted, window)
+        self._refuse_not_finite((~torch.isfinite(output)).any(dim=0).cpu().numpy(), kept, work)
 
-    def _refuse_not_finite(self, found: Tensor, kept: Window, wanted: NDArray[np.bool_], window: Window) -> None:
-        if not bool(found.any()):
+    def _refuse_not_finite(self, found: NDArray[np.bool_], kept: Window, work: _Work) -> None:
+        if not found.any():
             return
-        bad = found.cpu().numpy() & wanted[kept.slices_in(window)]
+        bad = found & work.wanted[kept.slices_in(work.sink.window)]
         if bad.any():
             row, col = (int(v[0]) for v in np.nonzero(bad))
             raise ModelError(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
+import types
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +17,7 @@ import torch
 
 from pipeline.grid import Window, exact_tiling
 from pipeline.infer import calibrate, calibration, device_thread
+from pipeline.infer import predictor as predictor_module
 from pipeline.model import EngineSpec, Model, ModelSpec, UNet, UNetConfig, can_trim, left_out_px, make_engine, openvino
 from pipeline.model.decision import NOT_FINITE
 from tests.networks import predict_by_tiles, predictor, random_scene, reader, unet_model, whole_forward
@@ -303,3 +306,36 @@ def test_a_calibration_without_a_budget_or_anything_left_out(monkeypatch: pytest
     model, thread = unet_model(depth=2, width=8), device_thread(threads=2)
     assert calibrate(model, _spec("torch"), thread, budget_bytes=-5).s_per_px > 0
     assert calibrate(model, _spec("torch", trim_px=2), thread, budget_bytes=10**9).saved_s_per_px == 0
+
+
+def test_labels_of_a_gpu_are_waited_for_by_the_tile_and_not_by_the_device_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, shape = unet_model(depth=2), (200, 150)
+    data = random_scene(2, shape)
+    tiling = exact_tiling(
+        shape, core_hw=(64, 64), halo_px=24, stride=4, margin_px=0, sizes=model.traits.sizes, tile_px=200
+    )
+    waited: list[str] = []
+
+    def to_host(labels: torch.Tensor) -> object:
+        copy = labels.clone()
+        waiting = len(waited)
+
+        def wait() -> object:
+            assert waiting == 0, "waited for one forward before the next was launched"
+            waited.append(threading.current_thread().name)
+            return copy.numpy()
+
+        return wait
+
+    monkeypatch.setattr(predictor_module, "to_device", lambda array, _: torch.from_numpy(array))
+    monkeypatch.setattr(predictor_module, "to_host", to_host)
+    window = Window.from_bounds(0, 0, *shape)
+    expected = predictor(model, tiling).predict(reader(data), window, probabilities=True).mask
+    waited.clear()
+    on_gpu = predictor(model, tiling)
+    monkeypatch.setattr(on_gpu, "_device", types.SimpleNamespace(type="cuda"))
+    assert (on_gpu.predict(reader(data), window).mask == expected).all()
+    assert len(waited) == tiling.num_patches > 4
+    assert not any(name.startswith("device") for name in waited)
