@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from pipeline.grid.tiling import round_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from numpy.typing import NDArray
 
     from pipeline.grid.tiling import SizeRule
 
@@ -26,7 +29,7 @@ def balanced_core(
     halo_px: int,
     stride: int,
     sizes: SizeRule,
-    seconds: Callable[[tuple[int, int]], float],
+    seconds: Callable[[tuple[NDArray[np.int64], NDArray[np.int64]]], NDArray[np.float64]],
     square: bool = False,
 ) -> tuple[int, int]:
     """(height, width) of the patch core that covers a scene fastest: equal parts, as few pixels twice as memory allows.
@@ -36,32 +39,38 @@ def balanced_core(
         halo_px: Pixels read around a core, per side.
         stride: Output stride; cores are multiples of it.
         sizes: Sides that the network takes.
-        seconds: Time of a forward over a patch (height, width); infinite where it does not fit the memory.
+        seconds: Times of forwards over patches, their heights and widths given as arrays; infinite where a patch does
+            not fit the memory.
         square: Cores are squares, equal parts of one of the scene's sides.
 
     Returns:
         Multiples of `stride`: of those that are as good as the fastest the one with the smallest patch; the smallest
         possible core when even that does not fit.
     """
-    largest_side = _largest_side(sizes, halo_px)
-    parts = [_equal_parts(n, stride) for n in shape]
-    patches = {core: sizes.at_least(core + 2 * halo_px) for core in itertools.chain(*parts)}
-
-    def total(core: tuple[int, int]) -> float:
-        if patches[max(core)] > largest_side:
-            return math.inf
-        count = math.prod(-(-n // side) for n, side in zip(shape, core, strict=True))
-        return count * seconds((patches[core[0]], patches[core[1]]))
-
-    cores = ((core, core) for core in patches) if square else itertools.product(parts[0], parts[1])
-    seconds_of = {core: total(core) for core in cores}
-    fastest = min(seconds_of, key=lambda core: seconds_of[core])
-    if math.isinf(seconds_of[fastest]):
+    cores = _cores(shape, stride, square=square)  # all at once: a stride of 1 has tens of thousands
+    sides = {side: sizes.at_least(side + 2 * halo_px) for side in np.unique(cores).tolist()}
+    patches = np.vectorize(sides.get, otypes=[np.int64])(cores)
+    counts = np.prod([-(-n // core) for n, core in zip(shape, cores, strict=True)], axis=0)
+    fits = patches.max(axis=0) <= _largest_side(sizes, halo_px)
+    taken = np.where(fits, counts * seconds((patches[0], patches[1])), math.inf)
+    fastest = int(taken.argmin())
+    if math.isinf(taken[fastest]):
         smallest = (sizes.at_least(2 * halo_px + stride) - 2 * halo_px) // stride * stride
         return smallest, smallest
-    useful_px = min(math.prod(fastest), _USEFUL_CORE_PX**2)
-    near = [c for c, taken in seconds_of.items() if taken <= _NEAR * seconds_of[fastest] and math.prod(c) >= useful_px]
-    return min(near, key=lambda core: (patches[core[0]] * patches[core[1]], seconds_of[core]))
+    core_px = cores.prod(axis=0)
+    good = (taken <= _NEAR * taken[fastest]) & (core_px >= min(core_px[fastest], _USEFUL_CORE_PX**2))
+    best = np.lexsort((taken[good], patches.prod(axis=0)[good]))[0]
+    height, width = cores[:, good][:, best].tolist()
+    return height, width
+
+
+def _cores(shape: tuple[int, int], stride: int, *, square: bool) -> NDArray[np.int64]:
+    """Heights and widths of all cores that are equal parts of the scene, shape (2, core)."""
+    heights, widths = (_equal_parts(n, stride) for n in shape)
+    if square:
+        sides = list(dict.fromkeys([*heights, *widths]))
+        return np.array([sides, sides])
+    return np.stack(np.meshgrid(heights, widths, indexing="ij")).reshape(2, -1)
 
 
 def _largest_side(sizes: SizeRule, halo_px: int) -> int:

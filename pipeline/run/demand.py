@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from pipeline.errors import ResourceError
@@ -14,6 +15,8 @@ from pipeline.infer import resident_bytes
 from pipeline.model import left_out_px
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from pipeline.grid import SizeRule
     from pipeline.infer import Augmentation, Calibration
     from pipeline.model import Model, Traits
@@ -66,20 +69,22 @@ class Demand:
         """Pixels of the largest patch that memory allows, nothing left out."""
         return int(min(self.budget_bytes / self.bytes_per_px, self.host_budget_bytes / self.tile_bytes_per_px))
 
-    def nbytes(self, patch_hw: tuple[int, int]) -> int:
-        """Memory that a patch takes, of what `budget_bytes` is."""
+    def nbytes(self, patch_hw: tuple[Any, Any]) -> Any:
+        """Memory that a patch takes, of what `budget_bytes` is; of many patches, sides given as arrays."""
         saved = self.saved_bytes_per_px * count_left_out(patch_hw, self.left_out_px)
-        return int(math.prod(patch_hw) * self.bytes_per_px - saved)
+        return math.prod(patch_hw) * self.bytes_per_px - saved
 
-    def seconds(self, patch_hw: tuple[int, int]) -> float:
-        """Time of a forward, or its pixels where it was not measured; infinite where memory does not suffice."""
-        if self.nbytes(patch_hw) > self.budget_bytes:
-            return math.inf
-        if math.prod(patch_hw) * self.tile_bytes_per_px > self.host_budget_bytes:
-            return math.inf
-        if self.cost is None:
-            return float(math.prod(patch_hw))
-        return self.cost.seconds(math.prod(patch_hw), left_out=count_left_out(patch_hw, self.left_out_px))
+    def seconds(self, patch_hw: tuple[Any, Any]) -> NDArray[np.float64]:
+        """Time of a forward, or its pixels where it was not measured; infinite where memory does not suffice.
+
+        Of many patches, where their heights and widths are given as arrays.
+        """
+        pixels = math.prod(patch_hw)
+        left_out = count_left_out(patch_hw, self.left_out_px)
+        taken = pixels if self.cost is None else self.cost.seconds(pixels, left_out=left_out)
+        fits = self.nbytes(patch_hw) <= self.budget_bytes
+        fits &= pixels * self.tile_bytes_per_px <= self.host_budget_bytes
+        return np.where(fits, taken, math.inf)
 
 
 def demand_of(
@@ -102,7 +107,7 @@ def demand_of(
     )
 
 
-def count_left_out(patch_hw: tuple[int, int], left_out_px: int) -> int:
+def count_left_out(patch_hw: tuple[Any, Any], left_out_px: int) -> Any:
     """Outputs of a patch that are left out."""
     return math.prod(patch_hw) - math.prod(side - 2 * left_out_px for side in patch_hw)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,8 @@ from pipeline.vector import PixelAreas, polygonize, write_polygons
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
+
+    from numpy.typing import NDArray
 
     from pipeline.model import Model
     from pipeline.run.plan import Plan
@@ -73,9 +76,11 @@ class Finisher:
 
     def run(self) -> Finished:
         """All files but run.json."""
-        self._stage("mask", self._masks)
-        num_polygons = self._polygons() if self.settings.vectors else None
-        self._stage("files", self._small_files)
+        with ThreadPoolExecutor(1) as aside:
+            scene_picture = aside.submit(Picture.of(self.scene).assemble, self.store.path)  # while the mask is written
+            self._stage("mask", self._masks)
+            num_polygons = self._polygons() if self.settings.vectors else None
+            self._stage("files", lambda: self._small_files(scene_picture.result()))
         files = describe_files(self.staging.folder, self._names)
         self._item(files)
         files = describe_files(self.staging.folder, self._names)
@@ -141,17 +146,16 @@ class Finisher:
             self.check()  # a driver that is stopped in the middle calls it a failed write
             raise
 
-    def _small_files(self) -> None:
+    def _small_files(self, scene_picture: NDArray[np.uint8]) -> None:
         legend = self.model.spec.legend()
         mask = self.staging.path("mask.tif")
-        picture = Picture.of(self.scene)
         class_px = [sum(r.class_px[c.value] for r in self.records.values() if r.class_px) for c in legend]
         self._names.append(write_class_names(mask, legend).name)
         write_qgis_style(self._path("mask.qml"), legend)
         write_preview(
             self._path("preview.png"),
-            rgb=picture.assemble(self.store.path),
-            mask=read_overview_mask(mask, legend, shape=picture.picture_hw),
+            rgb=scene_picture,
+            mask=read_overview_mask(mask, legend, shape=scene_picture.shape[:2]),
             legend=legend,
             class_px=class_px,
             valid_px=sum(r.valid_px for r in self.records.values()),

@@ -191,7 +191,7 @@ def make_plan(scene: Scene, model: Model, settings: SegmentSettings) -> Plan:
         tiling = _exact(scene.geobox.shape, model, settings, demand, halo=halo, network_padding=padding == "network")
     else:
         tiling = _blend(scene.geobox.shape, settings, traits, demand.largest_px)
-    need = demand.nbytes(tiling.patch_hw)
+    need = int(demand.nbytes(tiling.patch_hw))
     if settings.memory is not None and demand.on_host and need > demand.budget_bytes:  # only --patch can ask for more
         need = int(settings.memory - demand.budget_bytes + need)
         raise too_little(f"patches of {tiling.patch_hw[0]} x {tiling.patch_hw[1]} px need {need / 1e9:.1f} GB", need)
@@ -212,7 +212,7 @@ def make_plan(scene: Scene, model: Model, settings: SegmentSettings) -> Plan:
         fixed_bytes=0 if cost is None else int(cost.fixed_bytes),
         bytes_per_px=demand.forward_bytes_per_px,
         saved_bytes_per_px=demand.saved_bytes_per_px,
-        forward_s=None if cost is None else demand.seconds(tiling.patch_hw),
+        forward_s=None if cost is None else float(demand.seconds(tiling.patch_hw)),
     )
 
 

@@ -246,8 +246,8 @@ def test_the_plan_counts_forwards_and_takes_squares() -> None:
 
 
 def test_squares_are_parts_that_fit_the_memory() -> None:
-    def seconds(patch_hw: tuple[int, int]) -> float:
-        return float(math.prod(patch_hw)) if math.prod(patch_hw) <= 1000**2 else math.inf
+    def seconds(patch_hw: tuple[Any, Any]) -> Any:
+        return np.where(math.prod(patch_hw) <= 1000**2, math.prod(patch_hw), math.inf)
 
     options: dict[str, Any] = {"halo_px": 24, "stride": 4, "sizes": SizeRule(multiple=4), "square": True}
     for shape in ((4000, 4000), (4000, 300), (50, 7000)):
@@ -256,7 +256,7 @@ def test_squares_are_parts_that_fit_the_memory() -> None:
         assert core % 4 == 0
         assert (core + 48) ** 2 <= 1000**2
         assert core >= min(40, *shape)
-    assert balanced_core((100, 100), seconds=lambda _: math.inf, **options) == (4, 4)
+    assert balanced_core((100, 100), seconds=lambda patch_hw: np.full(patch_hw[0].shape, math.inf), **options) == (4, 4)
 
 
 @pytest.mark.parametrize("tiling", ["exact", "blend"])

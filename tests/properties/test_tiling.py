@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -154,8 +155,8 @@ def test_balanced_cores_fit_the_budget_and_nothing_cheaper_does(
         patch = rule.at_least(core_h + 2 * halo) * rule.at_least(core_w + 2 * halo)
         return math.inf if patch > largest else -(-height // core_h) * -(-width // core_w) * patch
 
-    def seconds(patch_hw: tuple[int, int]) -> float:
-        return float(math.prod(patch_hw)) if math.prod(patch_hw) <= largest else math.inf
+    def seconds(patch_hw: tuple[Any, Any]) -> Any:
+        return np.where(math.prod(patch_hw) <= largest, math.prod(patch_hw), math.inf)
 
     core_h, core_w = balanced_core((height, width), halo_px=halo, stride=16, sizes=rule, seconds=seconds, square=square)
     assert core_h % 16 == core_w % 16 == 0
