@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 import tempfile
 import warnings
@@ -20,10 +19,9 @@ from pipeline.errors import InputError, UsageError
 from pipeline.grid import GeoBox
 from pipeline.vector.area import PixelAreas
 from pipeline.vector.faults import disk_errors
-from pipeline.vector.join import iter_regions
+from pipeline.vector.join import Cells, iter_regions
 from pipeline.vector.polygonset import PolygonSet
 from pipeline.vector.spool import SpoolWriter
-from pipeline.vector.trace import trace_block
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -31,7 +29,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.grid import Window
-    from pipeline.vector.trace import Pieces
 
 _CACHE_BYTES = 128 << 20
 _MAX_VALUE = 2**31 - 1
@@ -60,7 +57,7 @@ def polygonize(
             0 is the first band.
         min_area_m2: Regions below this geodesic area are left out.
         tile_px: Side of the squares in which the mask is read: memory and speed, never the result.
-        progress: Called after each tile with (tiles done, tiles in all).
+        progress: Called after each step with (steps done, steps in all): two for each tile.
 
     Returns:
         A context manager over the polygons, in the order of their first pixels.
@@ -87,11 +84,11 @@ def polygonize(
             folder = Path(tempfile.mkdtemp(prefix="polygons-", dir=scratch))
         try:
             spool = SpoolWriter(folder / "regions.arrow", geobox.width, areas, min_area_m2)
-            traces = _tracers(mask, include, bands_are_classes=bands_are_classes)
-            for number, trace in enumerate(traces):
-                advanced = _advanced(progress, number, len(traces))
-                for regions in iter_regions(trace, geobox.shape, tile_hw=(tile_px, tile_px), progress=advanced):
-                    spool.add(regions)
+            readers = _readers(mask, include, bands_are_classes=bands_are_classes)
+            for number, (read, value) in enumerate(readers):
+                advanced = _advanced(progress, number, len(readers))
+                for regions in iter_regions(read, geobox.shape, tile_hw=(tile_px, tile_px), progress=advanced):
+                    spool.add(regions if value is None else regions.of_class(value))
             spool.close()
             return PolygonSet(folder, spool=spool.path, geobox=geobox, names=names or {}, areas=areas)
         except BaseException:
@@ -155,31 +152,21 @@ def _advanced(
     return None if progress is None else lambda done, total: progress(number * total + done, count * total)
 
 
-def _tracers(
+def _readers(
     mask: rasterio.DatasetReader, include: frozenset[int] | None, *, bands_are_classes: bool
-) -> list[Callable[[Window], Pieces]]:
-    """One for each sweep over the mask."""
+) -> list[tuple[Callable[[Window], Cells], int | None]]:
+    """What reads the cells for each sweep over the mask, and the class of all of them where it is one."""
     if not bands_are_classes:
-        return [_tracer(mask, 1, include)]
+        return [(_reader(mask, 1, include), None)]
     wanted = range(mask.count) if include is None else sorted(include & set(range(mask.count)))
-    return [_of_class(_tracer(mask, value + 1, frozenset({1})), value) for value in wanted]
+    return [(_reader(mask, value + 1, frozenset({1})), value) for value in wanted]
 
 
-def _of_class(trace: Callable[[Window], Pieces], value: int) -> Callable[[Window], Pieces]:
-    """All pieces counted as one class."""
-
-    def traced(window: Window) -> Pieces:
-        pieces = trace(window)
-        return dataclasses.replace(pieces, values=np.full_like(pieces.values, value))
-
-    return traced
-
-
-def _tracer(mask: rasterio.DatasetReader, band: int, include: frozenset[int] | None) -> Callable[[Window], Pieces]:
-    """Function that reads a window of a band, 1-based, and traces it."""
+def _reader(mask: rasterio.DatasetReader, band: int, include: frozenset[int] | None) -> Callable[[Window], Cells]:
+    """Function that reads a window of a band, 1-based."""
     has_mask_band = MaskFlags.per_dataset in mask.mask_flag_enums[band - 1]
 
-    def trace(window: Window) -> Pieces:
+    def read(window: Window) -> Cells:
         place = RasterioWindow(window.col_off, window.row_off, window.width, window.height)
         try:
             block = mask.read(band, window=place)
@@ -194,9 +181,12 @@ def _tracer(mask: rasterio.DatasetReader, band: int, include: frozenset[int] | N
                 where=mask.name,
                 fix="number the classes from 0",
             )
-        return trace_block(block, window, include, valid=valid)
+        if include is not None:
+            chosen = np.isin(block, list(include))
+            valid = chosen if valid is None else valid & chosen
+        return Cells(block, valid)
 
-    return trace
+    return read
 
 
 def _valid(block: NDArray[np.generic], nodata: float | None) -> NDArray[np.bool_] | None:

@@ -7,7 +7,7 @@ Coordinates are pixel corners `(x, y)` = (column, row), whole numbers held as fl
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import shapely
@@ -72,23 +72,19 @@ def from_shapely(polygons: Geometries) -> Rings:
     return Rings(coords=coords, ring_offsets=offsets[0].astype(np.int64), polygon_offsets=offsets[1].astype(np.int64))
 
 
-def drop_collinear(rings: Rings) -> Rings:
-    """The same rings with their turns only: no vertex where two edges continue each other."""
-    xy, last = rings.coords, rings.is_last
-    before = np.roll(xy, 1, axis=0)
-    first = rings.ring_offsets[:-1]
-    before[first] = xy[rings.ring_offsets[1:] - 2]  # a ring's first vertex follows the last but one
-    after = np.roll(xy, -1, axis=0)
-    straight = ((before == xy) & (xy == after)).any(axis=1)
-    kept = ~straight & ~last
-    counts = np.add.reduceat(kept.astype(np.int64), first) if len(first) else np.empty(0, np.int64)
-    offsets = np.concatenate([[0], np.cumsum(counts + 1)])
-    out = np.empty((offsets[-1], 2))
-    is_closing = np.zeros(len(out), bool)
-    is_closing[offsets[1:] - 1] = True
-    out[~is_closing] = xy[kept]
-    out[is_closing] = out[offsets[:-1]]
-    return Rings(coords=out, ring_offsets=offsets, polygon_offsets=rings.polygon_offsets)
+def take_ragged(values: NDArray[Any], pieces: Ints) -> NDArray[Any]:
+    """Some pieces of an array, one after the other; `(piece, 2)` says where each begins and how long it is."""
+    starts, lengths = pieces.T
+    before = np.cumsum(lengths) - lengths
+    return np.asarray(values[np.repeat(starts - before, lengths) + np.arange(lengths.sum())])
+
+
+def as_polygons(coords: NDArray[np.float64], ring_offsets: Ints, polygon: Ints) -> Rings:
+    """Closed rings as polygons; `polygon` says which each belongs to, ascending, the exterior of each first."""
+    first = np.flatnonzero(np.diff(polygon, prepend=-1))
+    return Rings(
+        coords=coords, ring_offsets=ring_offsets, polygon_offsets=np.append(first, len(polygon)).astype(np.int64)
+    )
 
 
 def first_pixel(rings: Rings, *, scene_width: int) -> Ints:

@@ -73,25 +73,43 @@ def interleaved(repeats: int, **work: Callable[[], float | tuple[float, ...]]) -
     return {name: tuple(map(statistics.median, zip(*values, strict=True))) for name, values in seconds.items()}
 
 
-def publish(name: str, title: str, command: str, rows: list[tuple[str, str, str]], facts: dict[str, Any]) -> None:
-    """A table and the raw numbers under docs/benchmarks/."""
+def publish(
+    name: str, title: str, command: str, rows: list[tuple[str, str, str]], facts: dict[str, Any], *, part: str = ""
+) -> None:
+    """A table and the raw numbers under docs/benchmarks/.
+
+    Args:
+        name: Of the files.
+        title: Of the page.
+        command: What repeats the measurement.
+        rows: What, measured, bar.
+        facts: Raw numbers, as JSON values.
+        part: Name of a part of the page, measured in a run of its own; the other parts stay.
+    """
     DOCS.mkdir(parents=True, exist_ok=True)
+    raw = DOCS / f"{name}.json"
+    known = json.loads(raw.read_text()) if part and raw.exists() else {}
+    parts = {**known.get("parts", {}), part: _part(command, rows, facts)}
+    lines = [f"# {title}", "", "Only ratios of one run mean anything.", ""]
+    for one in parts.values():
+        lines += [f"`{one['command']}`, {one['date']}. {one['machine']}.", one["software"], ""]
+        lines += ["| what | measured | bar |", "|---|---|---|"]
+        lines += [f"| {what} | {got} | {bar} |" for what, got, bar in one["rows"]] + [""]
+    (DOCS / f"{name}.md").write_text("\n".join(lines))
+    raw.write_text(json.dumps({"parts": parts}, indent=1) + "\n")
+    print("\n".join(lines))
+
+
+def _part(command: str, rows: list[tuple[str, str, str]], facts: dict[str, Any]) -> dict[str, Any]:
     cpus = re.findall(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
     capability = torch.backends.cpu.get_cpu_capability()
-    machine = f"{cpus[0] if cpus else '?'}, {os.cpu_count()} cores, {platform.system()}, CPU only, {capability}"
     used = versions()
-    lines = [
-        f"# {title}",
-        "",
-        f"`{command}`, {datetime.now(UTC):%Y-%m-%d}. {machine}.",
-        f"Python {used['python']}, PyTorch {used['torch']}, rasterio {used['rasterio']}.",
-        "Only ratios of one run mean anything.",
-        "",
-        "| what | measured | bar |",
-        "|---|---|---|",
-        *(f"| {what} | {got} | {bar} |" for what, got, bar in rows),
-        "",
-    ]
-    (DOCS / f"{name}.md").write_text("\n".join(lines))
-    (DOCS / f"{name}.json").write_text(json.dumps(facts | {"machine": machine, "versions": used}, indent=1) + "\n")
-    print("\n".join(lines))
+    return {
+        "command": command,
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "machine": f"{cpus[0] if cpus else '?'}, {os.cpu_count()} cores, {platform.system()}, CPU only, {capability}",
+        "software": f"Python {used['python']}, PyTorch {used['torch']}, rasterio {used['rasterio']}.",
+        "rows": rows,
+        "facts": facts,
+        "versions": used,
+    }

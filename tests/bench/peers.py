@@ -1,10 +1,16 @@
 """`make bench-peers`: the same weights on the same scene through other ways of doing it, each a process of its own.
 
-python -m tests.bench.peers [--size 8192] [--seam-size 4096] [--repeats 1]
+python -m tests.bench.peers [--size 8192] [--seam-size 2048] [--repeats 1] [--only ours,hand,grid]
+
+Peers that want libraries which must not enter the main environment (torchvision) run in one of their own:
+    python -m venv bench-out/peers-venv
+    bench-out/peers-venv/bin/pip install -c constraints.txt -e ".[openvino]" monai onnx onnxscript torchgeo requests
+    and geodeep
 
 A peer is what its users would write with its defaults; seconds and memory are those of its whole process, imports and
 compilation included, caches warm. Seam error is the share of pixels whose class differs from one whole forward, farther
-from nodata than the halo: peers give nodata to the network as it is.
+from nodata than the halo: peers give nodata to the network as it is. Left out as too large to install beside the
+others: geoai, terratorch.
 """
 
 from __future__ import annotations
@@ -49,6 +55,8 @@ class Peer:
     needs: str = "torch"
     """Module without which it is left out."""
     ours: bool = False
+    same_input: bool = True
+    """False where it cannot be given the scene's four bands, so that its classes are not comparable."""
 
 
 def _write(path: Path, scene: Path, mask: NDArray[np.uint8]) -> None:
@@ -162,6 +170,91 @@ def monai(scene: Path, model: Path, mask: Path) -> None:
     _write(mask, scene, scores[0].argmax(0).numpy().astype(np.uint8))
 
 
+def map_overlap(scene: Path, model: Path, mask: Path) -> None:
+    """Dask's `map_overlap` with chunks of 2048 and the halo that its user would have to know, eager PyTorch."""
+    import dask.array as da
+
+    network = _network(model)
+    with rasterio.open(scene) as source:
+        data = da.from_array(source.read(), chunks=(-1, _CORE, _CORE))
+
+    def classes(block: NDArray[Any]) -> NDArray[np.uint8]:
+        return np.asarray(network(_scaled(block))[0].argmax(0).numpy().astype(np.uint8))[None]
+
+    depth = (0, _HALO, _HALO)
+    made = data.map_overlap(classes, depth=depth, boundary="reflect", chunks=((1,), *data.chunks[1:]), dtype=np.uint8)
+    _write(mask, scene, made.compute()[0])
+
+
+def torchgeo(scene: Path, model: Path, mask: Path) -> None:
+    """torchgeo's `GridGeoSampler` and a DataLoader, batches of four, as its tutorials have it."""
+    import torch
+
+    if not hasattr(torch.ops.torchvision, "nms"):  # torchvision's CUDA build beside PyTorch for the CPU
+        library = torch.library.Library("torchvision", "DEF")
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    from torch.utils.data import DataLoader
+    from torchgeo.datasets import RasterDataset, stack_samples
+    from torchgeo.samplers import GridGeoSampler
+
+    network, places = _network(model), []
+    with rasterio.open(scene) as source:
+        made, transform = np.full(source.shape, 255, np.uint8), ~source.transform
+
+    class _Scene(RasterDataset):  # type: ignore[misc]
+        filename_glob = scene.name
+
+    class _Sampler(GridGeoSampler):  # type: ignore[misc]
+        def __iter__(self) -> Any:
+            for query in super().__iter__():
+                col, row = transform * (query[0].start, query[1].stop)
+                places.append((round(row), round(col)))
+                yield query
+
+    dataset = _Scene(paths=str(scene.parent))
+    loader = DataLoader(dataset, batch_size=4, sampler=_Sampler(dataset, _PATCH, _PATCH), collate_fn=stack_samples)
+    done = 0
+    for batch in loader:
+        labels = network((batch["image"].float() - 1000.0) / 800.0).argmax(1).to(torch.uint8).numpy()
+        for patch in labels:
+            row, col = places[done]
+            done += 1
+            here = made[max(row, 0) : row + _PATCH, max(col, 0) : col + _PATCH]
+            here[:] = patch[max(-row, 0) :, max(-col, 0) :][: here.shape[0], : here.shape[1]]
+    _write(mask, scene, made)
+
+
+def geodeep(scene: Path, model: Path, mask: Path) -> None:
+    """GeoDeep with its defaults: ONNX Runtime, tiles of 512, 5 % overlap; its median and small-region filters included.
+
+    It takes three bands, scaled to [0, 1]: the graph undoes that, and the first band stands in for the fourth.
+    """
+    import onnx
+    import torch
+    from geodeep.geodeep import run
+
+    class _Adapted(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = _network(model)
+
+        def forward(self, x: Any) -> Any:
+            dn = torch.cat([x, x[:, :1]], 1) * 65535.0
+            return self.network((dn - 1000.0) / 800.0).softmax(1)
+
+    path = model / "geodeep.onnx"
+    if not path.exists():
+        program = torch.onnx.export(_Adapted().eval(), (torch.zeros(1, 3, _PATCH, _PATCH),), dynamo=True)
+        assert program is not None
+        program.save(path)
+        document = onnx.load(path)
+        facts = {"model_type": '"Segmentor"', "resolution": "1", "class_names": '{"0": "a", "1": "b"}'}
+        onnx.helper.set_model_props(document, {**facts, "seg_thresh": "0", "tiles_overlap": "5"})
+        onnx.save(document, path)
+    _write(mask, scene, run(str(scene), str(path)))
+
+
 def whole(scene: Path, model: Path, mask: Path) -> None:
     """One forward over the scene, mirrored around: what all others are compared with."""
     with rasterio.open(scene) as source:
@@ -177,16 +270,29 @@ PEERS = {
     "hand": Peer(name="loop by hand, OpenVINO bfloat16", run=hand_written, float32=False, needs="openvino"),
     "grid": Peer(name="grid-sampler loop, patch 512, no overlap", run=grid_loop, float32=True),
     "gridx": Peer(name="the same, 96 px thrown away", run=grid_loop_exact, float32=True),
+    "geodeep": Peer(name="GeoDeep (ONNX Runtime)", run=geodeep, float32=True, needs="geodeep", same_input=False),
+    "torchgeo": Peer(name="torchgeo grid sampler", run=torchgeo, float32=True, needs="torchgeo"),
+    "dask": Peer(name="Dask map_overlap, chunks of 2048, depth 96", run=map_overlap, float32=True),
     "monai": Peer(name="MONAI sliding window, Gaussian, 50 %", run=monai, float32=True, needs="monai"),
 }
+
+
+def python_with(module: str) -> str | None:
+    """An interpreter that has the module: this one, or that of the peers' own environment."""
+    if importlib.util.find_spec(module):
+        return sys.executable
+    other = OUT / "peers-venv" / "bin" / "python"
+    found = other.exists() and list(other.parents[1].glob(f"lib/python*/site-packages/{module}"))
+    return str(other) if found else None
 
 
 def measure(key: str, scene: Path, model: Path, mask: Path) -> tuple[float, float, float]:
     """(wall seconds, CPU seconds, peak bytes) of a fresh process."""
     mask.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "tests.bench.peers", "--child", key, str(scene), str(model), str(mask)]
+    python = python_with(PEERS[key].needs if key in PEERS else "torch") or sys.executable
+    command = [python, "-m", "tests.bench.peers", "--child", key, str(scene), str(model), str(mask)]
     started = time.perf_counter()
-    pid = os.posix_spawn(sys.executable, command, {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"})
+    pid = os.posix_spawn(python, command, {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"})
     _, status, usage = os.wait4(pid, 0)
     assert status == 0, f"{key} failed with status {status}"
     return time.perf_counter() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
@@ -212,7 +318,8 @@ def main() -> None:
     """Measure and publish."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--size", type=int, default=8192)
-    parser.add_argument("--seam-size", type=int, default=4096)
+    parser.add_argument("--seam-size", type=int, default=2048)
+    parser.add_argument("--only", default=",".join(PEERS))
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--child", nargs=4)
     given = parser.parse_args()
@@ -223,12 +330,13 @@ def main() -> None:
         return
     unet()
     model, scene, small = OUT / "unet-16-4", scene_of(given.size), scene_of(given.seam_size)
-    keys = [key for key, peer in PEERS.items() if importlib.util.find_spec(peer.needs)]
+    keys = [key for key in given.only.split(",") if python_with(PEERS[key].needs)]
     measure("whole", small, model, OUT / "peers" / "whole.tif")
     with rasterio.open(OUT / "peers" / "whole.tif") as source:
         reference = source.read(1)
     far = far_from_nodata(small)
-    seams = {key: seam_error(key, small, model, reference, far) for key in keys}
+    comparable = [key for key in keys if PEERS[key].same_input]
+    seams = {key: seam_error(key, small, model, reference, far) for key in comparable}
     print(json.dumps(seams), flush=True)
     figures: dict[str, list[tuple[float, float, float]]] = {key: [] for key in keys}
     for _ in range(given.repeats):
@@ -239,15 +347,16 @@ def main() -> None:
     rows = [
         (
             PEERS[key].name,
-            f"{wall:.1f} s / {cpu:.1f} cpu-s, {peak / 1e9:.2f} GB, {seams[key]:.2e} of pixels differ"
+            f"{wall:.1f} s / {cpu:.1f} cpu-s, {peak / 1e9:.2f} GB, "
+            + (f"{seams[key]:.2e} of pixels differ" if key in seams else "fed with three bands")
             + ("" if PEERS[key].ours else f"; ours {wall / medians['ours'][0]:.2f} × as fast"),
             "",
         )
         for key, (wall, cpu, peak) in medians.items()
     ]
     title = f"Peers at {given.size}², whole processes; pixels that differ from one whole forward at {given.seam_size}²"
-    options = f"--size {given.size} --seam-size {given.seam_size} --repeats {given.repeats}"
-    publish("peers", title, f"make bench-peers ({options})", rows, {"medians": medians, "seams": seams})
+    options = f"--size {given.size} --seam-size {given.seam_size} --repeats {given.repeats} --only {','.join(keys)}"
+    publish(f"peers-{given.size}", title, f"make bench-peers ({options})", rows, {"medians": medians, "seams": seams})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """`make bench`: the whole job against its floors, in one run, as ratios.
 
-python -m tests.bench.speed [--size 8192] [--wide-size 4096] [--null-size 16384] [--repeats 3] [--memory 3.5GB]
+python -m tests.bench.speed [--only float32 bfloat16 wide null growth] [--size 8192] [--wide-size 8192]
+    [--null-size 16384] [--repeats 3] [--memory 3.5GB]
 """
 
 from __future__ import annotations
@@ -134,60 +135,84 @@ def measure(case: Case, repeats: int) -> tuple[list[tuple[str, str, str]], dict[
     return rows, {"medians_s": medians, "plan": plan.summary()}
 
 
-def main() -> None:
-    """Measure and publish."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--size", type=int, default=8192)
-    parser.add_argument("--wide-size", type=int, default=4096)
-    parser.add_argument("--null-size", type=int, default=16384)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--memory", default="3.5GB")
-    given = parser.parse_args()
-    scene, memory = scene_of(given.size), {"memory": given.memory}
-    exact = {**memory, "precision": "float32"}
-    cases = [
-        Case(name=f"float32, width 16, {given.size}²", model=unet(), scene=scene, options=exact, bar="≤ 1.25"),
-        Case(
-            name=f"bfloat16, width 16, {given.size}²",
-            model=unet(),
-            scene=scene,
-            options={**memory, "precision": "bfloat16"},
-            bar="≤ 1.45",
-        ),
-        Case(
-            name=f"float32, width 32, {given.wide_size}²",
-            model=unet(width=32),
-            scene=scene_of(given.wide_size),
-            options=exact,
-            bar="≤ 1.25 (at 8192²)",
-        ),
-    ]
-    rows: list[tuple[str, str, str]] = []
-    facts: dict[str, Any] = {}
-    for case in cases:
-        print(case.name, flush=True)
-        made, facts[case.name] = measure(case, given.repeats)
-        rows += made
-    large = scene_of(given.null_size)
+def network_case(kind: str, given: argparse.Namespace) -> Case:
+    """One of the networks that the bars name."""
+    wide = kind == "wide"
+    size = given.wide_size if wide else given.size
+    precision = "bfloat16" if kind == "bfloat16" else "float32"
+    return Case(
+        name=f"{precision}, width {32 if wide else 16}, {size}²",
+        model=unet(width=32 if wide else 16),
+        scene=scene_of(size),
+        options={"memory": given.memory, "precision": precision},
+        bar="≤ 1.45" if kind == "bfloat16" else "≤ 1.25",
+    )
+
+
+def measure_null(size: int, repeats: int) -> tuple[list[tuple[str, str, str]], dict[str, Any]]:
+    """Everything but the network, against GDAL's own copy and against its own parts."""
+    large = scene_of(size)
     null = Case(name="null model", model=null_model(), scene=large, options={}, bar="≤ 0.55")
     plan = sm.plan(large, null.model, vectors="none")  # measured once per model; not part of a run
     medians = interleaved(
-        given.repeats,
+        repeats,
         copy=lambda: gdal_copy(large),
         segment=lambda: end_to_end(null),
         decode=lambda: decode(null, plan),
         forwards=lambda: bare_forward(null, plan),
         mask_copy=lambda: gdal_copy(OUT / "speed" / "mask.tif"),
     )
-    name = f"null model (1×1 convolution), {given.null_size}² 4-band uint16: end to end ÷ GDAL copy to COG"
-    rows.append((name, ratio(medians["segment"][0], medians["copy"][0]), null.bar))
+    name = f"null model (1×1 convolution), {size}² 4-band uint16: end to end ÷ GDAL copy to COG"
     parts = sum(medians[part][0] for part in ("decode", "forwards", "mask_copy"))
     text = "— ÷ its parts one after the other: decoding on one thread, forwards, GDAL copy of the mask to COG"
-    rows.append((text, ratio(medians["segment"][0], parts), "≤ 1.15"))
-    facts["null model"] = medians
-    options = f"--size {given.size} --wide-size {given.wide_size} --null-size {given.null_size}"
-    command = f"make bench ({options} --repeats {given.repeats} --memory {given.memory})"
-    publish("speed", "Speed: the whole job against its floors", command, rows, facts)
+    rows = [
+        (name, ratio(medians["segment"][0], medians["copy"][0]), null.bar),
+        (text, ratio(medians["segment"][0], parts), "≤ 1.15"),
+    ]
+    return rows, {"null model": medians}
+
+
+def measure_growth(repeats: int) -> tuple[list[tuple[str, str, str]], dict[str, Any]]:
+    """Time of the null model per megapixel, from a small scene to one of a gigapixel."""
+    model = null_model()
+    medians = interleaved(
+        repeats,
+        **{
+            str(size): lambda size=size: end_to_end(  # type: ignore[misc]
+                Case(name="null model", model=model, scene=scene_of(size), options={}, bar="")
+            )
+            for size in _GROWTH
+        },
+    )
+    each = {size: medians[str(size)][0] / (size * size / 1e6) for size in _GROWTH}
+    text = ", ".join(f"{size}² {medians[str(size)][0]:.1f} s = {each[size] * 1e3:.1f} ms/Mpx" for size in _GROWTH)
+    return [("null model, end to end, by size of the scene", text, "")], {"seconds": medians}
+
+
+_GROWTH = (2048, 4096, 8192, 16384, 32768)
+
+
+def main() -> None:
+    """Measure and publish, part by part."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--only", nargs="+", default=["float32", "bfloat16", "wide", "null", "growth"])
+    parser.add_argument("--size", type=int, default=8192)
+    parser.add_argument("--wide-size", type=int, default=8192)
+    parser.add_argument("--null-size", type=int, default=16384)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--memory", default="3.5GB")
+    given = parser.parse_args()
+    for kind in given.only:
+        print(kind, flush=True)
+        if kind == "null":
+            made, facts = measure_null(given.null_size, given.repeats)
+        elif kind == "growth":
+            made, facts = measure_growth(given.repeats)
+        else:
+            made, facts = measure(network_case(kind, given), given.repeats)
+        options = f"--only {kind} --repeats {given.repeats} --memory {given.memory}"
+        title = "Speed: the whole job against its floors"
+        publish("speed", title, f"python -m tests.bench.speed {options}", made, facts, part=kind)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -12,11 +13,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from pipeline.vector.join import iter_regions
-from pipeline.vector.rings import count_pixels, drop_collinear, first_pixel, from_shapely
-from pipeline.vector.trace import Pieces, trace_block
+from pipeline.vector import join
+from pipeline.vector.join import Cells, iter_regions
+from pipeline.vector.rings import count_pixels, first_pixel, from_shapely
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from pipeline.grid import Window
@@ -37,20 +40,36 @@ def masks(draw: st.DrawFn) -> Mask:
     return np.ascontiguousarray(np.kron(coarse, np.ones((factor, factor), np.uint8)))
 
 
-def _tiled(mask: Mask, tile_hw: tuple[int, int]) -> tuple[NDArray[np.object_], NDArray[np.int64]]:
-    def trace(window: Window) -> Pieces:
+def _reader(mask: Mask, include: set[int] | None = None) -> Callable[[Window], Cells]:
+    def read(window: Window) -> Cells:
         block = mask[window.row_off : window.row_stop, window.col_off : window.col_stop]
-        return trace_block(block, window, valid=block != NODATA)
+        wanted = block != NODATA
+        return Cells(block, wanted if include is None else wanted & np.isin(block, list(include)))
 
-    parts = list(iter_regions(trace, (mask.shape[0], mask.shape[1]), tile_hw=tile_hw))
+    return read
+
+
+def _tiled(mask: Mask, tile_hw: tuple[int, int]) -> tuple[NDArray[np.object_], NDArray[np.int64]]:
+    parts = list(iter_regions(_reader(mask), (mask.shape[0], mask.shape[1]), tile_hw=tile_hw))
     return np.concatenate([p.polygons for p in parts]), np.concatenate([p.values for p in parts])
+
+
+def _turns_only(polygon: shapely.Polygon) -> shapely.Polygon:
+    """Without vertices where two edges continue each other."""
+
+    def turns(ring: shapely.LinearRing) -> list[tuple[float, float]]:
+        xy = list(ring.coords)[:-1]
+        around = zip(xy[-1:] + xy[:-1], xy, xy[1:] + xy[:1], strict=True)
+        return [b for a, b, c in around if not (a[0] == b[0] == c[0] or a[1] == b[1] == c[1])]
+
+    return shapely.Polygon(turns(polygon.exterior), [turns(hole) for hole in polygon.interiors])
 
 
 def _whole(mask: Mask) -> set[tuple[int, bytes]]:
     """The reference: GDAL on the whole mask, through Shapely's own GeoJSON reader, straight vertices dropped."""
     shapes = list(rasterio.features.shapes(mask, mask=mask != NODATA, connectivity=4))
     polygons = np.array([shapely.geometry.shape(s) for s, _ in shapes], object)
-    polygons = drop_collinear(from_shapely(polygons)).to_shapely()
+    polygons = np.array([_turns_only(polygon) for polygon in polygons], object)
     return _as_set(polygons, np.array([v for _, v in shapes], np.int64))
 
 
@@ -102,6 +121,8 @@ def test_tiling_never_shows(mask: Mask, tile_height: int, tile_width: int) -> No
     if not len(polygons):
         assert (mask == NODATA).all()
         return
+    with mock.patch.object(join, "_KEPT_PX", mask.size // 2):  # some labels made anew
+        assert _as_set(*_tiled(mask, (tile_height, tile_width))) == _as_set(polygons, values)
     assert shapely.is_valid(polygons).all()
     areas = count_pixels(from_shapely(polygons))
     assert areas.tolist() == shapely.area(polygons).tolist()
@@ -117,11 +138,7 @@ def test_tiling_never_shows(mask: Mask, tile_height: int, tile_width: int) -> No
 
 @given(masks(), SIDES, st.sets(st.sampled_from([0, 1, 2, 7, NODATA])))
 def test_class_filter_equals_filtering_afterwards(mask: Mask, tile: int, include: set[int]) -> None:
-    def trace(window: Window) -> Pieces:
-        block = mask[window.row_off : window.row_stop, window.col_off : window.col_stop]
-        return trace_block(block, window, include, valid=block != NODATA)
-
-    parts = list(iter_regions(trace, (mask.shape[0], mask.shape[1]), tile_hw=(tile, tile)))
+    parts = list(iter_regions(_reader(mask, include), (mask.shape[0], mask.shape[1]), tile_hw=(tile, tile)))
     got = set().union(*(_as_set(p.polygons, p.values) for p in parts))
     assert got == {(value, wkb) for value, wkb in _whole(mask) if value in include}
 
@@ -150,12 +167,16 @@ def test_a_region_leaves_as_soon_as_the_frontier_has_passed_it(mask: Mask, tile:
     out: list[tuple[int, bytes]] = []
     whole = _whole(mask)
 
-    def trace(window: Window) -> Pieces:
-        past = {r for r in whole if shapely.from_wkb(r[1]).bounds[3] < window.row_off}
-        assert past <= set(out)
-        block = mask[window.row_off : window.row_stop, window.col_off : window.col_stop]
-        return trace_block(block, window, valid=block != NODATA)
+    seen: set[Window] = set()
 
-    for regions in iter_regions(trace, (mask.shape[0], mask.shape[1]), tile_hw=(tile, tile)):
-        out += _as_set(regions.polygons, regions.values)
+    def read(window: Window) -> Cells:
+        if window in seen:  # the second time its boundaries are walked
+            past = {r for r in whole if shapely.from_wkb(r[1]).bounds[3] < window.row_off}
+            assert past <= set(out)
+        seen.add(window)
+        return _reader(mask)(window)
+
+    with mock.patch.object(join, "_KEPT_PX", 0):
+        for regions in iter_regions(read, (mask.shape[0], mask.shape[1]), tile_hw=(tile, tile)):
+            out += _as_set(regions.polygons, regions.values)
     assert len(out) == len(whole)

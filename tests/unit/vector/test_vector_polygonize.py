@@ -14,9 +14,8 @@ from pyproj import Geod
 from rasterio.errors import NotGeoreferencedWarning
 
 from pipeline.errors import InputError, UsageError
-from pipeline.grid import Window
 from pipeline.vector import PolygonSet, polygonize, to_geodataframe
-from pipeline.vector.trace import trace_block
+from pipeline.vector.join import Cells, iter_regions
 from tests.unit.vector.masks import GRIDS, NODATA, blobs, write_mask
 
 if TYPE_CHECKING:
@@ -153,8 +152,9 @@ def test_mask_band_counts_as_nodata(tmp_path: Path) -> None:
 
 
 def test_e14_bool_blocks_are_cast() -> None:
-    pieces = trace_block(np.eye(2, dtype=bool), Window(row_off=0, col_off=0, height=2, width=2))
-    assert sorted(pieces.values.tolist()) == [0, 0, 1, 1]
+    cells = np.eye(2, dtype=bool)
+    regions = iter_regions(lambda w: Cells(cells[w.slices_in(w)], None), (2, 2), tile_hw=(2, 2))
+    assert sorted(value for found in regions for value in found.values.tolist()) == [0, 0, 1, 1]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "complex64"])
@@ -201,10 +201,10 @@ def test_options_out_of_range(mask_path: Path, tmp_path: Path, options: dict[str
         polygonize(mask_path, scratch=tmp_path, **options)
 
 
-def test_progress_counts_tiles(mask_path: Path, tmp_path: Path) -> None:
+def test_progress_counts_two_steps_for_each_tile(mask_path: Path, tmp_path: Path) -> None:
     calls: list[tuple[int, int]] = []
     polygonize(mask_path, scratch=tmp_path, tile_px=60, progress=lambda *done: calls.append(done)).close()
-    assert calls == [(i, 9) for i in range(1, 10)]
+    assert calls == [(i, 18) for i in range(1, 19)]
 
 
 def test_a_mask_without_any_georeference_is_traced_in_pixels(tmp_path: Path) -> None:
