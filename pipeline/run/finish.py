@@ -25,7 +25,7 @@ from pipeline.store import (
     write_probability_cog,
     write_qgis_style,
 )
-from pipeline.vector import PixelAreas, polygonize, write_polygons
+from pipeline.vector import PixelAreas, Tolerance, polygonize, write_polygons
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -124,6 +124,7 @@ class Finisher:
             names=legend.names(),
             bands_are_classes=legend.multilabel,
             min_area_m2=self.settings.min_area,
+            simplify=None if self.settings.simplify is None else Tolerance(*self.settings.simplify),
             progress=self._polygons_advanced,
         ) as polygons:
             polygons.before_batch = self.check

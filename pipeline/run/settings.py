@@ -45,6 +45,17 @@ def _quantity(unit: str) -> BeforeValidator:
     return BeforeValidator(parse)
 
 
+def _length(value: Any) -> Any:
+    """A number of metres, or text such as `5 m` or `1.5 px`."""
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?)\s*(m|px|)\s*", value)
+        if match is None:
+            msg = f"{value!r} is not a length; write `5`, `5 m` or `1.5 px`"
+            raise ValueError(msg)
+        return float(match.group(1)), match.group(2) or "m"
+    return value if isinstance(value, list | tuple) else (value, "m")
+
+
 def _bytes(value: Any) -> Any:
     if not isinstance(value, str):
         return value
@@ -89,6 +100,9 @@ Numbers = Annotated[tuple[float, ...], BeforeValidator(_listed)]
 Probabilities = Annotated[
     tuple[Annotated[float, Field(gt=0, lt=1)], ...], BeforeValidator(_listed), Field(min_length=1)
 ]
+
+
+Length = Annotated[tuple[Annotated[float, Field(gt=0)], Literal["m", "px"]], BeforeValidator(_length)]
 
 
 class SegmentSettings(BaseModel):
@@ -144,6 +158,9 @@ class SegmentSettings(BaseModel):
     """Formats of the polygons; `none` for none."""
     min_area: SquareMetres = Field(default=0.0, ge=0)
     """Smallest polygon that is written, in m2 on the ellipsoid; the mask stays as it is."""
+    simplify: Length | None = None
+    """Simplify polygons: corners whose triangle is smaller than the square of this go, in metres or as `1 px`; shared
+    edges move once for both sides, so that no gaps or overlaps appear. The mask stays as it is."""
     verify: int = Field(default=0, ge=0)
     """Windows that are computed once more, away from the tiling, and compared before results are written; 0: none."""
     cluster: str = "local"

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 from rasterio.errors import RasterioError
 
 from pipeline.errors import InputError, UsageError
+from pipeline.run.settings import make_settings
 from pipeline.scene.magic import driver_of, read_ends
 from pipeline.store import read_legend
-from pipeline.vector import polygonize, to_geodataframe, write_polygons
+from pipeline.vector import Tolerance, polygonize, to_geodataframe, write_polygons
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -23,7 +24,11 @@ if TYPE_CHECKING:
 
 
 def vectorize(
-    mask: str | Path, *, only: Sequence[str | int] | None = None, min_area: float = 0.0
+    mask: str | Path,
+    *,
+    only: Sequence[str | int] | None = None,
+    min_area: float = 0.0,
+    simplify: float | str | None = None,
 ) -> geopandas.GeoDataFrame:
     """Polygons of a mask, exact across tiles, in the mask's CRS.
 
@@ -31,11 +36,13 @@ def vectorize(
         mask: GeoTIFF with one band of class values, or a mask of ours with a band for each of overlapping classes.
         only: Classes by name or value; all but the background when None.
         min_area: Smallest polygon kept, in m2 on the ellipsoid.
+        simplify: Corners whose triangle is smaller than the square of this go, in metres or as `1 px`; shared edges
+            move once for both sides. None leaves every pixel's edge.
 
     Raises:
         PipelineError: The mask cannot be read, or has no such class.
     """
-    with _polygons(Path(mask), only, min_area, None, None) as polygons:
+    with _polygons(Path(mask), only, min_area, simplify) as polygons:
         return to_geodataframe(polygons)
 
 
@@ -45,6 +52,7 @@ def vectorize_to_file(
     *,
     only: Sequence[str | int] | None = None,
     min_area: float = 0.0,
+    simplify: float | str | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> WrittenPolygons:
@@ -55,15 +63,16 @@ def vectorize_to_file(
         output: `.geojson`, `.gpkg`, `.fgb` or `.parquet`.
         only: Classes by name or value; all but the background when None.
         min_area: Smallest polygon kept, in m2 on the ellipsoid.
+        simplify: As for `vectorize`.
         overwrite: Replace a file that is there.
-        progress: Called with (tiles done, tiles in all).
+        progress: Called with (steps done, steps in all).
 
     Raises:
         PipelineError: As `vectorize`; or the file cannot be written.
     """
     output = Path(output)
     scratch = output.parent if output.parent.is_dir() else None
-    with _polygons(Path(mask), only, min_area, scratch, progress) as polygons:
+    with _polygons(Path(mask), only, min_area, simplify, scratch=scratch, progress=progress) as polygons:
         return write_polygons(polygons, output, overwrite=overwrite)
 
 
@@ -103,9 +112,12 @@ def _polygons(
     mask: Path,
     only: Sequence[str | int] | None,
     min_area: float,
-    scratch: Path | None,
-    progress: Callable[[int, int], None] | None,
+    simplify: float | str | None,
+    *,
+    scratch: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> PolygonSet:
+    tolerance = make_settings({"simplify": simplify}).simplify  # read as `segment` reads it
     legend = _checked_legend(mask)
     return polygonize(
         mask,
@@ -114,6 +126,7 @@ def _polygons(
         names=legend.names() if legend else None,
         bands_are_classes=legend is not None and legend.multilabel,
         min_area_m2=min_area,
+        simplify=None if tolerance is None else Tolerance(*tolerance),
         progress=progress,
     )
 

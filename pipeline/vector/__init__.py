@@ -3,6 +3,15 @@
 from pipeline.vector.area import PixelAreas
 from pipeline.vector.polygonize import polygonize
 from pipeline.vector.polygonset import PolygonSet, to_geodataframe
+from pipeline.vector.simplify import Tolerance
 from pipeline.vector.write import WrittenPolygons, write_polygons
 
-__all__ = ["PixelAreas", "PolygonSet", "WrittenPolygons", "polygonize", "to_geodataframe", "write_polygons"]
+__all__ = [
+    "PixelAreas",
+    "PolygonSet",
+    "Tolerance",
+    "WrittenPolygons",
+    "polygonize",
+    "to_geodataframe",
+    "write_polygons",
+]

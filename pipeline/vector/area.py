@@ -94,6 +94,16 @@ def _centres(side: int, cell: int) -> Floats:
     return (starts + np.minimum(starts + cell, side)) / 2
 
 
+def mean_pixel_m(areas: PixelAreas | None, shape: tuple[int, int]) -> float | None:
+    """Side of a square as large as the mean pixel of a scene (height, width), in metres; None where `areas` is."""
+    if areas is None:
+        return None
+    height, width = shape
+    x, y = np.array([0, width, 0, width]), np.array([0, 0, height, height])
+    total = float(areas.to_m2(areas.integral(x, y)) @ np.array([1, -1, -1, 1]))
+    return math.sqrt(max(total, 0.0) / (height * width)) or None
+
+
 def _density(geobox: GeoBox) -> Density | None:
     """Function of (x, y, baseline in pixels): square metres per pixel there."""
     crs = CRS.from_wkt(geobox.crs_wkt) if geobox.crs_wkt else None

@@ -84,6 +84,40 @@ def densify(rings: Rings, spacing: Spacing) -> Rings:
     )
 
 
+def densify_slanting(rings: Rings, spacing: Spacing) -> Rings:
+    """The same for edges in any direction: each is cut into equal parts, no longer than the spacing at its ends.
+
+    Parts are counted from the edge's smaller end, whichever way it runs.
+    """
+    if not spacing.finest_px or not len(rings):
+        return rings
+    start, stop = rings.coords[:-1], rings.coords[1:]
+    turned = (start[:, 0] > stop[:, 0]) | ((start[:, 0] == stop[:, 0]) & (start[:, 1] > stop[:, 1]))
+    low, high = (np.where(turned[:, None], one, other) for one, other in ((stop, start), (start, stop)))
+    length = np.abs(high - low).max(axis=1)
+    step = np.minimum.reduce([_spacing_at(xy, spacing) for xy in (low, (low + high) / 2, high)])
+    parts = np.maximum(np.ceil(length / step), 1).astype(np.int64)
+    counts = np.where(rings.is_last[:-1], 0, parts - 1)
+    edge = np.repeat(np.arange(len(counts)), counts)
+    nth = np.arange(len(edge)) - np.repeat(np.cumsum(counts) - counts, counts) + 1
+    from_low = np.where(turned[edge], parts[edge] - nth, nth) / parts[edge]
+    points = low[edge] + (high[edge] - low[edge]) * from_low[:, None]
+    return Rings(
+        coords=np.insert(rings.coords, edge + 1, points, axis=0),
+        ring_offsets=rings.ring_offsets + np.searchsorted(edge, rings.ring_offsets),
+        polygon_offsets=rings.polygon_offsets,
+    )
+
+
+def _spacing_at(xy: Floats, spacing: Spacing) -> Floats:
+    """Spacing at each point, in pixels."""
+    if spacing.per_cell is None:
+        return np.full(len(xy), spacing.finest_px)
+    cells = (xy // spacing.cell_px).astype(np.int64)
+    rows, cols = (np.clip(cells[:, i], 0, side - 1) for i, side in zip((1, 0), spacing.per_cell.shape, strict=True))
+    return np.asarray(spacing.per_cell[rows, cols])
+
+
 def _along(xy: Ints, axis: Ints) -> Ints:
     """The coordinate that changes along each edge."""
     return np.where(axis == 0, xy[:, 0], xy[:, 1])

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import shapely
 
-from pipeline.vector.densify import densify, measure_spacing
+from pipeline.vector.densify import densify, densify_slanting, measure_spacing
 from pipeline.vector.lonlat import ToLonLat, is_on_earth, to_lonlat_polygons
 from pipeline.vector.rings import from_shapely
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from pipeline.grid import GeoBox
     from pipeline.vector.polygonset import PolygonSet
     from pipeline.vector.rings import Geometries
     from pipeline.vector.spool import PolygonBatch
@@ -39,7 +38,7 @@ def write_geojson(polygons: PolygonSet, path: Path) -> int:
     """Write a feature collection; returns how many polygons vanished in rounding or lay off the Earth."""
     dropped = 0
     on_earth = is_on_earth(polygons.geobox.crs_wkt)
-    place, tidy = (_lonlat(polygons.geobox), _seven_decimals) if on_earth else (polygons.in_crs, str)
+    place, tidy = (_lonlat(polygons), _seven_decimals) if on_earth else (polygons.in_crs, str)
     head = "" if on_earth else f'"scenemask:crs":null,"scenemask:crs_note":"{_NOTE}",'
     with path.open("w", encoding="utf-8", newline="\n") as file:
         file.write(f'{{"type":"FeatureCollection",{head}"features":[')
@@ -64,12 +63,13 @@ def count_features(path: Path) -> int:
     return count if line == _TAIL.lstrip() else -1
 
 
-def _lonlat(geobox: GeoBox) -> Callable[[PolygonBatch], Geometries]:
+def _lonlat(polygons: PolygonSet) -> Callable[[PolygonBatch], Geometries]:
     """Function that gives a batch's polygons in longitude and latitude, None for those that vanish."""
-    place = ToLonLat(geobox)
+    place = ToLonLat(polygons.geobox)
     spacing = measure_spacing(place)
-    check = spacing.per_cell is not None or _smallest_pixel_deg(place) < _SAFE_PIXEL_DEG
-    return lambda batch: to_lonlat_polygons(densify(from_shapely(batch.polygons), spacing), place, check=check)
+    check = not polygons.on_grid or spacing.per_cell is not None or _smallest_pixel_deg(place) < _SAFE_PIXEL_DEG
+    with_points = densify if polygons.on_grid else densify_slanting
+    return lambda batch: to_lonlat_polygons(with_points(from_shapely(batch.polygons), spacing), place, check=check)
 
 
 def _smallest_pixel_deg(place: ToLonLat) -> float:

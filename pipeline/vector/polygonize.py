@@ -17,10 +17,11 @@ from rasterio.windows import Window as RasterioWindow
 
 from pipeline.errors import InputError, UsageError
 from pipeline.grid import GeoBox
-from pipeline.vector.area import PixelAreas
+from pipeline.vector.area import PixelAreas, mean_pixel_m
 from pipeline.vector.faults import disk_errors
 from pipeline.vector.join import Cells, iter_regions
 from pipeline.vector.polygonset import PolygonSet
+from pipeline.vector.simplify import Tolerance, simplify_spool
 from pipeline.vector.spool import SpoolWriter
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def polygonize(
     names: Mapping[int, str] | None = None,
     bands_are_classes: bool = False,
     min_area_m2: float = 0.0,
+    simplify: Tolerance | None = None,
     tile_px: int = 1024,
     progress: Callable[[int, int], None] | None = None,
 ) -> PolygonSet:
@@ -56,6 +58,8 @@ def polygonize(
         bands_are_classes: Each band holds one class, 1 where it is, as a mask with overlapping classes has them. Class
             0 is the first band.
         min_area_m2: Regions below this geodesic area are left out.
+        simplify: Corners whose triangle is smaller than the square of this are taken away, shared edges once for both
+            sides; None leaves every pixel's edge.
         tile_px: Side of the squares in which the mask is read: memory and speed, never the result.
         progress: Called after each step with (steps done, steps in all): two for each tile.
 
@@ -63,11 +67,12 @@ def polygonize(
         A context manager over the polygons, in the order of their first pixels.
 
     Raises:
-        UsageError: CF-031, a minimum area in m² without a CRS; CF-032, a tile below 1 px or a negative area.
+        UsageError: CF-031 and CF-034, a minimum area in m² or a tolerance in metres without a CRS; CF-032, an option
+            out of range.
         InputError: IN-030, not an integer type; IN-031, unreadable or not one band; IN-032, a class number too large.
-        ResourceError: RS-002, the disk with `scratch` is full.
+        ResourceError: RS-002, the disk with `scratch` is full; RS-006, too many polygons to simplify at once.
     """
-    _check_options(min_area_m2, tile_px)
+    _check_options(min_area_m2, tile_px, simplify)
     with _open_mask(mask_path, many_bands=bands_are_classes) as mask:
         geobox = _geobox(mask)
         areas = PixelAreas.of(geobox)
@@ -79,27 +84,38 @@ def polygonize(
                 where=str(mask_path),
                 fix="give the mask a CRS, or leave the minimum area out",
             )
+        tolerance_px = None if simplify is None else simplify.to_px(mean_pixel_m(areas, geobox.shape))
         with disk_errors(scratch):
             scratch.mkdir(parents=True, exist_ok=True)
             folder = Path(tempfile.mkdtemp(prefix="polygons-", dir=scratch))
         try:
-            spool = SpoolWriter(folder / "regions.arrow", geobox.width, areas, min_area_m2)
+            spool = SpoolWriter(folder / "regions.arrow", geobox.width, areas, min_area_m2, nodes=simplify is not None)
             readers = _readers(mask, include, bands_are_classes=bands_are_classes)
             for number, (read, value) in enumerate(readers):
                 advanced = _advanced(progress, number, len(readers))
-                for regions in iter_regions(read, geobox.shape, tile_hw=(tile_px, tile_px), progress=advanced):
+                found = iter_regions(
+                    read, geobox.shape, tile_hw=(tile_px, tile_px), nodes=spool.nodes, progress=advanced
+                )
+                for regions in found:
                     spool.add(regions if value is None else regions.of_class(value))
             spool.close()
-            return PolygonSet(folder, spool=spool.path, geobox=geobox, names=names or {}, areas=areas)
+            path = spool.path
+            if tolerance_px is not None:
+                path = folder / "simplified.arrow"
+                simplify_spool(spool.path, path, tolerance_px, by_class=bands_are_classes)
+            return PolygonSet(
+                folder, spool=path, geobox=geobox, names=names or {}, areas=areas, on_grid=simplify is None
+            )
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
 
 
-def _check_options(min_area_m2: float, tile_px: int) -> None:
-    if tile_px < 1 or not min_area_m2 >= 0:
+def _check_options(min_area_m2: float, tile_px: int, simplify: Tolerance | None) -> None:
+    if tile_px < 1 or not min_area_m2 >= 0 or (simplify is not None and not 0 < simplify.value < np.inf):
         raise UsageError(
-            f"expected a tile of at least 1 px and a minimum area of at least 0 m², got {tile_px} and {min_area_m2}",
+            "expected a tile of at least 1 px, a minimum area of at least 0, and a tolerance above 0, got "
+            f"{tile_px}, {min_area_m2} and {simplify}",
             code="CF-032",
             title="Option out of range",
             fix="give positive numbers",

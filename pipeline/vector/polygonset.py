@@ -34,7 +34,14 @@ class PolygonSet:
     """
 
     def __init__(
-        self, folder: Path, *, spool: Path, geobox: GeoBox, names: Mapping[int, str], areas: PixelAreas | None
+        self,
+        folder: Path,
+        *,
+        spool: Path,
+        geobox: GeoBox,
+        names: Mapping[int, str],
+        areas: PixelAreas | None,
+        on_grid: bool = True,
     ) -> None:
         self._folder = folder
         self._reader = SpoolReader(spool)
@@ -42,6 +49,8 @@ class PolygonSet:
         self._areas = areas
         self.geobox = geobox
         """Grid and CRS of the mask."""
+        self.on_grid = on_grid
+        """Whether all edges follow those of pixels."""
         self.before_batch: Callable[[], object] = lambda: None
         """Called before each batch; may raise, so that a long writing can be stopped."""
 

@@ -87,6 +87,25 @@ def as_polygons(coords: NDArray[np.float64], ring_offsets: Ints, polygon: Ints) 
     )
 
 
+def drop_collinear(rings: Rings) -> Rings:
+    """The same rings with their turns only: no vertex where two edges continue each other."""
+    xy, last = rings.coords, rings.is_last
+    before = np.roll(xy, 1, axis=0)
+    first = rings.ring_offsets[:-1]
+    before[first] = xy[rings.ring_offsets[1:] - 2]  # a ring's first vertex follows the last but one
+    after = np.roll(xy, -1, axis=0)
+    straight = ((before == xy) & (xy == after)).any(axis=1)
+    kept = ~straight & ~last
+    counts = np.add.reduceat(kept.astype(np.int64), first) if len(first) else np.empty(0, np.int64)
+    offsets = np.concatenate([[0], np.cumsum(counts + 1)])
+    out = np.empty((offsets[-1], 2))
+    is_closing = np.zeros(len(out), bool)
+    is_closing[offsets[1:] - 1] = True
+    out[~is_closing] = xy[kept]
+    out[is_closing] = out[offsets[:-1]]
+    return Rings(coords=out, ring_offsets=offsets, polygon_offsets=rings.polygon_offsets)
+
+
 def first_pixel(rings: Rings, *, scene_width: int) -> Ints:
     """Row-major index of each polygon's first pixel in the scene, shape (polygon,).
 

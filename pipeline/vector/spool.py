@@ -14,7 +14,7 @@ import pyarrow as pa
 import shapely
 
 from pipeline.vector.faults import disk_errors
-from pipeline.vector.rings import count_pixels, first_pixel, from_shapely, sum_inside
+from pipeline.vector.rings import count_pixels, drop_collinear, first_pixel, from_shapely, sum_inside
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,6 +68,8 @@ class SpoolWriter:
     scene_width: int
     areas: PixelAreas | None
     min_area_m2: float
+    nodes: bool = False
+    """Whether outlines have vertices on straight lines, where neighbours meet."""
     _file: pa.RecordBatchFileWriter = field(init=False)
     _pending: list[pa.RecordBatch] = field(default_factory=list)
 
@@ -116,13 +118,17 @@ class SpoolWriter:
         if not kept.any():
             return pa.RecordBatch.from_pylist([], schema=_SCHEMA)
         values, wkb = values[kept], shapely.to_wkb(polygons[kept], byte_order=1)
+        turns = wkb
+        if self.nodes:
+            plain = shapely.normalize(drop_collinear(rings).to_shapely()[kept])
+            turns = shapely.to_wkb(plain, byte_order=1)
         columns = [
             first_pixel(rings, scene_width=self.scene_width)[kept],
             values,
             count_pixels(rings)[kept],
             units[kept],
             np.fromiter(map(len, wkb), np.int64, len(wkb)),
-            [_digest(value, geometry) for value, geometry in zip(values.tolist(), wkb, strict=True)],
+            [_digest(value, geometry) for value, geometry in zip(values.tolist(), turns, strict=True)],
             wkb,
         ]
         return pa.record_batch(
@@ -152,6 +158,12 @@ class SpoolReader:
         """One whole-number column, in spool order."""
         empty = np.empty(0, np.int64)
         return np.concatenate([empty, *(b.column(name).to_numpy() for b in self._batches)])
+
+    def whole(self) -> pa.Table:
+        """Everything in canonical order, in memory."""
+        if not self._batches:
+            return _SCHEMA.empty_table()
+        return pa.Table.from_batches(self._batches).take(pa.array(self._order))
 
     def iter_batches(self, *, max_rows: int, max_bytes: int) -> Iterator[PolygonBatch]:
         """Batches in canonical order; where they end depends on the regions only.
