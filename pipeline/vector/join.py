@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from pipeline.grid import Window, iter_windows
 from pipeline.vector.rings import as_polygons, take_ragged
+from pipeline.vector.seams import Cells, Survey
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,17 +24,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.vector.rings import Geometries, Ints, Rings
-
-    Labels = NDArray[np.int32]
-
-
-class Cells(NamedTuple):
-    """Pixels of one window, with the class of each."""
-
-    values: NDArray[np.generic]
-    """Shape `(y, x)`, any integer type."""
-    wanted: NDArray[np.bool_] | None
-    """The same shape, False where a pixel belongs to no region; None where all do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,179 +64,43 @@ def iter_regions(
 
     Law: the set of regions equals that of the whole mask traced at once (properties/test_vector_law.py).
     """
-    windows = list(iter_windows(shape_hw, tile_hw))
-    steps = iter(range(1, 2 * len(windows) + 1))
+    num_tiles = len(list(iter_windows(shape_hw, tile_hw)))
+    steps = iter(range(1, 2 * num_tiles + 1))
 
     def advance() -> None:
         if progress is not None:
-            progress(next(steps), 2 * len(windows))
+            progress(next(steps), 2 * num_tiles)
 
-    tiles = []
-    links = _Links()
-    for window in windows:
-        keep = window.row_off * shape_hw[1] < _KEPT_PX
-        tiles.append(_Tile.of(window, read, shape_hw, first_node=links.num_nodes, keep=keep))
-        links.add(tiles[-1], columns=-(-shape_hw[1] // tile_hw[1]), tiles=tiles)
-        advance()
-    seams = links.resolve()
-    sweep = _Sweep(shape_hw=shape_hw, columns=links.columns, seams=seams, nodes=nodes)
-    for number, tile in enumerate(tiles):
-        yield sweep.trace(number, tiles, read)
+    survey = Survey.make(read, shape_hw, tile_hw, advance=advance)
+    sweep = _Sweep(survey=survey, nodes=nodes)
+    for number, tile in enumerate(survey.tiles):
+        yield sweep.trace(number, read)
         if tile.window.col_stop == shape_hw[1]:
-            yield sweep.finish_row(number // links.columns)
+            yield sweep.finish_row(number // survey.columns)
         advance()
 
 
-def label_cells(cells: Cells) -> tuple[Labels, Ints]:
-    """(labels `(y + 2, x + 2)` with an apron of zeros, value of each label from 0)."""
-    from pipeline.vector import kernels  # noqa: PLC0415 - Numba takes half a second to import
-
-    block = cells.values
-    block = block.view(np.uint8) if block.dtype == bool else block.astype(block.dtype.newbyteorder("="), copy=False)
-    block = np.ascontiguousarray(block)  # another layout would be compiled for itself
-    wanted = np.empty((0, 0), np.bool_) if cells.wanted is None else cells.wanted
-    apron = np.zeros((block.shape[0] + 2, block.shape[1] + 2), np.int32)
-    return apron, kernels.label(block, wanted, apron[1:-1, 1:-1])
-
-
-_KEPT_PX = 80_000_000
-"""Pixels whose labels are kept from one sweep to the other, in 2 bytes each or 4; the rest is labelled again."""
-_SIDES = ("top", "bottom", "left", "right")
 _NONE = -1
-
-
-@dataclass(slots=True, kw_only=True)
-class _Tile:
-    """What is kept of a tile between the sweeps."""
-
-    window: Window
-    touched: Labels
-    """Labels of the pieces at a seam, ascending; the first has the node `first_node`, and so on."""
-    values: Ints
-    """Class of each of them."""
-    first_node: int
-    lines: dict[str, Ints]
-    """Side -> node of each pixel along it, -1 for none; sides at the rim of the scene are left out."""
-    kept: tuple[NDArray[np.uint16] | Labels, Ints] | None
-    """Labels with their apron, and their values, where memory allows to keep them for the second sweep."""
-
-    @classmethod
-    def of(
-        cls, window: Window, read: Callable[[Window], Cells], shape_hw: tuple[int, int], *, first_node: int, keep: bool
-    ) -> _Tile:
-        """Label a tile and keep its border; with `keep` its labels too."""
-        apron, values = made = label_cells(read(window))
-        inner = apron[1:-1, 1:-1]
-        at_seam = {
-            "top": window.row_off > 0, "bottom": window.row_stop < shape_hw[0],
-            "left": window.col_off > 0, "right": window.col_stop < shape_hw[1],
-        }  # fmt: skip
-        all_lines = {"top": inner[0], "bottom": inner[-1], "left": inner[:, 0], "right": inner[:, -1]}
-        lines = {side: all_lines[side] for side in _SIDES if at_seam[side]}
-        touched = np.unique(np.concatenate([np.empty(0, np.int32), *lines.values()]))
-        touched = touched[touched > 0]
-        return cls(
-            window=window,
-            touched=touched,
-            values=values[touched],
-            first_node=first_node,
-            lines={side: _nodes(line, touched, first_node) for side, line in lines.items()},
-            kept=_narrow(made) if keep else None,
-        )
-
-
-def _narrow(made: tuple[Labels, Ints]) -> tuple[NDArray[np.uint16] | Labels, Ints]:
-    apron, values = made
-    return (apron.astype(np.uint16) if len(values) <= np.iinfo(np.uint16).max else apron), values
-
-
-def _nodes(line: Labels, touched: Labels, first_node: int) -> Ints:
-    return np.where(line > 0, first_node + np.searchsorted(touched, line), _NONE)
-
-
-@dataclass(slots=True)
-class _Links:
-    """Which pieces of neighbouring tiles share a pixel edge."""
-
-    num_nodes: int = 0
-    columns: int = 1
-    values: list[Ints] = field(default_factory=list)
-    rows: list[Ints] = field(default_factory=list)
-    pairs: list[NDArray[np.int64]] = field(default_factory=list)
-
-    def add(self, tile: _Tile, *, columns: int, tiles: list[_Tile]) -> None:
-        """Take the next tile in row-major order, the last of `tiles`."""
-        self.columns = columns
-        number = len(tiles) - 1
-        if "left" in tile.lines:
-            self._link(tiles[number - 1].lines["right"], tile.lines["left"])
-        if "top" in tile.lines:
-            self._link(tiles[number - columns].lines["bottom"], tile.lines["top"])
-        self.values.append(tile.values)
-        self.rows.append(np.full(len(tile.values), number // columns))
-        self.num_nodes += len(tile.values)
-
-    def _link(self, one: Ints, other: Ints) -> None:
-        pairs = np.stack([one, other], axis=1)
-        new = np.ones(len(pairs), bool)
-        new[1:] = (pairs[1:] != pairs[:-1]).any(axis=1)
-        self.pairs.append(pairs[new & (pairs >= 0).all(axis=1)])
-
-    def resolve(self) -> _Seams:
-        """Regions from pieces."""
-        empty = np.empty(0, np.int64)
-        values, rows = np.concatenate([empty, *self.values]), np.concatenate([empty, *self.rows])
-        pairs = np.concatenate([np.empty((0, 2), np.int64), *self.pairs])
-        pairs = pairs[values[pairs[:, 0]] == values[pairs[:, 1]]]
-        graph = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(len(values), len(values)))
-        count, region = connected_components(graph, directed=False) if len(values) else (0, empty)
-        last_row, region_values = np.zeros(count, np.int64), np.zeros(count, np.int64)
-        np.maximum.at(last_row, region, rows)
-        region_values[region] = values
-        return _Seams(region=region.astype(np.int64), values=region_values, last_row=last_row)
-
-
-class _Seams(NamedTuple):
-    """Regions that touch a seam."""
-
-    region: Ints
-    """Of each node."""
-    values: Ints
-    """Class of each region."""
-    last_row: Ints
-    """Last row of tiles that each region has a pixel in."""
 
 
 @dataclass(slots=True, kw_only=True)
 class _Sweep:
     """The second sweep: boundaries, and what waits for the rest of its region."""
 
-    shape_hw: tuple[int, int]
-    columns: int
-    seams: _Seams
+    survey: Survey
     nodes: bool
     waiting: dict[int, list[_Parts]] = field(default_factory=dict)
     """Row of tiles -> parts of the regions that it finishes."""
 
-    def trace(self, number: int, tiles: list[_Tile], read: Callable[[Window], Cells]) -> Regions:
+    def trace(self, number: int, read: Callable[[Window], Cells]) -> Regions:
         """Walk a tile; regions that touch no seam are finished."""
         from pipeline.vector import kernels  # noqa: PLC0415 - see `label_cells`
 
-        tile = tiles[number]
-        kept, values = tile.kept or label_cells(read(tile.window))
-        apron, tile.kept = kept.astype(np.int32, copy=False), None
-        regions = self.seams.region[tile.first_node : tile.first_node + len(tile.touched)]
-        unique, first, inverse = np.unique(regions, return_index=True, return_inverse=True)
-        canonical = tile.touched[first]  # one label for all pieces of a region
-        if len(unique) < len(regions):
-            new = np.arange(len(values), dtype=np.int32)
-            new[tile.touched] = canonical[inverse]
-            kernels.relabel(apron[1:-1, 1:-1], new)
-        for place, nodes in self._around(number, tiles):
-            apron[place] = self._labels(nodes, unique, canonical, foreign=len(values))
+        window = self.survey.tiles[number].window
+        apron, values, regions, labels = self.survey.labelled(number, read)
         corners, chains, rings = kernels.trace(apron, self.nodes)
         region_of = np.full(len(values), _NONE)
-        region_of[canonical] = unique
+        region_of[labels] = regions
         starts = np.concatenate([[0], chains[:, 0], rings[:, 0]])
         pieces = np.stack([starts[:-1], np.diff(starts)], axis=1)
         chain_pieces, ring_pieces = pieces[: len(chains)], pieces[len(chains) :]
@@ -259,71 +111,29 @@ class _Sweep:
                 corners=corners,
                 chains=chain_pieces,
                 chain_regions=region_of[chains[:, 1]],
-                first_keys=4 * self._in_scene(chains[:, 2], line, tile.window) + chains[:, 3],
-                next_keys=4 * self._in_scene(chains[:, 4], line, tile.window) + chains[:, 5],
+                first_keys=4 * self._in_scene(chains[:, 2], line, window) + chains[:, 3],
+                next_keys=4 * self._in_scene(chains[:, 4], line, window) + chains[:, 5],
                 rings=ring_pieces[waits],
                 ring_regions=ring_regions[waits],
             )
-            for row, some in parts.by_row(self.seams.last_row):
-                numbered = dataclasses.replace(some, corners=self._in_scene(some.corners, line, tile.window))
+            for row, some in parts.by_row(self.survey.seams.last_row):
+                numbered = dataclasses.replace(some, corners=self._in_scene(some.corners, line, window))
                 self.waiting.setdefault(row, []).append(numbered)
-        labels, ring_pieces = rings[~waits, 1], ring_pieces[~waits]
-        order = np.argsort(labels, kind="stable")  # the first ring of a label is its exterior
-        one_each = np.arange(len(order) + 1)
-        origin_xy = tile.window.col_off - 1, tile.window.row_off - 1
+        ring_labels, ring_pieces = rings[~waits, 1], ring_pieces[~waits]
+        order = np.argsort(ring_labels, kind="stable")  # the first ring of a label is its exterior
+        one_each, origin_xy = np.arange(len(order) + 1), (window.col_off - 1, window.row_off - 1)
         coords, offsets = kernels.close_rings(corners, ring_pieces[order], one_each, line, origin_xy)
-        return Regions(rings=as_polygons(coords, offsets, labels[order]), values=values[np.unique(labels)])
+        outlines = as_polygons(coords, offsets, ring_labels[order])
+        return Regions(rings=outlines, values=values[np.unique(ring_labels)])
 
     def _in_scene(self, numbers: NDArray[np.integer[Any]], line: int, window: Window) -> Ints:
         """Numbers of pixels or corners in the scene, its own apron of one pixel counted, from those in a tile."""
         row, col = np.divmod(numbers.astype(np.int64), line)
-        return np.asarray((row + window.row_off) * (self.shape_hw[1] + 2) + col + window.col_off, np.int64)
+        return np.asarray((row + window.row_off) * (self.survey.shape_hw[1] + 2) + col + window.col_off, np.int64)
 
     def finish_row(self, row: int) -> Regions:
         """Link the chains of the regions whose last tiles lie in a row."""
-        return _assemble(self.waiting.pop(row, []), self.seams.values, line=self.shape_hw[1] + 2)
-
-    def _around(self, number: int, tiles: list[_Tile]) -> Iterator[tuple[Any, Ints]]:
-        """Places in a tile's apron, and the nodes of the pixels there."""
-        lines, inner = tiles[number].lines, slice(1, -1)
-        beside = {
-            "top": (-self.columns, "bottom", (0, inner)),
-            "bottom": (self.columns, "top", (-1, inner)),
-            "left": (-1, "right", (inner, 0)),
-            "right": (1, "left", (inner, -1)),
-        }
-        for side in lines:
-            step, facing, place = beside[side]
-            yield place, tiles[number + step].lines[facing]
-        for vertical in ("top", "bottom"):
-            for horizontal in ("left", "right"):
-                if vertical in lines and horizontal in lines:
-                    v_step, facing, (row, _) = beside[vertical]
-                    h_step, _, (_, col) = beside[horizontal]
-                    line = tiles[number + v_step + h_step].lines[facing]
-                    yield (row, [col]), line[-1:] if horizontal == "left" else line[:1]
-
-    def _labels(self, nodes: Ints, regions: Ints, labels: Labels, *, foreign: int) -> Labels:
-        """Labels for the nodes of other tiles.
-
-        Args:
-            nodes: Nodes, -1 for none.
-            regions: Of this tile at its seams, ascending.
-            labels: Of these.
-            foreign: First label for the regions that are not of this tile.
-        """
-        if not len(self.seams.region):
-            return np.zeros(len(nodes), np.int32)
-        found = self.seams.region[nodes]
-        made = (foreign + found % _MANY).astype(np.int32)
-        if len(regions):
-            at = np.minimum(np.searchsorted(regions, found), len(regions) - 1)
-            made = np.where(regions[at] == found, labels[at], made)
-        return np.where(nodes < 0, 0, made).astype(np.int32)
-
-
-_MANY = 2**30
-"""Foreign labels stay within 32 bits: neighbours are told apart unless their numbers are this far from each other."""
+        return _assemble(self.waiting.pop(row, []), self.survey.seams.values, line=self.survey.shape_hw[1] + 2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,8 +19,9 @@ from pipeline.errors import InputError, UsageError
 from pipeline.grid import GeoBox
 from pipeline.vector.area import PixelAreas, mean_pixel_m
 from pipeline.vector.faults import disk_errors
-from pipeline.vector.join import Cells, iter_regions
+from pipeline.vector.join import iter_regions
 from pipeline.vector.polygonset import PolygonSet
+from pipeline.vector.seams import Cells
 from pipeline.vector.simplify import Tolerance, simplify_spool
 from pipeline.vector.spool import SpoolWriter
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from pipeline.errors import ResourceError, UsageError
 from pipeline.vector import Tolerance, polygonize, simplify, to_geodataframe, write_polygons
-from pipeline.vector.join import Cells, iter_regions
+from pipeline.vector.join import iter_regions
+from pipeline.vector.seams import Cells
 from pipeline.vector.simplify import simplify_coverage
 from tests.properties.test_vector_law import CHECKERBOARD, LATTICE, NODATA, masks
 from tests.unit.vector.masks import blobs, write_mask

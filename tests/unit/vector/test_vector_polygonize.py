@@ -15,7 +15,8 @@ from rasterio.errors import NotGeoreferencedWarning
 
 from pipeline.errors import InputError, UsageError
 from pipeline.vector import PolygonSet, polygonize, to_geodataframe
-from pipeline.vector.join import Cells, iter_regions
+from pipeline.vector.join import iter_regions
+from pipeline.vector.seams import Cells
 from tests.unit.vector.masks import GRIDS, NODATA, blobs, write_mask
 
 if TYPE_CHECKING:
