@@ -141,6 +141,7 @@ def inspect(
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help=".geojson, .gpkg, .fgb or .parquet")
 @click.option("--only", metavar="CLASS,…", help="Classes by name or number; all but the background if not given.")
 @click.option("--min-area", metavar="M2", default="0", help='Smallest polygon, such as "500 m2".  [default: 0]')
+@click.option("--sieve", is_flag=True, help="Give smaller ones to their neighbours instead of leaving holes.")
 @click.option("--simplify", metavar="M", help='Simplify without gaps or overlaps: metres, or such as "1 px".')
 @click.option("--overwrite", is_flag=True, help="Replace the file if it is there.")
 @with_common_options
@@ -150,6 +151,7 @@ def vectorize(
     *,
     only: str | None,
     min_area: str,
+    sieve: bool,
     simplify: str | None,
     overwrite: bool,
     verbose: int,
@@ -164,7 +166,9 @@ def vectorize(
 
     classes = None if only is None else [part.strip() for part in only.split(",") if part.strip()]
     least_m2 = make_settings({"min_area": min_area}).min_area  # read as `segment` reads it
-    written = vectorize_to_file(mask, out, only=classes, min_area=least_m2, simplify=simplify, overwrite=overwrite)
+    written = vectorize_to_file(
+        mask, out, only=classes, min_area=least_m2, sieve=sieve, simplify=simplify, overwrite=overwrite
+    )
     if as_json:
         click.echo(json.dumps({"path": str(written.path), "polygons": written.num_polygons}))
     elif not quiet:

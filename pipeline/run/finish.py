@@ -124,6 +124,7 @@ class Finisher:
             names=legend.names(),
             bands_are_classes=legend.multilabel,
             min_area_m2=self.settings.min_area,
+            give_to_neighbours=self.settings.sieve,
             simplify=None if self.settings.simplify is None else Tolerance(*self.settings.simplify),
             progress=self._polygons_advanced,
         ) as polygons:

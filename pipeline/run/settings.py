@@ -158,6 +158,9 @@ class SegmentSettings(BaseModel):
     """Formats of the polygons; `none` for none."""
     min_area: SquareMetres = Field(default=0.0, ge=0)
     """Smallest polygon that is written, in m2 on the ellipsoid; the mask stays as it is."""
+    sieve: bool = False
+    """Give regions below min_area to the neighbour with the longest shared border, all at once, instead of leaving
+    holes."""
     simplify: Length | None = None
     """Simplify polygons: corners whose triangle is smaller than the square of this go, in metres or as `1 px`; shared
     edges move once for both sides, so that no gaps or overlaps appear. The mask stays as it is."""
@@ -214,6 +217,8 @@ class SegmentSettings(BaseModel):
             problems.append(f"overlap {self.overlap} px must be smaller than patch {self.patch} px")
         if self.overlap is not None and self.tiling == "exact":
             problems.append("overlap belongs to blend mode; exact mode takes the halo measured from the network")
+        if self.sieve and not self.min_area:
+            problems.append("sieve needs min_area, below which regions are given away")
         if self.assume_crs is not None and self.allow_no_crs:
             problems.append("assume_crs and allow_no_crs exclude each other")
         if self.cluster != "local" and "://" not in self.cluster:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rasterio.errors import RasterioError
 
@@ -28,6 +28,7 @@ def vectorize(
     *,
     only: Sequence[str | int] | None = None,
     min_area: float = 0.0,
+    sieve: bool = False,
     simplify: float | str | None = None,
 ) -> geopandas.GeoDataFrame:
     """Polygons of a mask, exact across tiles, in the mask's CRS.
@@ -36,13 +37,14 @@ def vectorize(
         mask: GeoTIFF with one band of class values, or a mask of ours with a band for each of overlapping classes.
         only: Classes by name or value; all but the background when None.
         min_area: Smallest polygon kept, in m2 on the ellipsoid.
+        sieve: Give smaller ones to the neighbour with the longest shared border instead of leaving holes.
         simplify: Corners whose triangle is smaller than the square of this go, in metres or as `1 px`; shared edges
             move once for both sides. None leaves every pixel's edge.
 
     Raises:
         PipelineError: The mask cannot be read, or has no such class.
     """
-    with _polygons(Path(mask), only, min_area, simplify) as polygons:
+    with _polygons(Path(mask), only, _cleaning(min_area, sieve=sieve, simplify=simplify)) as polygons:
         return to_geodataframe(polygons)
 
 
@@ -52,6 +54,7 @@ def vectorize_to_file(
     *,
     only: Sequence[str | int] | None = None,
     min_area: float = 0.0,
+    sieve: bool = False,
     simplify: float | str | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -63,6 +66,7 @@ def vectorize_to_file(
         output: `.geojson`, `.gpkg`, `.fgb` or `.parquet`.
         only: Classes by name or value; all but the background when None.
         min_area: Smallest polygon kept, in m2 on the ellipsoid.
+        sieve: Give smaller ones to the neighbour with the longest shared border instead of leaving holes.
         simplify: As for `vectorize`.
         overwrite: Replace a file that is there.
         progress: Called with (steps done, steps in all).
@@ -71,8 +75,9 @@ def vectorize_to_file(
         PipelineError: As `vectorize`; or the file cannot be written.
     """
     output = Path(output)
+    cleaning = _cleaning(min_area, sieve=sieve, simplify=simplify)
     scratch = output.parent if output.parent.is_dir() else None
-    with _polygons(Path(mask), only, min_area, simplify, scratch=scratch, progress=progress) as polygons:
+    with _polygons(Path(mask), only, cleaning, scratch=scratch, progress=progress) as polygons:
         return write_polygons(polygons, output, overwrite=overwrite)
 
 
@@ -108,16 +113,21 @@ def _no_class(what: str, values: dict[str, int]) -> UsageError:
     )
 
 
+def _cleaning(min_area: float, *, sieve: bool, simplify: float | str | None) -> dict[str, Any]:
+    """What `polygonize` takes, read as `segment` reads it."""
+    given = make_settings({"min_area": min_area, "sieve": sieve, "simplify": simplify})
+    tolerance = None if given.simplify is None else Tolerance(*given.simplify)
+    return {"min_area_m2": given.min_area, "give_to_neighbours": given.sieve, "simplify": tolerance}
+
+
 def _polygons(
     mask: Path,
     only: Sequence[str | int] | None,
-    min_area: float,
-    simplify: float | str | None,
+    cleaning: dict[str, Any],
     *,
     scratch: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> PolygonSet:
-    tolerance = make_settings({"simplify": simplify}).simplify  # read as `segment` reads it
     legend = _checked_legend(mask)
     return polygonize(
         mask,
@@ -125,8 +135,7 @@ def _polygons(
         include=classes_to_polygonize(legend, only),
         names=legend.names() if legend else None,
         bands_are_classes=legend is not None and legend.multilabel,
-        min_area_m2=min_area,
-        simplify=None if tolerance is None else Tolerance(*tolerance),
+        **cleaning,
         progress=progress,
     )
 

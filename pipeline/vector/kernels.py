@@ -324,3 +324,43 @@ def cycles(following: Int64s) -> tuple[Int64s, Int64s]:
         ends[num_cycles] = count
         num_cycles += 1
     return members, ends[:num_cycles].copy()
+
+
+@_compiled
+def sum_by_label(labels: Int32s, rows: Int64s, cols: Int64s, cells: Int64s, count: int) -> Int64s:
+    """Sum of `cells[rows[y], cols[x]]` over the pixels of each label, shape `(count,)`; label 0 included."""
+    total = np.zeros(count, np.int64)
+    for row in range(labels.shape[0]):
+        for col in range(labels.shape[1]):
+            total[labels[row, col]] += cells[rows[row], cols[col]]
+    return total
+
+
+@_compiled
+def borders(apron: Int32s, small: NDArray[np.bool_], small_regions: NDArray[np.bool_]) -> Int32s:
+    """Cracks between regions one of which is small, each once: those to the right of a block's pixels and below them.
+
+    Args:
+        apron: Labels `(y + 2, x + 2)`; 0 for no region.
+        small: Whether a label is small; labels beyond it are regions of other tiles.
+        small_regions: Whether these are.
+
+    Returns:
+        Pairs of labels, `(crack, 2)`.
+    """
+    pairs = np.empty((1024, 2), np.int32)
+    count = 0
+    height, width = apron.shape[0] - 2, apron.shape[1] - 2
+    for row in range(1, height + 1):
+        for col in range(1, width + 1):
+            own = apron[row, col]
+            for other in (apron[row, col + 1], apron[row + 1, col]):
+                if own == other or own == 0 or other == 0:  # noqa: PLR1714 - as Numba reads it
+                    continue
+                far = other - len(small)
+                if small[own] or (small[other] if far < 0 else small_regions[far]):
+                    if count == len(pairs):
+                        pairs = _longer(pairs)
+                    pairs[count, 0], pairs[count, 1] = own, other
+                    count += 1
+    return pairs[:count].copy()

@@ -22,6 +22,7 @@ from pipeline.vector.faults import disk_errors
 from pipeline.vector.join import iter_regions
 from pipeline.vector.polygonset import PolygonSet
 from pipeline.vector.seams import Cells
+from pipeline.vector.sieve import sieve
 from pipeline.vector.simplify import Tolerance, simplify_spool
 from pipeline.vector.spool import SpoolWriter
 
@@ -44,6 +45,7 @@ def polygonize(
     names: Mapping[int, str] | None = None,
     bands_are_classes: bool = False,
     min_area_m2: float = 0.0,
+    give_to_neighbours: bool = False,
     simplify: Tolerance | None = None,
     tile_px: int = 1024,
     progress: Callable[[int, int], None] | None = None,
@@ -59,6 +61,8 @@ def polygonize(
         bands_are_classes: Each band holds one class, 1 where it is, as a mask with overlapping classes has them. Class
             0 is the first band.
         min_area_m2: Regions below this geodesic area are left out.
+        give_to_neighbours: Regions below the minimum area take the class of the neighbour with the longest shared
+            border, all at once, instead of being left out.
         simplify: Corners whose triangle is smaller than the square of this are taken away, shared edges once for both
             sides; None leaves every pixel's edge.
         tile_px: Side of the squares in which the mask is read: memory and speed, never the result.
@@ -90,14 +94,18 @@ def polygonize(
             scratch.mkdir(parents=True, exist_ok=True)
             folder = Path(tempfile.mkdtemp(prefix="polygons-", dir=scratch))
         try:
-            spool = SpoolWriter(folder / "regions.arrow", geobox.width, areas, min_area_m2, nodes=simplify is not None)
+            # Where classes overlap, a small region has no neighbours to go to.
+            sieved = give_to_neighbours and min_area_m2 > 0 and areas is not None and not bands_are_classes
+            least_m2 = 0.0 if sieved else min_area_m2
+            spool = SpoolWriter(folder / "regions.arrow", geobox.width, areas, least_m2, nodes=simplify is not None)
             readers = _readers(mask, include, bands_are_classes=bands_are_classes)
             for number, (read, value) in enumerate(readers):
                 advanced = _advanced(progress, number, len(readers))
-                found = iter_regions(
-                    read, geobox.shape, tile_hw=(tile_px, tile_px), nodes=spool.nodes, progress=advanced
-                )
-                for regions in found:
+                tiles = {"tile_hw": (tile_px, tile_px)}
+                cells = read
+                if sieved and areas is not None:
+                    cells = sieve(read, geobox.shape, **tiles, areas=areas, min_area_m2=min_area_m2)
+                for regions in iter_regions(cells, geobox.shape, **tiles, nodes=spool.nodes, progress=advanced):
                     spool.add(regions if value is None else regions.of_class(value))
             spool.close()
             path = spool.path
