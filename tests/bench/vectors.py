@@ -2,8 +2,9 @@
 
 python -m tests.bench.vectors [--size 8192] [--repeats 3]
 
-Ours ends with Shapely polygons in pixel coordinates, the others with what they give by themselves (rasterio: GeoJSON-like
-mappings; xarray-spatial: coordinate arrays). Attributes and files are left out on both sides; compiled loops come from disk.
+Ours ends with Shapely polygons in pixel coordinates, the others with what they give by themselves (rasterio:
+GeoJSON-like mappings; xarray-spatial: coordinate arrays). Attributes and files are left out on both sides; compiled
+loops come from disk.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def main() -> None:
 
     def spatial() -> float:
         import xarray as xr
-        from xrspatial.polygonize import polygonize
+        from xrspatial.experimental.polygonize import polygonize
 
         started = time.perf_counter()
         polygonize(xr.DataArray(mask.astype(np.int32)), mask=xr.DataArray(valid), connectivity=4, return_type="numpy")
