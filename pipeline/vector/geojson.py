@@ -89,15 +89,17 @@ def _features(
     area_texts = ["null"] * len(batch) if areas is None else map(repr, areas.tolist())
     names = {value: json.dumps(polygons.class_name(value)) for value in np.unique(batch.class_ids).tolist()}
     shapes = shapely.to_geojson(geometries)
-    for identity, value, area, pixels, shape in zip(
-        batch.ids, batch.class_ids.tolist(), area_texts, batch.area_px.tolist(), shapes, strict=True
+    at_border = ("true" if touches else "false" for touches in batch.touches_border.tolist())
+    for identity, value, area, pixels, border, shape in zip(
+        batch.ids, batch.class_ids.tolist(), area_texts, batch.area_px.tolist(), at_border, shapes, strict=True
     ):
         if shape is None:
             yield ""
             continue
         yield (
             f'{_FEATURE},"id":"{identity}","properties":{{"id":"{identity}","class_id":{value},'
-            f'"class_name":{names[value]},"area_m2":{area},"area_px":{pixels}}},'
+            f'"class_name":{names[value]},"area_m2":{area},"area_px":{pixels},'
+            f'"touches_border":{border}}},'
             f'"geometry":{tidy(shape)}}}'
         )
 

@@ -15,12 +15,20 @@ import numpy as np
 from numba import njit
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     Int32s = NDArray[np.int32]
     Int64s = NDArray[np.int64]
 
-_compiled = njit(cache=True, nogil=True)
+
+def _compiled(function: Callable[..., Any]) -> Any:
+    """Compiled when first called, and kept on disk where there is a place for it: beside this file, or in a cache."""
+    try:
+        return njit(cache=True, nogil=True)(function)
+    except RuntimeError:  # an installation that cannot be written to, and no home
+        return njit(nogil=True)(function)
 
 
 @_compiled

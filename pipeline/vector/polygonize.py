@@ -97,7 +97,7 @@ def polygonize(
             # Where classes overlap, a small region has no neighbours to go to.
             sieved = give_to_neighbours and min_area_m2 > 0 and areas is not None and not bands_are_classes
             least_m2 = 0.0 if sieved else min_area_m2
-            spool = SpoolWriter(folder / "regions.arrow", geobox.width, areas, least_m2, nodes=simplify is not None)
+            spool = SpoolWriter(folder / "regions.arrow", geobox.shape, areas, least_m2, nodes=simplify is not None)
             readers = _readers(mask, include, bands_are_classes=bands_are_classes)
             for number, (read, value) in enumerate(readers):
                 advanced = _advanced(progress, number, len(readers))

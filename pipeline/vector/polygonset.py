@@ -125,7 +125,7 @@ class PolygonSet:
 
 
 def to_geodataframe(polygons: PolygonSet) -> geopandas.GeoDataFrame:
-    """All polygons in memory, in the scene's CRS, with columns id, class_id, class_name, area_m2, area_px."""
+    """All polygons in memory, in the scene's CRS, with the columns that files have."""
     batches = list(polygons.iter_batches())
     geometry = np.concatenate([np.empty(0, object), *(polygons.in_crs(b) for b in batches)])
     class_ids = np.concatenate([np.empty(0, np.int64), *(b.class_ids for b in batches)])
@@ -138,5 +138,6 @@ def to_geodataframe(polygons: PolygonSet) -> geopandas.GeoDataFrame:
             [np.empty(0), *(np.full(len(b), np.nan) if a is None else a for a, b in zip(areas, batches, strict=True))]
         ),
         "area_px": np.concatenate([np.empty(0, np.int64), *(b.area_px for b in batches)]),
+        "touches_border": np.concatenate([np.empty(0, bool), *(b.touches_border for b in batches)]),
     }
     return geopandas.GeoDataFrame(columns, geometry=geometry, crs=polygons.geobox.crs_wkt)

@@ -116,6 +116,15 @@ def first_pixel(rings: Rings, *, scene_width: int) -> Ints:
     return np.asarray(np.minimum.reduceat(index, rings.ring_offsets[rings.polygon_offsets[:-1]]), np.int64)
 
 
+def touches_border(rings: Rings, scene_hw: tuple[int, int]) -> NDArray[np.bool_]:
+    """Whether each polygon has a pixel at the border of a scene (height, width), shape (polygon,)."""
+    if not len(rings):
+        return np.empty(0, bool)
+    x, y = rings.coords.T
+    at_border = (x == 0) | (y == 0) | (x == scene_hw[1]) | (y == scene_hw[0])
+    return np.asarray(np.logical_or.reduceat(at_border, rings.ring_offsets[rings.polygon_offsets[:-1]]))
+
+
 def sum_inside(rings: Rings, integral: Callable[[Ints, Ints], Ints]) -> Ints:
     """Sum of a per-pixel integer quantity over the pixels of each polygon, exactly, shape (polygon,).
 

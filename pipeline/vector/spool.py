@@ -13,8 +13,16 @@ import numpy as np
 import pyarrow as pa
 import shapely
 
+from pipeline.errors import ResourceError
 from pipeline.vector.faults import disk_errors
-from pipeline.vector.rings import count_pixels, drop_collinear, first_pixel, from_shapely, sum_inside
+from pipeline.vector.rings import (
+    count_pixels,
+    drop_collinear,
+    first_pixel,
+    from_shapely,
+    sum_inside,
+    touches_border,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,6 +40,7 @@ _SCHEMA = pa.schema(
         "class_id": pa.int64(),
         "area_px": pa.int64(),
         "area_units": pa.int64(),
+        "touches_border": pa.bool_(),
         "num_bytes": pa.int64(),
         "id": pa.string(),
         "wkb": pa.large_binary(),
@@ -39,6 +48,8 @@ _SCHEMA = pa.schema(
 )
 _FLUSH_ROWS = 8192
 _FLUSH_BYTES = 32 << 20
+MOST_POLYGONS = 20_000_000
+"""Putting them in order takes 40 bytes each in memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +66,8 @@ class PolygonBatch:
     """Pixels inside."""
     area_units: Ints
     """Geodesic area in units of the scene's `PixelAreas`; zero without a CRS."""
+    touches_border: NDArray[np.bool_]
+    """Whether a pixel lies at the scene's border, so that the region may go on beyond it."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -65,13 +78,14 @@ class SpoolWriter:
     """Takes regions in any order, drops those that are too small, and keeps the rest on disk."""
 
     path: Path
-    scene_width: int
+    scene_hw: tuple[int, int]
     areas: PixelAreas | None
     min_area_m2: float
     nodes: bool = False
     """Whether outlines have vertices on straight lines, where neighbours meet."""
     _file: pa.RecordBatchFileWriter = field(init=False)
     _pending: list[pa.RecordBatch] = field(default_factory=list)
+    _count: int = 0
 
     def __post_init__(self) -> None:
         with disk_errors(self.path):
@@ -81,12 +95,21 @@ class SpoolWriter:
         """Add regions; each must be whole.
 
         Raises:
-            ResourceError: RS-002, the disk is full.
+            ResourceError: RS-002, the disk is full; RS-007, more polygons than can be put in order.
         """
         batch = self._describe(regions)
         if not batch.num_rows:
             return
         self._pending.append(batch)
+        self._count += batch.num_rows
+        if self._count > MOST_POLYGONS:
+            raise ResourceError(
+                f"the mask has more than {MOST_POLYGONS:,} polygons, the last of {_pixels_each(regions)} pixels each",
+                code="RS-007",
+                title="Too many polygons",
+                where=str(self.path.parent),
+                fix="drop small ones with --min-area, or give them to their neighbours with --sieve",
+            )
         rows, size = sum(b.num_rows for b in self._pending), sum(b.nbytes for b in self._pending)
         if rows >= _FLUSH_ROWS or size >= _FLUSH_BYTES:
             self._flush()
@@ -123,10 +146,11 @@ class SpoolWriter:
             plain = shapely.normalize(drop_collinear(rings).to_shapely()[kept])
             turns = shapely.to_wkb(plain, byte_order=1)
         columns = [
-            first_pixel(rings, scene_width=self.scene_width)[kept],
+            first_pixel(rings, scene_width=self.scene_hw[1])[kept],
             values,
             count_pixels(rings)[kept],
             units[kept],
+            touches_border(rings, self.scene_hw)[kept],
             np.fromiter(map(len, wkb), np.int64, len(wkb)),
             [_digest(value, geometry) for value, geometry in zip(values.tolist(), turns, strict=True)],
             wkb,
@@ -134,6 +158,11 @@ class SpoolWriter:
         return pa.record_batch(
             [pa.array(column, kind) for column, kind in zip(columns, _SCHEMA.types, strict=True)], schema=_SCHEMA
         )
+
+
+def _pixels_each(regions: Regions) -> int:
+    """Mean size of some regions, in pixels."""
+    return max(1, round(float(count_pixels(regions.rings).mean()))) if len(regions.values) else 1
 
 
 def _digest(value: int, wkb: bytes) -> str:
@@ -201,4 +230,5 @@ class SpoolReader:
             class_ids=taken.column("class_id").to_numpy(),
             area_px=taken.column("area_px").to_numpy(),
             area_units=taken.column("area_units").to_numpy(),
+            touches_border=taken.column("touches_border").to_numpy(zero_copy_only=False),
         )

@@ -34,6 +34,7 @@ _ATTRIBUTES = [
     pa.field("class_name", pa.string(), nullable=False),
     pa.field("area_m2", pa.float64()),
     pa.field("area_px", pa.int64(), nullable=False),
+    pa.field("touches_border", pa.bool_(), nullable=False),
     pa.field("geometry", pa.binary(), nullable=False),
 ]
 _BBOX = pa.field("bbox", pa.struct({name: pa.float64() for name in ("xmin", "ymin", "xmax", "ymax")}), nullable=False)
@@ -56,7 +57,7 @@ def write_polygons(polygons: PolygonSet, path: Path, *, overwrite: bool) -> Writ
     """Write all polygons to one file, in batches; the suffix names the format.
 
     GeoJSON is in longitude and latitude on WGS 84 (RFC 7946); the other formats keep the scene's CRS. Attributes:
-    id, class_id, class_name, area_m2 (geodesic; null without a CRS), area_px.
+    id, class_id, class_name, area_m2 (geodesic; null without a CRS), area_px, touches_border.
 
     Args:
         polygons: What `polygonize` gave.
@@ -143,6 +144,7 @@ def _arrays(polygons: PolygonSet, batch: PolygonBatch) -> tuple[list[pa.Array], 
         [polygons.class_name(v) for v in batch.class_ids.tolist()],
         areas if areas is not None else [None] * len(batch),
         batch.area_px,
+        batch.touches_border,
         shapely.to_wkb(geometries, byte_order=1),
     ]
     arrays = [pa.array(c, type=f.type) for c, f in zip(columns, _ATTRIBUTES, strict=True)]

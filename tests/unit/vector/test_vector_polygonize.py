@@ -13,8 +13,8 @@ from affine import Affine
 from pyproj import Geod
 from rasterio.errors import NotGeoreferencedWarning
 
-from pipeline.errors import InputError, UsageError
-from pipeline.vector import PolygonSet, polygonize, to_geodataframe
+from pipeline.errors import InputError, ResourceError, UsageError
+from pipeline.vector import PolygonSet, Tolerance, polygonize, spool, to_geodataframe
 from pipeline.vector.join import iter_regions
 from pipeline.vector.seams import Cells
 from tests.unit.vector.masks import GRIDS, NODATA, blobs, write_mask
@@ -57,7 +57,15 @@ def test_counts_areas_and_names(mask_path: Path, tmp_path: Path) -> None:
         values, counts = np.unique(mask[mask != NODATA], return_counts=True)
         assert polygons.pixels_by_class == dict(zip(values.tolist(), counts.tolist(), strict=True))
         assert polygons.num_polygons == len(polygons) == len(frame)
-        assert list(frame.columns) == ["id", "class_id", "class_name", "area_m2", "area_px", "geometry"]
+        assert list(frame.columns) == [
+            "id",
+            "class_id",
+            "class_name",
+            "area_m2",
+            "area_px",
+            "touches_border",
+            "geometry",
+        ]
         assert frame["id"].is_unique
         assert frame["id"].str.fullmatch("[0-9a-f]{16}").all()
         assert set(zip(frame["class_id"], frame["class_name"], strict=True)) == {
@@ -214,3 +222,24 @@ def test_a_mask_without_any_georeference_is_traced_in_pixels(tmp_path: Path) -> 
         path = write_mask(tmp_path / "m.tif", np.ones((3, 5), np.uint8), crs=None, transform=Affine.identity())
     with polygonize(path, scratch=tmp_path) as polygons:
         assert to_geodataframe(polygons).total_bounds.tolist() == [0, 0, 5, 3]
+
+
+def test_noise_ends_in_words(mask_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spool, "MOST_POLYGONS", 20)
+    with pytest.raises(ResourceError, match=r"RS-007.*more than 20 polygons.*--sieve"):
+        polygonize(mask_path, scratch=tmp_path / "s", tile_px=40)
+    assert list((tmp_path / "s").iterdir()) == []
+    with polygonize(mask_path, scratch=tmp_path / "s", min_area_m2=6e4) as polygons:
+        assert 0 < len(polygons) <= 20
+
+
+def test_regions_that_may_go_on_beyond_the_scene_are_marked(tmp_path: Path) -> None:
+    mask = np.zeros((9, 12), np.uint8)
+    mask[3:5, 4:6], mask[8, 7], mask[0:2, 11], mask[4, 0] = 1, 2, 3, 4
+    path = write_mask(tmp_path / "m.tif", mask)
+    for options in ({"tile_px": 4}, {"simplify": Tolerance(1, "px")}):
+        with polygonize(path, scratch=tmp_path, **options) as polygons:
+            frame = to_geodataframe(polygons)
+        assert dict(zip(frame["class_id"], frame["touches_border"], strict=True)) == {
+            0: True, 1: False, 2: True, 3: True, 4: True,
+        }  # fmt: skip
