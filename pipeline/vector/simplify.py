@@ -48,7 +48,8 @@ class Tolerance(NamedTuple):
 
 
 _MOST_BYTES = 256 << 20
-"""Outlines that are simplified at once: GEOS holds all edges of a coverage, about five times this much."""
+"""Outlines that are simplified at once. GEOS holds all edges of a coverage: 12 times as much (2.5 GB for 10.4 million
+vertices of 266 928 polygons), so at most 3.6 GB."""
 
 
 def simplify_coverage(polygons: Geometries, tolerance_px: float) -> Geometries:
