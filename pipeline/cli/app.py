@@ -161,13 +161,11 @@ def vectorize(
 ) -> None:
     """Turn a mask into polygons, the same as if it had been traced in one piece."""
     del verbose, debug
-    from pipeline.run.settings import make_settings
     from pipeline.run.vectorize import vectorize_to_file
 
     classes = None if only is None else [part.strip() for part in only.split(",") if part.strip()]
-    least_m2 = make_settings({"min_area": min_area}).min_area  # read as `segment` reads it
     written = vectorize_to_file(
-        mask, out, only=classes, min_area=least_m2, sieve=sieve, simplify=simplify, overwrite=overwrite
+        mask, out, only=classes, min_area=min_area, sieve=sieve, simplify=simplify, overwrite=overwrite
     )
     if as_json:
         click.echo(json.dumps({"path": str(written.path), "polygons": written.num_polygons}))

@@ -15,6 +15,7 @@ from pipeline.infer import Calibration, Scaler, calibrate, device_thread
 from pipeline.model import EngineSpec, labels_of, openvino
 from pipeline.model.engine import can_trim, has_fast_bfloat16, make_engine
 from pipeline.model.foreign import OnnxNetwork
+from pipeline.run.compare import differs
 from pipeline.run.scene_samples import sample_blocks
 
 if TYPE_CHECKING:
@@ -196,8 +197,7 @@ def measure_flips(
             with torch.inference_mode():
                 x = scaler(torch.from_numpy(data).to(spec.device), torch.from_numpy(~valid).to(spec.device))
                 one, other = (labels_of(engine, x, model.spec).cpu().numpy().copy() for engine in (exact, fast))
-            differs = one != other
-            differing += int(((differs.any(axis=0) if differs.ndim > inner.ndim else differs) & inner).sum())
+            differing += int((differs(one, other) & inner).sum())
             total += int(inner.sum())
         return differing, total
 

@@ -14,7 +14,7 @@ from pipeline.report.preview import read_overview_mask, write_preview
 from pipeline.run.doctor import versions
 from pipeline.run.events import Event, Notice, StageAdvanced, StageFinished, StageStarted
 from pipeline.run.picture import Picture
-from pipeline.run.vectorize import classes_to_polygonize
+from pipeline.run.vectorize import classes_to_polygonize, cleaning
 from pipeline.store import (
     ResultFile,
     atomic_write_json,
@@ -25,7 +25,7 @@ from pipeline.store import (
     write_probability_cog,
     write_qgis_style,
 )
-from pipeline.vector import PixelAreas, Tolerance, polygonize, write_polygons
+from pipeline.vector import PixelAreas, polygonize, write_polygons
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -123,9 +123,7 @@ class Finisher:
             include=classes_to_polygonize(legend, None),
             names=legend.names(),
             bands_are_classes=legend.multilabel,
-            min_area_m2=self.settings.min_area,
-            give_to_neighbours=self.settings.sieve,
-            simplify=None if self.settings.simplify is None else Tolerance(*self.settings.simplify),
+            **cleaning(self.settings),
             progress=self._polygons_advanced,
         ) as polygons:
             polygons.before_batch = self.check

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import geopandas
 
     from pipeline.legend import Legend
+    from pipeline.run.settings import SegmentSettings
     from pipeline.vector import PolygonSet, WrittenPolygons
 
 
@@ -27,7 +28,7 @@ def vectorize(
     mask: str | Path,
     *,
     only: Sequence[str | int] | None = None,
-    min_area: float = 0.0,
+    min_area: float | str = 0.0,
     sieve: bool = False,
     simplify: float | str | None = None,
 ) -> geopandas.GeoDataFrame:
@@ -44,7 +45,7 @@ def vectorize(
     Raises:
         PipelineError: The mask cannot be read, or has no such class.
     """
-    with _polygons(Path(mask), only, _cleaning(min_area, sieve=sieve, simplify=simplify)) as polygons:
+    with _polygons(Path(mask), only, {"min_area": min_area, "sieve": sieve, "simplify": simplify}) as polygons:
         return to_geodataframe(polygons)
 
 
@@ -53,13 +54,13 @@ def vectorize_to_file(
     output: str | Path,
     *,
     only: Sequence[str | int] | None = None,
-    min_area: float = 0.0,
+    min_area: float | str = 0.0,
     sieve: bool = False,
     simplify: float | str | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> WrittenPolygons:
-    """The same, written to a file in bounded memory.
+    """The same, written to a file; in bounded memory unless polygons are simplified.
 
     Args:
         mask: GeoTIFF with one band of class values, or a mask of ours with a band for each of overlapping classes.
@@ -75,9 +76,9 @@ def vectorize_to_file(
         PipelineError: As `vectorize`; or the file cannot be written.
     """
     output = Path(output)
-    cleaning = _cleaning(min_area, sieve=sieve, simplify=simplify)
+    given = {"min_area": min_area, "sieve": sieve, "simplify": simplify}
     scratch = output.parent if output.parent.is_dir() else None
-    with _polygons(Path(mask), only, cleaning, scratch=scratch, progress=progress) as polygons:
+    with _polygons(Path(mask), only, given, scratch=scratch, progress=progress) as polygons:
         return write_polygons(polygons, output, overwrite=overwrite)
 
 
@@ -113,21 +114,21 @@ def _no_class(what: str, values: dict[str, int]) -> UsageError:
     )
 
 
-def _cleaning(min_area: float, *, sieve: bool, simplify: float | str | None) -> dict[str, Any]:
-    """What `polygonize` takes, read as `segment` reads it."""
-    given = make_settings({"min_area": min_area, "sieve": sieve, "simplify": simplify})
-    tolerance = None if given.simplify is None else Tolerance(*given.simplify)
-    return {"min_area_m2": given.min_area, "give_to_neighbours": given.sieve, "simplify": tolerance}
+def cleaning(settings: SegmentSettings) -> dict[str, Any]:
+    """What settings say about small and jagged polygons, as options of `polygonize`."""
+    tolerance = None if settings.simplify is None else Tolerance(*settings.simplify)
+    return {"min_area_m2": settings.min_area, "sieve": settings.sieve, "simplify": tolerance}
 
 
 def _polygons(
     mask: Path,
     only: Sequence[str | int] | None,
-    cleaning: dict[str, Any],
+    given: dict[str, Any],
     *,
     scratch: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> PolygonSet:
+    settings = make_settings(given)  # read as `segment` reads them
     legend = _checked_legend(mask)
     return polygonize(
         mask,
@@ -135,7 +136,7 @@ def _polygons(
         include=classes_to_polygonize(legend, only),
         names=legend.names() if legend else None,
         bands_are_classes=legend is not None and legend.multilabel,
-        **cleaning,
+        **cleaning(settings),
         progress=progress,
     )
 

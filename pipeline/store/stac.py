@@ -167,7 +167,7 @@ def _exclusive(legend: Legend) -> dict[str, Any]:
 
 def _overlapping(legend: Legend) -> dict[str, Any]:
     """Fields of a mask with a band per class."""
-    taken: set[str] = set()
+    taken = {"absent", "nodata"}
 
     def values(info: ClassInfo) -> list[dict[str, Any]]:
         hint = "{:02X}{:02X}{:02X}".format(*info.color)

@@ -77,11 +77,7 @@ def densify(rings: Rings, spacing: Spacing) -> Rings:
     points[np.arange(len(edge)), axis[edge]] = step * np.where(forth, first[edge] + nth, last[edge] - nth)
     wanted = _wanted(points, axis[edge], spacing)
     points, edge = points[wanted], edge[wanted]
-    return Rings(
-        coords=np.insert(rings.coords, edge + 1, points / _PARTS, axis=0),
-        ring_offsets=rings.ring_offsets + np.searchsorted(edge, rings.ring_offsets),
-        polygon_offsets=rings.polygon_offsets,
-    )
+    return _with_points(rings, edge, points / _PARTS)
 
 
 def densify_slanting(rings: Rings, spacing: Spacing) -> Rings:
@@ -102,6 +98,11 @@ def densify_slanting(rings: Rings, spacing: Spacing) -> Rings:
     nth = np.arange(len(edge)) - np.repeat(np.cumsum(counts) - counts, counts) + 1
     from_low = np.where(turned[edge], parts[edge] - nth, nth) / parts[edge]
     points = low[edge] + (high[edge] - low[edge]) * from_low[:, None]
+    return _with_points(rings, edge, points)
+
+
+def _with_points(rings: Rings, edge: Ints, points: Floats) -> Rings:
+    """The rings with points, in the order in which they lie, on edges numbered like their first vertices."""
     return Rings(
         coords=np.insert(rings.coords, edge + 1, points, axis=0),
         ring_offsets=rings.ring_offsets + np.searchsorted(edge, rings.ring_offsets),
@@ -127,11 +128,7 @@ def _wanted(xy: Ints, axis: Ints, spacing: Spacing) -> NDArray[np.bool_]:
     """Which of the points at the finest spacing, given in parts of a pixel, their cell asks for."""
     if spacing.per_cell is None:
         return np.ones(len(xy), bool)
-    rows, cols = (
-        np.minimum(xy[:, i] // (spacing.cell_px * _PARTS), side - 1)
-        for i, side in zip((1, 0), spacing.per_cell.shape, strict=True)
-    )
-    return np.asarray(_along(xy, axis) % (spacing.per_cell[rows, cols] * _PARTS) == 0)
+    return np.asarray(_along(xy, axis) % (_spacing_at(xy / _PARTS, spacing) * _PARTS) == 0)
 
 
 def _scene_bends(place: ToLonLat, length: int) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 
 from pipeline.grid import Window, iter_windows
 from pipeline.vector.rings import as_polygons, take_ragged
-from pipeline.vector.seams import Cells, Survey
+from pipeline.vector.seams import NONE, Cells, Survey
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -80,9 +80,6 @@ def iter_regions(
         advance()
 
 
-_NONE = -1
-
-
 @dataclass(slots=True, kw_only=True)
 class _Sweep:
     """The second sweep: boundaries, and what waits for the rest of its region."""
@@ -99,7 +96,7 @@ class _Sweep:
         window = self.survey.tiles[number].window
         apron, values, regions, labels = self.survey.labelled(number, read)
         corners, chains, rings = kernels.trace(apron, self.nodes)
-        region_of = np.full(len(values), _NONE)
+        region_of = np.full(len(values), NONE)
         region_of[labels] = regions
         starts = np.concatenate([[0], chains[:, 0], rings[:, 0]])
         pieces = np.stack([starts[:-1], np.diff(starts)], axis=1)

@@ -345,13 +345,12 @@ def sum_by_label(labels: Int32s, rows: Int64s, cols: Int64s, cells: Int64s, coun
 
 
 @_compiled
-def borders(apron: Int32s, small: NDArray[np.bool_], small_regions: NDArray[np.bool_]) -> Int32s:
+def borders(apron: Int32s, small: NDArray[np.bool_]) -> Int32s:
     """Cracks between regions one of which is small, each once: those to the right of a block's pixels and below them.
 
     Args:
         apron: Labels `(y + 2, x + 2)`; 0 for no region.
-        small: Whether a label is small; labels beyond it are regions of other tiles.
-        small_regions: Whether these are.
+        small: Whether a label is small.
 
     Returns:
         Pairs of labels, `(crack, 2)`.
@@ -365,8 +364,7 @@ def borders(apron: Int32s, small: NDArray[np.bool_], small_regions: NDArray[np.b
             for other in (apron[row, col + 1], apron[row + 1, col]):
                 if own == other or own == 0 or other == 0:  # noqa: PLR1714 - as Numba reads it
                     continue
-                far = other - len(small)
-                if small[own] or (small[other] if far < 0 else small_regions[far]):
+                if small[own] or small[other]:
                     if count == len(pairs):
                         pairs = _longer(pairs)
                     pairs[count, 0], pairs[count, 1] = own, other

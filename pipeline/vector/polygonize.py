@@ -22,7 +22,7 @@ from pipeline.vector.faults import disk_errors
 from pipeline.vector.join import iter_regions
 from pipeline.vector.polygonset import PolygonSet
 from pipeline.vector.seams import Cells
-from pipeline.vector.sieve import sieve
+from pipeline.vector.sieve import sieved
 from pipeline.vector.simplify import Tolerance, simplify_spool
 from pipeline.vector.spool import SpoolWriter
 
@@ -45,7 +45,7 @@ def polygonize(
     names: Mapping[int, str] | None = None,
     bands_are_classes: bool = False,
     min_area_m2: float = 0.0,
-    give_to_neighbours: bool = False,
+    sieve: bool = False,
     simplify: Tolerance | None = None,
     tile_px: int = 1024,
     progress: Callable[[int, int], None] | None = None,
@@ -61,8 +61,8 @@ def polygonize(
         bands_are_classes: Each band holds one class, 1 where it is, as a mask with overlapping classes has them. Class
             0 is the first band.
         min_area_m2: Regions below this geodesic area are left out.
-        give_to_neighbours: Regions below the minimum area take the class of the neighbour with the longest shared
-            border, all at once, instead of being left out.
+        sieve: Regions below the minimum area take the class of the neighbour with the longest shared border, all at
+            once, instead of being left out. Where bands are classes, they have no neighbours and are left out.
         simplify: Corners whose triangle is smaller than the square of this are taken away, shared edges once for both
             sides; None leaves every pixel's edge.
         tile_px: Side of the squares in which the mask is read: memory and speed, never the result.
@@ -75,49 +75,52 @@ def polygonize(
         UsageError: CF-031 and CF-034, a minimum area in m² or a tolerance in metres without a CRS; CF-032, an option
             out of range.
         InputError: IN-030, not an integer type; IN-031, unreadable or not one band; IN-032, a class number too large.
-        ResourceError: RS-002, the disk with `scratch` is full; RS-006, too many polygons to simplify at once.
+        ResourceError: RS-002, the disk with `scratch` is full; RS-006 and RS-007, more polygons than can be
+            simplified, or put in order.
     """
     _check_options(min_area_m2, tile_px, simplify)
     with _open_mask(mask_path, many_bands=bands_are_classes) as mask:
         geobox = _geobox(mask)
         areas = PixelAreas.of(geobox)
         if min_area_m2 > 0 and areas is None:
-            raise UsageError(
-                f"a minimum area of {min_area_m2} m² was asked for, but the mask has no CRS to measure in",
-                code="CF-031",
-                title="Minimum area needs a CRS",
-                where=str(mask_path),
-                fix="give the mask a CRS, or leave the minimum area out",
-            )
+            raise _no_crs_to_measure_in(mask_path, min_area_m2)
         tolerance_px = None if simplify is None else simplify.to_px(mean_pixel_m(areas, geobox.shape))
+        tile_hw, readers = (tile_px, tile_px), _readers(mask, include, bands_are_classes=bands_are_classes)
+        if sieve and areas is not None and not bands_are_classes:
+            readers = [
+                (sieved(read, geobox.shape, tile_hw=tile_hw, areas=areas, min_area_m2=min_area_m2), value)
+                for read, value in readers
+            ]
+            min_area_m2 = 0.0  # what the sieve could not give away at once stays
         with disk_errors(scratch):
             scratch.mkdir(parents=True, exist_ok=True)
             folder = Path(tempfile.mkdtemp(prefix="polygons-", dir=scratch))
         try:
-            # Where classes overlap, a small region has no neighbours to go to.
-            sieved = give_to_neighbours and min_area_m2 > 0 and areas is not None and not bands_are_classes
-            least_m2 = 0.0 if sieved else min_area_m2
-            spool = SpoolWriter(folder / "regions.arrow", geobox.shape, areas, least_m2, nodes=simplify is not None)
-            readers = _readers(mask, include, bands_are_classes=bands_are_classes)
+            nodes = tolerance_px is not None
+            spool = SpoolWriter(folder / "regions.arrow", geobox.shape, areas, min_area_m2, nodes=nodes)
             for number, (read, value) in enumerate(readers):
                 advanced = _advanced(progress, number, len(readers))
-                tiles = {"tile_hw": (tile_px, tile_px)}
-                cells = read
-                if sieved and areas is not None:
-                    cells = sieve(read, geobox.shape, **tiles, areas=areas, min_area_m2=min_area_m2)
-                for regions in iter_regions(cells, geobox.shape, **tiles, nodes=spool.nodes, progress=advanced):
+                for regions in iter_regions(read, geobox.shape, tile_hw=tile_hw, nodes=nodes, progress=advanced):
                     spool.add(regions if value is None else regions.of_class(value))
             spool.close()
             path = spool.path
             if tolerance_px is not None:
                 path = folder / "simplified.arrow"
                 simplify_spool(spool.path, path, tolerance_px, by_class=bands_are_classes)
-            return PolygonSet(
-                folder, spool=path, geobox=geobox, names=names or {}, areas=areas, on_grid=simplify is None
-            )
+            return PolygonSet(folder, spool=path, geobox=geobox, names=names or {}, areas=areas, on_grid=not nodes)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
+
+
+def _no_crs_to_measure_in(mask_path: Path, min_area_m2: float) -> UsageError:
+    return UsageError(
+        f"a minimum area of {min_area_m2} m² was asked for, but the mask has no CRS to measure in",
+        code="CF-031",
+        title="Minimum area needs a CRS",
+        where=str(mask_path),
+        fix="give the mask a CRS, or leave the minimum area out",
+    )
 
 
 def _check_options(min_area_m2: float, tile_px: int, simplify: Tolerance | None) -> None:

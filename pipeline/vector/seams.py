@@ -45,7 +45,8 @@ def label_cells(cells: Cells) -> tuple[Labels, Ints]:
 _KEPT_PX = 80_000_000
 """Pixels whose labels are kept from one sweep to the other, in 2 bytes each or 4; the rest is labelled again."""
 _SIDES = ("top", "bottom", "left", "right")
-_NONE = -1
+NONE = -1
+"""Node or region of a pixel that has none."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -94,29 +95,29 @@ def _narrow(made: tuple[Labels, Ints]) -> tuple[NDArray[np.uint16] | Labels, Int
 
 
 def _nodes(line: Labels, touched: Labels, first_node: int) -> Ints:
-    return np.where(line > 0, first_node + np.searchsorted(touched, line), _NONE)
+    return np.where(line > 0, first_node + np.searchsorted(touched, line), NONE)
 
 
 @dataclass(slots=True)
 class _Links:
     """Which pieces of neighbouring tiles share a pixel edge."""
 
+    columns: int
+    """Tiles in a row."""
     num_nodes: int = 0
-    columns: int = 1
     values: list[Ints] = field(default_factory=list)
     rows: list[Ints] = field(default_factory=list)
     pairs: list[NDArray[np.int64]] = field(default_factory=list)
 
-    def add(self, tile: Tile, *, columns: int, tiles: list[Tile]) -> None:
+    def add(self, tiles: list[Tile]) -> None:
         """Take the next tile in row-major order, the last of `tiles`."""
-        self.columns = columns
-        number = len(tiles) - 1
+        tile, number = tiles[-1], len(tiles) - 1
         if "left" in tile.lines:
             self._link(tiles[number - 1].lines["right"], tile.lines["left"])
         if "top" in tile.lines:
-            self._link(tiles[number - columns].lines["bottom"], tile.lines["top"])
+            self._link(tiles[number - self.columns].lines["bottom"], tile.lines["top"])
         self.values.append(tile.values)
-        self.rows.append(np.full(len(tile.values), number // columns))
+        self.rows.append(np.full(len(tile.values), number // self.columns))
         self.num_nodes += len(tile.values)
 
     def _link(self, one: Ints, other: Ints) -> None:
@@ -184,11 +185,11 @@ class Survey:
         advance: Callable[[], None] = lambda: None,
     ) -> Survey:
         """Label all tiles; `advance` is called after each."""
-        links, tiles = _Links(), list[Tile]()
+        links, tiles = _Links(columns=-(-shape_hw[1] // tile_hw[1])), list[Tile]()
         for window in iter_windows(shape_hw, tile_hw):
             keep = window.row_off * shape_hw[1] < _KEPT_PX
             tiles.append(Tile.of(window, read, shape_hw, first_node=links.num_nodes, keep=keep))
-            links.add(tiles[-1], columns=-(-shape_hw[1] // tile_hw[1]), tiles=tiles)
+            links.add(tiles)
             advance()
         return cls(shape_hw=shape_hw, columns=links.columns, tiles=tiles, seams=links.resolve())
 
@@ -247,12 +248,8 @@ class Survey:
         if not len(self.seams.region):
             return np.zeros(len(nodes), np.int32)
         found = self.seams.region[nodes]
-        made = (foreign + found % _MANY).astype(np.int32)
+        made = (foreign + found).astype(np.int32)
         if len(regions):
             at = np.minimum(np.searchsorted(regions, found), len(regions) - 1)
             made = np.where(regions[at] == found, labels[at], made)
         return np.where(nodes < 0, 0, made).astype(np.int32)
-
-
-_MANY = 2**30
-"""Foreign labels stay within 32 bits: neighbours are told apart unless their numbers are this far from each other."""

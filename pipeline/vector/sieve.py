@@ -8,7 +8,7 @@ without a neighbour, surrounded by nodata, is left out.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from pipeline.grid import Window
     from pipeline.vector.area import PixelAreas
     from pipeline.vector.rings import Ints
-    from pipeline.vector.seams import Labelled, Tile
+    from pipeline.vector.seams import Tile
 
 _DROPPED = -1
 
 
-def sieve(
+def sieved(
     read: Callable[[Window], Cells],
     shape_hw: tuple[int, int],
     *,
@@ -55,17 +55,14 @@ def sieve(
     for tile, size in zip(survey.tiles, sizes, strict=True):
         np.add.at(region_size, survey.regions_of(tile), size[tile.touched])
     small_region = areas.to_m2(region_size) < min_area_m2
-    changes = {}
-    claims = []  # of small regions at seams: region, class, length of border with it
-    first_piece = 0
+    changes, claims, first_piece = {}, [np.empty((0, 4), np.int64)], 0
     for number, tile in enumerate(survey.tiles):
-        limits = _Small(areas.to_m2(sizes[number]) < min_area_m2, small_region)
-        changes[tile.window], found = _claims(survey, number, read, limits, first_piece=first_piece)
+        small = areas.to_m2(sizes[number]) < min_area_m2
+        changes[tile.window], found = _claims(survey, number, read, small, small_region, first_piece=first_piece)
         claims.append(found)
-        first_piece += len(sizes[number])
-    region_class = survey.seams.values.copy()
-    region_class[small_region] = _DROPPED
-    winners = _longest(np.concatenate([np.empty((0, 4), np.int64), *claims]))
+        first_piece += len(small)
+    region_class = np.where(small_region, _DROPPED, survey.seams.values)
+    winners = _longest(np.concatenate(claims))
     region_class[winners[:, 0]] = winners[:, 1]
     for tile in survey.tiles:
         changes[tile.window][tile.touched] = region_class[survey.regions_of(tile)]
@@ -96,71 +93,65 @@ def _sizes(tile: Tile, read: Callable[[Window], Cells], areas: PixelAreas) -> In
     return np.asarray(kernels.sum_by_label(labels, rows, cols, areas.cells, len(values)), np.int64)
 
 
-class _Small(NamedTuple):
-    """What is below the limit."""
-
-    pieces: NDArray[np.bool_]
-    """Labels of a tile."""
-    regions: NDArray[np.bool_]
-    """Regions at seams."""
-
-
 def _claims(
-    survey: Survey, number: int, read: Callable[[Window], Cells], limits: _Small, *, first_piece: int
+    survey: Survey,
+    number: int,
+    read: Callable[[Window], Cells],
+    small: NDArray[np.bool_],
+    small_region: NDArray[np.bool_],
+    *,
+    first_piece: int,
 ) -> tuple[Ints, Ints]:
-    """(class of each label of a tile, where it is known; borders of small regions at seams)."""
+    """(class of each label of a tile, where it is known; claims on small regions at seams).
+
+    Args:
+        survey: What the first sweep found.
+        number: Of the tile.
+        read: Gives its cells.
+        small: Whether each of its labels is, taken by itself.
+        small_region: Whether each region at a seam is.
+        first_piece: Labels of the tiles before it.
+    """
     from pipeline.vector import kernels  # noqa: PLC0415 - Numba takes half a second to import
 
-    tile = survey.tiles[number]
-    labelled = survey.labelled(number, read)
-    small = limits.pieces.copy()
-    small[0] = False
-    small[tile.touched] = limits.regions[survey.regions_of(tile)]
-    classes = labelled.values.copy()
+    tile, labelled = survey.tiles[number], survey.labelled(number, read)
+    small = small.copy()
+    small[0], small[tile.touched] = False, small_region[survey.regions_of(tile)]
+    classes = np.where(small, _DROPPED, labelled.values)
     classes[0] = _DROPPED
-    classes[small] = _DROPPED
-    pairs = kernels.borders(labelled.apron, small, limits.regions).astype(np.int64)
-    both = np.concatenate([pairs, pairs[:, ::-1]])
-    claims = _counted(both, labelled, _Small(small, limits.regions), survey.seams.values)
-    claims[claims[:, 2] < 0, 2] -= first_piece  # numbers of their own among the pieces of all tiles
+    # Of all labels in the apron: those of the tile, then the regions at seams.
+    who = np.concatenate([-np.arange(len(small)), np.arange(len(small_region))])
+    who[labelled.labels] = labelled.regions
+    value = np.concatenate([labelled.values, survey.seams.values])
+    is_small = np.concatenate([small, small_region])
+    pairs = kernels.borders(labelled.apron, is_small)
+    one, other = np.concatenate([pairs, pairs[:, ::-1]]).T
+    # Pieces get numbers of their own among those of all tiles.
+    neighbour = np.where(who[other] < 0, who[other] - first_piece, who[other])
+    cracks = np.stack([who[one], value[other], neighbour], axis=1)[is_small[one]]
+    claims = _counted(cracks, np.ones(len(cracks), np.int64))
     at_seam = claims[:, 0] >= 0
-    inner = claims[~at_seam]
-    inner[:, 0] = -inner[:, 0]
-    winners = _longest(inner)
-    classes[winners[:, 0]] = winners[:, 1]
+    winners = _longest(claims[~at_seam])
+    classes[-winners[:, 0]] = winners[:, 1]
     return classes, claims[at_seam]
 
 
-def _counted(pairs: Ints, labelled: Labelled, small: _Small, region_values: Ints) -> Ints:
-    """Rows (who, class of the neighbour, which neighbour, cracks) of each small region and each of its neighbours.
+def _counted(claims: Ints, cracks: Ints) -> Ints:
+    """Claims (who, class of the neighbour, which neighbour, cracks), each once.
 
-    `who` is the region at a seam, or minus the label of one that the tile holds whole; neighbours likewise.
+    `who` is the region at a seam, or minus the label of one that its tile holds whole; neighbours likewise.
     """
-    count = len(labelled.values)
-    key = -np.arange(count)
-    key[labelled.labels] = labelled.regions
-    is_far = pairs >= count
-    here = np.where(is_far, 0, pairs)
-    there = np.where(is_far, pairs - count, 0)
-    regions = region_values if len(region_values) else np.zeros(1, np.int64)
-    small_there = small.regions if len(small.regions) else np.zeros(1, bool)
-    who = np.where(is_far, there, key[here])
-    value = np.where(is_far, regions[there], labelled.values[here])
-    is_small = np.where(is_far, small_there[there], small.pieces[here])[:, 0]
-    rows = np.stack([who[:, 0], value[:, 1], who[:, 1]], axis=1)[is_small]
-    if not len(rows):
+    if not len(claims):
         return np.empty((0, 4), np.int64)
-    rows, counts = np.unique(rows, axis=0, return_counts=True)
-    return np.concatenate([rows, counts[:, None]], axis=1)
+    rows, inverse = np.unique(claims, axis=0, return_inverse=True)
+    total = np.zeros(len(rows), np.int64)
+    np.add.at(total, inverse.ravel(), cracks)
+    return np.column_stack([rows, total])
 
 
 def _longest(claims: Ints) -> Ints:
-    """Rows (who, class): for each the neighbour with most cracks over all rows, of equal ones the lower class."""
-    if not len(claims):
-        return np.empty((0, 2), np.int64)
-    rows, inverse = np.unique(claims[:, :3], axis=0, return_inverse=True)
-    lengths = np.zeros(len(rows), np.int64)
-    np.add.at(lengths, inverse.ravel(), claims[:, 3])
-    order = np.lexsort((rows[:, 1], -lengths, rows[:, 0]))
-    first = np.unique(rows[order, 0], return_index=True)[1]
-    return rows[order][first][:, :2]
+    """Rows (who, class): for each the neighbour with most cracks over all claims, of equal ones the lower class."""
+    who, value, _, cracks = _counted(claims[:, :3], claims[:, 3]).T
+    order = np.lexsort((value, -cracks, who))
+    first = np.unique(who[order], return_index=True)[1]
+    return np.column_stack([who, value])[order][first]

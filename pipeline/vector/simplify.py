@@ -20,14 +20,12 @@ if TYPE_CHECKING:
 
     from pipeline.vector.rings import Geometries
 
-Unit = Literal["m", "px"]
-
 
 class Tolerance(NamedTuple):
     """How far a simplification may go."""
 
     value: float
-    unit: Unit
+    unit: Literal["m", "px"]
 
     def to_px(self, pixel_m: float | None) -> float:
         """In pixels of a mask whose pixels have such sides; None where it is tied to no place on Earth.

@@ -17,7 +17,7 @@ from pipeline.grid import GeoBox, iter_windows
 from pipeline.vector import polygonize, to_geodataframe
 from pipeline.vector.area import PixelAreas
 from pipeline.vector.seams import Cells
-from pipeline.vector.sieve import sieve
+from pipeline.vector.sieve import sieved
 from tests.properties.test_vector_law import NODATA, masks
 from tests.unit.vector.masks import UTM, blobs, write_mask
 
@@ -46,7 +46,7 @@ def _sieved(mask: Mask, tile: int, least_px: float) -> Mask:
         return Cells(block, block != NODATA)
 
     options = {"areas": _areas((height, width)), "min_area_m2": 100.06 * least_px}
-    cells = sieve(read, (height, width), tile_hw=(tile, tile), **options)  # type: ignore[arg-type]
+    cells = sieved(read, (height, width), tile_hw=(tile, tile), **options)  # type: ignore[arg-type]
     out = np.full(mask.shape, NODATA, np.uint8)
     for window in iter_windows((height, width), (tile, tile)):
         made = cells(window)
@@ -107,7 +107,7 @@ def test_polygons_cover_what_the_mask_covers(tmp_path: Path, tile_px: int) -> No
     mask[speckles & (mask != NODATA)] = 4
     path = write_mask(tmp_path / "m.tif", mask)
     least = {"min_area_m2": 100.06 * 8.5, "tile_px": tile_px}
-    with polygonize(path, scratch=tmp_path, give_to_neighbours=True, **least) as polygons:
+    with polygonize(path, scratch=tmp_path, sieve=True, **least) as polygons:
         frame = to_geodataframe(polygons)
     with polygonize(path, scratch=tmp_path, **least) as polygons:
         holed = to_geodataframe(polygons)
