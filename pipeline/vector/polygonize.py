@@ -92,9 +92,7 @@ def polygonize(
                 for read, value in readers
             ]
             min_area_m2 = 0.0  # what the sieve could not give away at once stays
-        with disk_errors(scratch):
-            scratch.mkdir(parents=True, exist_ok=True)
-            folder = Path(tempfile.mkdtemp(prefix="polygons-", dir=scratch))
+        folder = _folder_in(scratch)
         try:
             nodes = tolerance_px is not None
             spool = SpoolWriter(folder / "regions.arrow", geobox.shape, areas, min_area_m2, nodes=nodes)
@@ -105,12 +103,17 @@ def polygonize(
             spool.close()
             path = spool.path
             if tolerance_px is not None:
-                path = folder / "simplified.arrow"
-                simplify_spool(spool.path, path, tolerance_px, by_class=bands_are_classes)
+                path = simplify_spool(path, folder / "simplified.arrow", tolerance_px, by_class=bands_are_classes)
             return PolygonSet(folder, spool=path, geobox=geobox, names=names or {}, areas=areas, on_grid=not nodes)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
+
+
+def _folder_in(scratch: Path) -> Path:
+    with disk_errors(scratch):
+        scratch.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix="polygons-", dir=scratch))
 
 
 def _no_crs_to_measure_in(mask_path: Path, min_area_m2: float) -> UsageError:

@@ -67,8 +67,8 @@ def simplify_coverage(polygons: Geometries, tolerance_px: float) -> Geometries:
     return np.asarray(shapely.coverage_simplify(polygons, tolerance_px, simplify_boundary=True))
 
 
-def simplify_spool(path: Path, target: Path, tolerance_px: float, *, by_class: bool) -> None:
-    """Write a spool whose polygons are simplified; what was measured of them before stays.
+def simplify_spool(path: Path, target: Path, tolerance_px: float, *, by_class: bool) -> Path:
+    """Write a spool whose polygons are simplified, `target`; what was measured of them before stays.
 
     Args:
         path: The spool.
@@ -107,3 +107,4 @@ def simplify_spool(path: Path, target: Path, tolerance_px: float, *, by_class: b
         table = table.set_column(at, table.schema.field(at), column)
     with disk_errors(target), pa.ipc.new_file(str(target), table.schema) as file:
         file.write_table(table, max_chunksize=8192)
+    return target
