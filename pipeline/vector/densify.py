@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pipeline.vector.rings import Ints
 
     Floats = NDArray[np.float64]
+    Directions = tuple[tuple[int, int], ...]
 
 _TOLERANCE_PX = 0.05
 """Largest distance between an edge drawn straight and the true one, as measured at the middle."""
@@ -29,6 +30,8 @@ _CELLS = 128
 _PARTS = 4
 """Parts of a pixel that points may lie on: beside a pole the edge of one pixel spans an eighth of a turn."""
 _MIN_CELL_PX = 16
+_STRAIGHT: Directions = ((1, 0), (0, 1))
+_SLANTING: Directions = ((1, 1), (1, -1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,20 +46,21 @@ class Spacing:
     """Spacing in each cell, shape (cell row, cell column); None where one spacing serves the whole scene."""
 
 
-def measure_spacing(place: ToLonLat) -> Spacing:
-    """Largest spacing that keeps reprojected edges within a twentieth of a pixel.
+def measure_spacing(place: ToLonLat, *, slanting: bool = False) -> Spacing:
+    """Largest spacing that keeps reprojected edges within a twentieth of a pixel; with `slanting`, diagonal ones too.
 
     One spacing for the scene where that costs little; else one per cell, since near a pole edges bend strongly.
     """
     height, width = place.geobox.shape
+    directions = _STRAIGHT + _SLANTING if slanting else _STRAIGHT
     longest = 1 << (max(height, width) - 1).bit_length()
     cell = max(_MIN_CELL_PX, longest // _CELLS)
     length = longest
     while length >= cell:
-        if not _scene_bends(place, length):
+        if not _scene_bends(place, length, directions):
             return Spacing(finest_px=0 if length == longest else length)
         length //= 2
-    per_cell = _spacing_per_cell(place, cell)
+    per_cell = _spacing_per_cell(place, cell, directions)
     return Spacing(finest_px=float(per_cell.min()), cell_px=cell, per_cell=per_cell)
 
 
@@ -131,21 +135,21 @@ def _wanted(xy: Ints, axis: Ints, spacing: Spacing) -> NDArray[np.bool_]:
     return np.asarray(_along(xy, axis) % (_spacing_at(xy / _PARTS, spacing) * _PARTS) == 0)
 
 
-def _scene_bends(place: ToLonLat, length: int) -> bool:
+def _scene_bends(place: ToLonLat, length: int, directions: Directions) -> bool:
     """True if some edge of this length bends more than allowed, on a sample of the scene."""
     height, width = place.geobox.shape
-    for axis in (0, 1):
-        half = [0.0, 0.0]
-        half[axis] = min(length, (width, height)[axis]) / 2
-        x = np.linspace(half[0], width - half[0], 9)
-        y = np.linspace(half[1], height - half[1], 9)
+    for along_x, along_y in directions:
+        half = min(length, *(side for side, along in ((width, along_x), (height, along_y)) if along)) / 2
+        dx, dy = half * along_x, half * along_y
+        x = np.linspace(abs(dx), width - abs(dx), 9)
+        y = np.linspace(abs(dy), height - abs(dy), 9)
         xs, ys = (a.ravel() for a in np.meshgrid(x, y))
-        if (_bow(place, xs, ys, 2 * half[axis], axis) > _TOLERANCE_PX).any():
+        if (_bow(place, xs, ys, dx, dy) > _TOLERANCE_PX).any():
             return True
     return False
 
 
-def _spacing_per_cell(place: ToLonLat, cell: int) -> Floats:
+def _spacing_per_cell(place: ToLonLat, cell: int, directions: Directions) -> Floats:
     """Largest power of two that keeps within the tolerance, for each cell; a part of a pixel where none does."""
     height, width = place.geobox.shape
     shape = -(-height // cell), -(-width // cell)
@@ -156,25 +160,23 @@ def _spacing_per_cell(place: ToLonLat, cell: int) -> Floats:
     while length > 1 / _PARTS and len(rows):
         x = (cols[:, None] * cell + offsets[:, 0]).ravel()
         y = (rows[:, None] * cell + offsets[:, 1]).ravel()
-        bow = np.maximum(_bow(place, x, y, length, 0), _bow(place, x, y, length, 1))
+        bow = np.maximum.reduce([_bow(place, x, y, length / 2 * dx, length / 2 * dy) for dx, dy in directions])
         straight = bow.reshape(len(rows), -1).max(axis=1) <= _TOLERANCE_PX
         spacing[rows[straight], cols[straight]] = length
         rows, cols, length = rows[~straight], cols[~straight], length / 2
     return spacing
 
 
-def _bow(place: ToLonLat, x: Floats, y: Floats, length: float, axis: int) -> Floats:
+def _bow(place: ToLonLat, x: Floats, y: Floats, dx: float, dy: float) -> Floats:
     """How far the middle of an edge, drawn straight in longitude and latitude, lies beside the true edge, in pixels.
 
-    The edge runs along `axis` (0 for x) with its middle at `(x, y)`; infinite where nothing can be said.
+    The edge runs from `(x - dx, y - dy)` to `(x + dx, y + dy)`; infinite where nothing can be said.
     """
-    half = length / 2
-    dx, dy = (half, 0.0) if axis == 0 else (0.0, half)
     lon, _ = place.forward(x, y)
     (lon_a, lat_a), (lon_b, lat_b) = place.forward(x - dx, y - dy), place.forward(x + dx, y + dy)
     with np.errstate(invalid="ignore"):
         a, b = wrap(lon_a - lon), wrap(lon_b - lon)
-        back = place.backward(lon + (a + b) / 2, (lat_a + lat_b) / 2)
-        bow = np.abs(back[1] - y) if axis == 0 else np.abs(back[0] - x)
+        back_x, back_y = place.backward(lon + (a + b) / 2, (lat_a + lat_b) / 2)
+        bow = np.abs((back_x - x) * dy - (back_y - y) * dx) / np.hypot(dx, dy)
         bow[~np.isfinite(bow) | (np.abs(a) + np.abs(b) > _MAX_TURN_DEG)] = np.inf
-    return bow
+    return np.asarray(bow)

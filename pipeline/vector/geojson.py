@@ -66,7 +66,7 @@ def count_features(path: Path) -> int:
 def _lonlat(polygons: PolygonSet) -> Callable[[PolygonBatch], Geometries]:
     """Function that gives a batch's polygons in longitude and latitude, None for those that vanish."""
     place = ToLonLat(polygons.geobox)
-    spacing = measure_spacing(place)
+    spacing = measure_spacing(place, slanting=not polygons.on_grid)
     check = not polygons.on_grid or spacing.per_cell is not None or _smallest_pixel_deg(place) < _SAFE_PIXEL_DEG
     with_points = densify if polygons.on_grid else densify_slanting
     return lambda batch: to_lonlat_polygons(with_points(from_shapely(batch.polygons), spacing), place, check=check)

@@ -8,8 +8,10 @@ import geopandas
 import numpy as np
 import pytest
 import shapely
+from affine import Affine
 from hypothesis import given
 from hypothesis import strategies as st
+from pyproj import Transformer
 
 from pipeline.errors import ResourceError, UsageError
 from pipeline.vector import Tolerance, polygonize, simplify, to_geodataframe, write_polygons
@@ -17,7 +19,7 @@ from pipeline.vector.join import iter_regions
 from pipeline.vector.seams import Cells
 from pipeline.vector.simplify import simplify_coverage
 from tests.properties.test_vector_law import CHECKERBOARD, LATTICE, NODATA, masks
-from tests.unit.vector.masks import blobs, write_mask
+from tests.unit.vector.masks import GRIDS, blobs, write_mask
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -134,3 +136,35 @@ def test_neighbours_still_share_their_edges_in_every_format(tmp_path: Path, suff
     assert len(frame) == count
     assert frame.geometry.is_valid.all()
     assert shapely.coverage_is_valid(frame.geometry.to_numpy())
+
+
+@pytest.mark.parametrize("grid", ["polar", "mercator"])
+def test_points_on_slanting_edges_are_the_same_from_both_sides(tmp_path: Path, grid: str) -> None:
+    """Large pixels bend so much that edges need points; a gap between neighbours would show one that differs."""
+    crs, transform = GRIDS[grid]
+    coarse = transform @ Affine.scale(20 if grid == "polar" else 500)
+    path = write_mask(tmp_path / "m.tif", blobs(150), crs=crs, transform=coarse)
+    with polygonize(path, scratch=tmp_path, simplify=Tolerance(3, "px")) as polygons:
+        write_polygons(polygons, tmp_path / "p.geojson", overwrite=False)
+        plain = to_geodataframe(polygons)
+    frame = geopandas.read_file(tmp_path / "p.geojson")
+    assert shapely.get_num_coordinates(frame.geometry).sum() > shapely.get_num_coordinates(plain.geometry).sum()
+    assert shapely.coverage_is_valid(frame.geometry.to_numpy())
+
+
+def test_slanting_edges_in_mercator_are_true_too(tmp_path: Path) -> None:
+    """Edges along rows and columns are straight in longitude and latitude there; only slanting ones bend."""
+    row, col = np.indices((400, 400))
+    crs, transform = GRIDS["mercator"]
+    coarse = transform @ Affine.scale(500)
+    path = write_mask(tmp_path / "m.tif", (row > col).astype(np.uint8), crs=crs, transform=coarse)
+    with polygonize(path, scratch=tmp_path, simplify=Tolerance(3, "px")) as polygons:
+        write_polygons(polygons, tmp_path / "p.geojson", overwrite=False)
+    edges = shapely.get_coordinates(geopandas.read_file(tmp_path / "p.geojson").geometry.iloc[1])
+    middles = (edges[:-1] + edges[1:]) / 2
+    to_mercator = Transformer.from_crs("EPSG:4326", crs, always_xy=True)
+    pixels = [~coarse @ xy for xy in zip(*to_mercator.transform(*middles.T), strict=True)]
+    beside = [abs(x - y) / np.sqrt(2) for x, y in pixels if 5 < x < 395 and 5 < y < 395]
+    assert len(beside) > 1
+    assert max(beside) < 1.5  # the diagonal itself lies half a step beside x = y, and the tolerance is 0.1
+    assert max(beside) - min(beside) < 0.2

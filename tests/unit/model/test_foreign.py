@@ -237,3 +237,12 @@ def test_the_probe_sees_through_a_library_that_swallows_nan(tmp_path: Path) -> N
     path = _export(model.network, tmp_path / "n.onnx")
     traits = load_model(path, bare=BareOptions(class_names=("x", "y", "z"))).traits
     assert (traits.stride, traits.halo_px) == (model.traits.stride, model.traits.halo_px) == (8, 48)
+
+
+def test_what_probing_took_is_given_back(tmp_path: Path) -> None:
+    """ONNX Runtime keeps the memory of a session's largest forward as long as the session lives."""
+    model = load_model(_export(_plain(), tmp_path / "n.onnx"), bare=BareOptions(bands=("a", "b")))
+    model._traits.clear()
+    assert model._measured_traits().stride > 0
+    assert "session" not in vars(model.network)
+    assert model.network(torch.zeros(1, 2, 64, 64)).shape[-1] == 64
