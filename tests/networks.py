@@ -93,10 +93,10 @@ def random_scene(bands: int, shape: tuple[int, int], *, seed: int = 0) -> NDArra
 
 
 def predictor(model: Model, tiling: Tiling, **options: Any) -> Predictor:
-    """A float32 CPU predictor; `backend` and `precision` as in `EngineSpec`."""
+    """A float32 CPU predictor; `backend`, `device`, `precision`, `trim_px` as in `EngineSpec`."""
     engine = EngineSpec(
         backend=options.pop("backend", "torch"),
-        device="cpu",
+        device=options.pop("device", "cpu"),
         precision=options.pop("precision", "float32"),
         threads=2,
         one_size=tiling.one_size,

@@ -1,7 +1,7 @@
 """One tile on one device: scale, patches, forward, crop or blend, arg-max. Knows no Dask, no files."""
 
 from pipeline.infer.augment import Augmentation, Symmetry, symmetries
-from pipeline.infer.calibration import Calibration, calibrate
+from pipeline.infer.calibration import Batching, Calibration, calibrate, choose_batch
 from pipeline.infer.device import Device, DeviceThread, device_thread, is_device_lost, is_out_of_memory, resolve_device
 from pipeline.infer.host_memory import give_back_freed, resident_bytes
 from pipeline.infer.network_input import Scaler
@@ -10,6 +10,7 @@ from pipeline.infer.taper import Taper, axis_weights
 
 __all__ = [
     "Augmentation",
+    "Batching",
     "Calibration",
     "Device",
     "DeviceThread",
@@ -20,6 +21,7 @@ __all__ = [
     "TileResult",
     "axis_weights",
     "calibrate",
+    "choose_batch",
     "device_thread",
     "give_back_freed",
     "is_device_lost",

@@ -110,21 +110,23 @@ class Scaler:
         self._gain, self._bias = (torch.tensor(v, dtype=torch.float32)[:, None, None] for v in scaling.gain_and_bias())
         self._buffer: Tensor | None = None
 
-    def __call__(self, data: Tensor, invalid: Tensor | None) -> Tensor:
+    def __call__(self, data: Tensor, invalid: Tensor | None, *, place: int = 0, batch: int = 1) -> Tensor:
         """Network input from stored values; invalid (band, pixel) values become 0, which is the mean.
 
         Args:
             data: `(band, y, x)` in the file's dtype, on the device.
             invalid: `(band, y, x)`, or `(y, x)` for all bands, boolean, True = not usable; None when all are usable.
+            place: Of this patch in the batch.
+            batch: Patches of the batch; the other places stay as they are.
 
         Returns:
-            `(1, band, y, x)` float32. Valid until the next call.
+            `(batch, band, y, x)` float32. Valid until the next call.
         """
-        if self._buffer is None or self._buffer.shape != data.shape:
-            self._buffer = torch.empty(data.shape, dtype=torch.float32, device=data.device)
+        if self._buffer is None or self._buffer.shape != (batch, *data.shape):
+            self._buffer = torch.zeros((batch, *data.shape), dtype=torch.float32, device=data.device)
             self._gain, self._bias = self._gain.to(data.device), self._bias.to(data.device)
         # Multiply and add apart, never fused: the low bits must not depend on where a patch was cut.
-        x = self._buffer.copy_(data).mul_(self._gain).add_(self._bias)
+        x = self._buffer[place].copy_(data).mul_(self._gain).add_(self._bias)
         if invalid is not None:
             x.masked_fill_(invalid, 0.0)
-        return x.unsqueeze(0)
+        return self._buffer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from pipeline.infer.taper import Taper
     from pipeline.model import EngineSpec, Model, ModelSpec
     from pipeline.scene import Block
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +63,14 @@ class _Stored:
 
 
 @dataclass(frozen=True, slots=True)
+class _Job:
+    """One patch to compute."""
+
+    patch: Patch
+    stored: _Stored
+
+
+@dataclass(frozen=True, slots=True)
 class _Work:
     """One window on its way."""
 
@@ -84,6 +94,7 @@ class Predictor:
         tta: Images of each patch whose probabilities are averaged.
         deterministic: Fail where memory does not suffice for a patch, rather than compute it in halves, whose order of
             summation may be another.
+        batch: Patches that are blended from one forward; what is missing in a tile's last batch is filled up.
     """
 
     def __init__(
@@ -97,7 +108,9 @@ class Predictor:
         thread: DeviceThread,
         tta: Augmentation = "none",
         deterministic: bool = False,
+        batch: int = 1,
     ) -> None:
+        assert batch == 1 or tiling.mode == "blend", "exact patches are as large as memory allows instead"
         self.spec: ModelSpec = model.spec
         self.tiling = tiling
         self._padding = padding
@@ -107,7 +120,8 @@ class Predictor:
         self._symmetries = symmetries(tta)
         self._scaler = Scaler(model.spec.scaling)
         self._prepared = False
-        self._may_split = tiling.mode == "exact" and not deterministic
+        self._batch = self._fitting = batch
+        self._may_split = not deterministic
         self._sizes = model.traits.sizes
         self._too_large_px = math.inf
         self._engine = thread.run(lambda: make_engine(model, engine))
@@ -149,12 +163,12 @@ class Predictor:
         wanted = _wanted(block, outer, window, output_valid)
         needed = [p for p in patches if wanted[p.core.intersect(window).slices_in(window)].any()]
         splits, work = 0, _Work(sink, wanted, [])
-        for patch in needed:
-            data = _own(gather(block.data, outer, patch.input, self.tiling.shape, padding=self._padding))
-            absent = self._patch_invalid(block, outer, patch)
-            stored = _Stored(self._on_device(data), None if absent is None else self._on_device(absent))
-            step = functools.partial(self._patch, work, patch, stored)
-            if patch is not needed[-1] or sink.labels is not None:
+        groups = _chunks(needed, self._batch)
+        for group in groups:
+            step = functools.partial(
+                self._compute, work, [_Job(patch, self._stored(patch, block, outer)) for patch in group]
+            )
+            if group is not groups[-1] or sink.labels is not None:
                 splits += self._thread.run(step)
         if needed and sink.labels is None:
             # With the last forward: queued behind it, a finished tile would wait for another tile's forward.
@@ -169,29 +183,51 @@ class Predictor:
             mean[:, ~wanted] = np.nan
         return TileResult(mask=mask, probabilities=mean, patches=len(needed), splits=splits)
 
-    def _patch(self, work: _Work, patch: Patch, stored: _Stored) -> int:
-        """One patch, on the device thread, in halves of halves where memory does not suffice; returns the cuts."""
-        waiting, cuts = [patch], 0
+    def _stored(self, patch: Patch, block: Block, outer: Window) -> _Stored:
+        """A patch's stored values, brought to the device."""
+        data = _own(gather(block.data, outer, patch.input, self.tiling.shape, padding=self._padding))
+        absent = self._patch_invalid(block, outer, patch)
+        return _Stored(self._on_device(data), None if absent is None else self._on_device(absent))
+
+    def _compute(self, work: _Work, jobs: list[_Job]) -> int:
+        """Patches of one forward, on the device thread; in halves of halves where memory does not suffice.
+
+        Half the batch first, then half the patch. Returns the cuts.
+        """
+        waiting, cuts = _chunks(jobs, self._fitting), 0
         while waiting:
             part = waiting.pop(0)
+            pixels = self._fitting * part[0].patch.input.num_pixels
             failure: Exception | None = MemoryError()
-            if part.input.num_pixels < self._too_large_px:
-                failure = self._tried(work, part, stored.part(part.input, of=patch.input))
+            if pixels < self._too_large_px:
+                failure = self._tried(work, part)
             if failure is None:
                 continue
-            smaller = halves(part, self.tiling, self._sizes) if self._may_split else []
+            smaller = self._halved(part) if self._may_split else []
             if not smaller:
                 raise failure
             # Remembered: what failed once is not tried again by this process.
-            self._too_large_px = min(self._too_large_px, part.input.num_pixels)
+            self._too_large_px = min(self._too_large_px, pixels)
             cuts += 1
-            waiting[:0] = smaller
+            rest = [job for later in waiting for job in later]
+            waiting = smaller + _chunks(rest, self._fitting)
         return cuts
 
-    def _tried(self, work: _Work, part: Patch, stored: _Stored) -> Exception | None:
+    def _halved(self, jobs: list[_Job]) -> list[list[_Job]]:
+        """The same work in smaller forwards; empty where there are none."""
+        if self._fitting > 1:
+            self._fitting = -(-self._fitting // 2)
+            return _chunks(jobs, self._fitting)
+        if self.tiling.mode == "blend":
+            return []
+        [job] = jobs
+        parts = halves(job.patch, self.tiling, self._sizes)
+        return [[_Job(part, job.stored.part(part.input, of=job.patch.input))] for part in parts]
+
+    def _tried(self, work: _Work, jobs: list[_Job]) -> Exception | None:
         """One forward; the error where memory did not suffice, without what the failed forward held."""
         try:
-            self._step(work, part, stored)
+            self._step(work, jobs)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -214,7 +250,7 @@ class Predictor:
         """Let the engine get ready while the first block is read."""
         if not self._prepared:
             self._prepared = True
-            shape = 1, len(self.spec.bands), *patch.input.shape
+            shape = self._batch, len(self.spec.bands), *patch.input.shape
             self._thread.start(lambda: self._engine.prepare(shape, labels=sink.labels is not None))
 
     def _patch_invalid(self, block: Block, outer: Window, patch: Patch) -> NDArray[np.bool_] | None:
@@ -225,28 +261,37 @@ class Predictor:
         gathered = gather(block.valid, outer, patch.input, self.tiling.shape, padding=self._padding)
         return np.asarray(np.logical_not(gathered))
 
-    def _step(self, work: _Work, patch: Patch, stored: _Stored) -> None:
-        """One forward, on the device thread: stored values in, the patch's share of the result into the sink."""
+    def _step(self, work: _Work, jobs: list[_Job]) -> None:
+        """One forward, on the device thread: stored values in, the patches' share of the result into the sink."""
         sink = work.sink
         with torch.inference_mode():
-            x = self._scaler(stored.data, stored.invalid)
-            kept = patch.core.intersect(sink.window)
-            if not kept.num_pixels:
-                return
-            labels = None if sink.labels is None else self._engine.label(x)
-            if labels is not None:
-                arriving = to_host(labels[(..., *in_output(patch, kept))])
-                put = functools.partial(self._put, work, kept, arriving)
-                if self._device.type == "cpu":
-                    put()  # the next forward needs the memory that the labels lie in
-                else:
-                    work.coming.append(put)
+            for place, job in enumerate(jobs):
+                x = self._scaler(job.stored.data, job.stored.invalid, place=place, batch=self._fitting)
+            kept = [job.patch.core.intersect(sink.window) for job in jobs]
+            if sink.labels is not None and self._labelled(work, jobs[0].patch, kept[0], x):
                 return
 
-            def check(output: Tensor) -> None:
-                self._check_finite(output[(slice(None), *in_output(patch, kept))], kept, work)
+            def check(outputs: Tensor) -> None:
+                for output, job, inside in zip(outputs, jobs, kept, strict=False):  # a batch may be filled up
+                    self._check_finite(output[(slice(None), *in_output(job.patch, inside))], inside, work)
 
-            sink.add(patch, kept, self._average(x, check) if self._averages else self._run(x, check))
+            outputs = self._average(x, check) if self._averages else self._run(x, check)
+            for output, job, inside in zip(outputs, jobs, kept, strict=False):
+                if inside.num_pixels:
+                    sink.add(job.patch, inside, output)
+
+    def _labelled(self, work: _Work, patch: Patch, kept: Window, x: Tensor) -> bool:
+        """Labels of one patch into the mask, now or, on a GPU, once they are there; False where there are none."""
+        labels = self._engine.label(x) if kept.num_pixels else None
+        if labels is None:
+            return not kept.num_pixels
+        arriving = to_host(labels[(..., *in_output(patch, kept))])
+        put = functools.partial(self._put, work, kept, arriving)
+        if self._device.type == "cpu":
+            put()  # the next forward needs the memory that the labels lie in
+        else:
+            work.coming.append(put)
+        return True
 
     def _put(self, work: _Work, kept: Window, arriving: Callable[[], NDArray[np.generic]]) -> None:
         """The labels of a patch, once they are there, into the mask."""
@@ -261,17 +306,17 @@ class Predictor:
         return len(self._symmetries) > 1
 
     def _run(self, x: Tensor, check: Callable[[Tensor], None]) -> Tensor:
-        output = self._engine.run(x)[0]
-        check(output)
-        return output
+        outputs = self._engine.run(x)
+        check(outputs)
+        return outputs
 
     def _average(self, x: Tensor, check: Callable[[Tensor], None]) -> Tensor:
-        """Mean probabilities `(class, y, x)` of a patch's images, always summed in the same order."""
+        """Mean probabilities `(batch, class, y, x)` of patches' images, always summed in the same order."""
         total: Tensor | None = None
         for symmetry in self._symmetries:
-            output = symmetry.undo(self._engine.run(symmetry.apply(x))[0])
-            check(output)
-            total = add_to(total, to_probabilities(output, self.spec))
+            outputs = symmetry.undo(self._engine.run(symmetry.apply(x)))
+            check(outputs)
+            total = add_to(total, torch.stack([to_probabilities(output, self.spec) for output in outputs]))
         assert total is not None
         return total.div_(len(self._symmetries))
 
@@ -294,6 +339,11 @@ class Predictor:
                 where=f"window {kept}; first at row {kept.row_off + row}, column {kept.col_off + col}",
                 fix="check the model's scaling against the scene's values (`scenemask inspect`), or use float32",
             )
+
+
+def _chunks(items: list[_T], size: int) -> list[list[_T]]:
+    """In lists of `size`; the last may be shorter."""
+    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 def _wanted(block: Block, outer: Window, window: Window, output_valid: NDArray[np.bool_] | None) -> NDArray[np.bool_]:

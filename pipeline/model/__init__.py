@@ -2,10 +2,12 @@
 
 from pipeline.model.bare import BareOptions
 from pipeline.model.cache import cache_folder
-from pipeline.model.decision import NOT_FINITE, decide, decide_output, labels_of, to_probabilities
-from pipeline.model.engine import Backend, Engine, EngineSpec, Precision, can_trim, left_out_px, make_engine
+from pipeline.model.decision import NOT_FINITE, decide, decide_output, has_labels, labels_of, to_probabilities
+from pipeline.model.engine import make_engine
+from pipeline.model.engine_spec import Backend, Engine, EngineSpec, Precision, has_fast_bfloat16
 from pipeline.model.folder import MODEL_FILE, adopt_model, load_model, save_model, write_traits
 from pipeline.model.foreign import NetworkIO
+from pipeline.model.lean import can_trim, left_out_px
 from pipeline.model.model import Model, model_from_module
 from pipeline.model.probe import probe
 from pipeline.model.spec import Activation, ModelSpec, Scaling
@@ -33,6 +35,8 @@ __all__ = [
     "can_trim",
     "decide",
     "decide_output",
+    "has_fast_bfloat16",
+    "has_labels",
     "labels_of",
     "left_out_px",
     "load_model",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from pipeline.model.engine import Engine
+    from pipeline.model.engine_spec import Engine
     from pipeline.model.spec import ModelSpec
 
 NOT_FINITE = 255
@@ -57,7 +57,8 @@ def output_thresholds(spec: ModelSpec) -> tuple[float, ...]:
 
 
 def _per_channel(values: tuple[float, ...], like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=torch.float32, device=like.device)[:, None, None]
+    # Filled on the device: nothing has to travel there, which a recorded forward may not wait for.
+    return torch.cat([torch.full((1, 1, 1), value, dtype=torch.float32, device=like.device) for value in values])
 
 
 def has_labels(spec: ModelSpec) -> bool:

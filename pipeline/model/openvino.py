@@ -27,8 +27,9 @@ from torch import Tensor
 from pipeline.errors import ModelError
 from pipeline.model.cache import cache_folder, write_cached
 from pipeline.model.decision import NOT_FINITE, has_labels, output_thresholds
-from pipeline.model.engine import EngineSpec, fold_batch_norm, trimmed
+from pipeline.model.engine_spec import EngineSpec
 from pipeline.model.foreign import ForeignNetwork, OnnxNetwork
+from pipeline.model.lean import fold_batch_norm, trimmed
 
 if TYPE_CHECKING:
     from torch import nn

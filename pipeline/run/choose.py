@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,11 +11,11 @@ import torch
 
 from pipeline.errors import ModelError, UsageError
 from pipeline.infer import Calibration, Scaler, calibrate, device_thread
-from pipeline.model import EngineSpec, labels_of, openvino
-from pipeline.model.engine import can_trim, has_fast_bfloat16, make_engine
+from pipeline.model import EngineSpec, can_trim, has_fast_bfloat16, labels_of, make_engine, openvino
 from pipeline.model.foreign import OnnxNetwork
 from pipeline.run.compare import differs
 from pipeline.run.scene_samples import sample_blocks
+from pipeline.run.workers import cores_per_worker
 
 if TYPE_CHECKING:
     from pipeline.infer import DeviceThread
@@ -58,7 +57,7 @@ def choose_engine(
         ModelError: MD-012 when the backend that was asked for cannot run the network here.
         UsageError: CF-006 when the precision that was asked for is not to be had.
     """
-    threads = threads_per_forward(settings)
+    threads = cores_per_worker(settings)
     thread = device_thread(threads=threads)
     small = math.prod(scene.geobox.shape) < WORTH_MEASURING_PX
     backend, why = _backend(model, settings.backend, device=device, small=small)
@@ -98,12 +97,6 @@ def measured_cost(choice: EngineChoice, model: Model, *, budget_bytes: int) -> C
     if not choice.worth_measuring:
         return None
     return calibrate(model, choice.spec, device_thread(threads=choice.spec.threads), budget_bytes=budget_bytes)
-
-
-def threads_per_forward(settings: SegmentSettings) -> int:
-    """Cores that this process may use, shared out among the workers."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // settings.workers)
 
 
 def _backend(model: Model, wanted: str, *, device: str, small: bool) -> tuple[Backend, str]:

@@ -9,10 +9,11 @@ from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any, cast
 
 import dask
-from distributed import Client, Future, LocalCluster, Scheduler, SpecCluster, Worker
+from distributed import Client, Future, Nanny, Scheduler, SpecCluster, Worker
 
 from pipeline.errors import InfrastructureError
-from pipeline.run.demand import TILES_IN_FLIGHT
+from pipeline.run.settings import OWN_CLUSTERS
+from pipeline.run.workers import environment_of, num_workers, tiles_in_flight
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,55 +63,57 @@ def _itself(value: object) -> object:
 
 
 @contextlib.contextmanager
-def connect(settings: SegmentSettings) -> Iterator[Connection]:
+def connect(settings: SegmentSettings, *, device: str = "cpu") -> Iterator[Connection]:
     """A Dask client for the duration of a run.
 
-    `local` with one worker runs in this process; with more, each is a process. All of it, dashboards included,
-    listens on loopback. An address is connected to and left running.
+    `local` with one worker runs in this process; with more, each is a process. All of it listens on loopback. An
+    address is connected to and left running.
+
+    Args:
+        settings: Which cluster, how many workers.
+        device: `cpu` or `cuda`: what the workers compute on.
 
     Raises:
         InfrastructureError: CL-001 when the scheduler cannot be reached, CL-002 when it has no workers.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(dask.config.set(_CONFIG))
-        if settings.cluster == "local":
-            cluster = stack.enter_context(_local(settings.workers))
+        here = settings.cluster == "local" and settings.workers == 1
+        if settings.cluster in OWN_CLUSTERS:
+            threads = tiles_in_flight(settings, device)
+            cluster = stack.enter_context(_in_process(threads) if here else _processes(settings, threads, device))
             client = stack.enter_context(Client(cluster, set_as_default=False))
         else:
             client = stack.enter_context(_remote(settings.cluster))
-        threads = sum(client.nthreads().values())
-        yield Connection(client, threads, in_process=settings.cluster == "local" and settings.workers == 1)
+        yield Connection(client, sum(client.nthreads().values()), in_process=here)
 
 
-def _local(workers: int) -> SpecCluster:
-    if workers == 1:
-        return _in_process()
-    with _deaf_children():
-        return _processes(workers)
-
-
-def _in_process() -> SpecCluster:
+def _in_process(threads: int) -> SpecCluster:
     """Scheduler and worker in this process, without dashboards: importing them takes half a second."""
     common = {"protocol": "inproc://", "dashboard": False, "dashboard_address": _LOOPBACK}
     return SpecCluster(
         scheduler={"cls": Scheduler, "options": common},
-        workers={0: {"cls": Worker, "options": {**common, "nthreads": TILES_IN_FLIGHT}}},
+        workers={0: {"cls": Worker, "options": {**common, "nthreads": threads}}},
         silence_logs=50,
     )
 
 
-def _processes(workers: int) -> SpecCluster:
+def _processes(settings: SegmentSettings, threads: int, device: str) -> SpecCluster:
     # Never fork: GDAL and PyTorch have threads by now. Dask's nannies spawn; a script without a main guard would
     # start itself again in each, which is why the guard is in the documentation.
-    return LocalCluster(
-        n_workers=workers,
-        threads_per_worker=TILES_IN_FLIGHT,
-        processes=True,
-        host="127.0.0.1",
-        dashboard_address=_LOOPBACK,
-        worker_dashboard_address=_LOOPBACK,
-        silence_logs=50,
-    )
+    common = {"host": "127.0.0.1", "dashboard": False, "dashboard_address": _LOOPBACK}
+
+    def worker(number: int) -> dict[str, Any]:
+        # No limit: what a worker may take is the plan's business.
+        mine = {"nthreads": threads, "memory_limit": 0, "env": environment_of(number, device)}
+        return {"cls": Nanny, "options": {**common, **mine}}
+
+    with _deaf_children():
+        return SpecCluster(
+            scheduler={"cls": Scheduler, "options": {**common, "port": 0}},
+            workers={number: worker(number) for number in range(num_workers(settings))},
+            silence_logs=50,
+        )
 
 
 @contextlib.contextmanager

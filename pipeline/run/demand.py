@@ -13,6 +13,7 @@ import torch
 from pipeline.errors import ResourceError
 from pipeline.infer import resident_bytes
 from pipeline.model import left_out_px
+from pipeline.run.workers import gpus, num_workers, tiles_in_flight
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,12 +25,11 @@ if TYPE_CHECKING:
     from pipeline.run.settings import SegmentSettings
     from pipeline.scene import Scene
 
-TILES_IN_FLIGHT = min(3, max(2, os.cpu_count() or 1))
-"""Tiles that one worker holds at a time, so that reading, computing and writing overlap; more readers want cores."""
-_DEFAULT_MEMORY = 1_750_000_000
-"""Budget per worker unless --memory says otherwise: with libraries and caches a run then stays below 2 GB."""
-LIBRARIES_BYTES = 680_000_000
-"""Resident size of a worker before its first tile (PyTorch, OpenVINO, GDAL, Dask): 674 MB measured."""
+_DEFAULT_MEMORY = {"cpu": 1_750_000_000, "cuda": 6_000_000_000}
+"""Budget per worker unless --memory says otherwise: on a CPU, with libraries and caches, a run then stays below 2 GB;
+beside a GPU as many tiles are in flight as there are cores to decode them."""
+LIBRARIES_BYTES = {"cpu": 680_000_000, "cuda": 2_000_000_000}
+"""Resident size of a worker before its first tile (PyTorch, OpenVINO, GDAL, Dask): 674 MB measured; with CUDA's."""
 _SHARE_OF_GPU = 0.8
 """Of a GPU's free memory: others may take some meanwhile, and PyTorch's allocator leaves gaps."""
 _WORKSPACE = 1.35
@@ -92,13 +92,14 @@ def demand_of(
 ) -> Demand:
     """What patches of this scene take with this engine."""
     mask_bands = model.spec.legend().num_mask_bands
-    tile_bytes = TILES_IN_FLIGHT * tile_bytes_per_px(len(model.spec.bands), int(scene.dtype.itemsize), mask_bands)
     device, fixed = engine.spec.device, 0 if cost is None else int(cost.fixed_bytes)
+    tile_bytes = tile_bytes_per_px(len(model.spec.bands), int(scene.dtype.itemsize), mask_bands)
+    tile_bytes *= tiles_in_flight(settings, device)
     forward = _bytes_per_px(engine, cost, model, settings.tta, probabilities=settings.probabilities)
     return Demand(
         cost=cost,
         budget_bytes=forward_budget(settings, device) - fixed,
-        host_budget_bytes=forward_budget(settings, "cpu"),
+        host_budget_bytes=_memory(settings, device) - LIBRARIES_BYTES[device],
         forward_bytes_per_px=forward,
         tile_bytes_per_px=tile_bytes,
         on_host=device == "cpu",
@@ -133,18 +134,19 @@ def _bytes_per_px(
 def forward_budget(settings: SegmentSettings, device: str) -> int:
     """Bytes for a forward: of the host, where the tiles in flight share them, or of what others leave of the GPU."""
     if device == "cpu":
-        return _memory(settings) - LIBRARIES_BYTES
+        return _memory(settings, device) - LIBRARIES_BYTES[device]
     free, _ = torch.cuda.mem_get_info()
-    return int(_SHARE_OF_GPU * free)
+    sharing = math.ceil(num_workers(settings) / max(1, len(gpus())))
+    return int(_SHARE_OF_GPU * free / sharing)
 
 
-def budget_left(settings: SegmentSettings) -> int:
+def budget_left(settings: SegmentSettings, device: str) -> int:
     """Bytes that this process may still take. For what decides no pixel: it differs from one run to the next."""
-    return _memory(settings) - max(LIBRARIES_BYTES, resident_bytes())
+    return _memory(settings, device) - max(LIBRARIES_BYTES[device], resident_bytes())
 
 
-def _memory(settings: SegmentSettings) -> int:
-    return settings.memory or min(_DEFAULT_MEMORY, int(0.6 * _available_bytes() / settings.workers))
+def _memory(settings: SegmentSettings, device: str) -> int:
+    return settings.memory or min(_DEFAULT_MEMORY[device], int(0.6 * _available_bytes() / num_workers(settings)))
 
 
 def check_least_patch(budget: int, bytes_per_px: float, traits: Traits, sizes: SizeRule, halo: int) -> None:
@@ -155,7 +157,7 @@ def check_least_patch(budget: int, bytes_per_px: float, traits: Traits, sizes: S
     """
     least = sizes.at_least(2 * halo + max(traits.stride, 2 * traits.margin_px, 16))
     if least * least * bytes_per_px > budget:
-        need = int(least * least * bytes_per_px) + LIBRARIES_BYTES
+        need = int(least * least * bytes_per_px) + LIBRARIES_BYTES["cpu"]
         raise too_little(f"a patch of {least} px, the smallest that is any use, needs {need / 1e9:.1f} GB", need)
 
 

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ModelError, UsageError
 from pipeline.grid import Axis, Padding, Tiling, balanced_core, blend_tiling, exact_tiling, round_up
-from pipeline.infer import Augmentation, Taper, device_thread, resolve_device, symmetries
+from pipeline.infer import Augmentation, Batching, Taper, choose_batch, device_thread, resolve_device, symmetries
 from pipeline.model import EngineSpec
 from pipeline.run.choose import EngineChoice, choose_engine, measured_cost, trim_to_halo
 from pipeline.run.demand import (
     LEANEST,
     LIBRARIES_BYTES,
-    TILES_IN_FLIGHT,
     Demand,
     check_least_patch,
     count_left_out,
@@ -27,6 +26,7 @@ from pipeline.run.demand import (
     too_little,
 )
 from pipeline.run.halo import tolerated_halo
+from pipeline.run.workers import tiles_in_flight
 
 if TYPE_CHECKING:
     from pipeline.grid import SizeRule
@@ -57,6 +57,10 @@ class Plan:
     """Why this library, and why this precision."""
     flips_frac: float | None
     """Share of sampled pixels whose class differs from float32; None where it was not measured."""
+    batch: int
+    """Patches per forward; more than one where a GPU blends patches that are too small for it."""
+    in_flight: int
+    """Tiles that a worker holds at a time."""
     probabilities: bool
     """Whether probabilities are kept."""
     num_classes: int
@@ -74,7 +78,8 @@ class Plan:
     saved_bytes_per_px: float
     """Memory that an output left out saves."""
     forward_s: float | None
-    """Predicted seconds of one forward; None where it was not measured. A patch takes `forwards_per_patch` of them."""
+    """Predicted seconds of a patch in one forward; None where it was not measured. A patch takes `forwards_per_patch`
+    of them."""
 
     @property
     def digest(self) -> str:
@@ -91,7 +96,8 @@ class Plan:
         """Predicted peak of one forward and of what is done with its output."""
         left_out = count_left_out(self.tiling.patch_hw, self.tiling.rows.margin) if self.engine.trim_px else 0
         saved = left_out * self.saved_bytes_per_px
-        return int(self.fixed_bytes + math.prod(self.tiling.patch_hw) * self.bytes_per_px - saved)
+        pixels = self.batch * math.prod(self.tiling.patch_hw)
+        return int(self.fixed_bytes + pixels * self.bytes_per_px - saved)
 
     @property
     def peak_bytes(self) -> int:
@@ -101,7 +107,7 @@ class Plan:
         blended = 4 * (self.num_classes + 1) if self.tiling.mode == "blend" or self.probabilities else 0
         per_px = tile_bytes_per_px(self.bands, self.itemsize_bytes, self.mask_bands) + blended
         forward = self.forward_bytes if self.engine.device == "cpu" else 0
-        return int(LIBRARIES_BYTES + forward + TILES_IN_FLIGHT * math.prod(sides) * per_px)
+        return int(LIBRARIES_BYTES[self.engine.device] + forward + self.in_flight * math.prod(sides) * per_px)
 
     @property
     def infer_s(self) -> float | None:
@@ -146,6 +152,8 @@ class Plan:
             "tiles": len(tiling.tiles()),
             "patches": tiling.num_patches,
             "redundancy": round(tiling.redundancy(), 3),
+            "batch": self.batch,
+            "tiles_in_flight": self.in_flight,
             "tta": self.tta,
             "forwards_per_patch": self.forwards_per_patch,
             "padding": self.padding,
@@ -174,7 +182,7 @@ def make_plan(scene: Scene, model: Model, settings: SegmentSettings) -> Plan:
     mode, reason = _mode(traits, settings)
     padding: Padding = model.spec.padding if settings.padding == "auto" else settings.padding
     _check_padding(padding, traits, mode)
-    device = resolve_device(settings.device)
+    device = resolve_device("cuda" if settings.cluster == "cuda" else settings.device)
     sizes = patch_sizes(traits, settings.tta)
     if mode == "exact" and settings.halo_tolerance is None:  # before anything is measured that would not fit either
         check_least_patch(
@@ -191,6 +199,11 @@ def make_plan(scene: Scene, model: Model, settings: SegmentSettings) -> Plan:
         tiling = _exact(scene.geobox.shape, model, settings, demand, halo=halo, network_padding=padding == "network")
     else:
         tiling = _blend(scene.geobox.shape, settings, traits, demand.largest_px)
+    batching = Batching(1, None if cost is None else float(demand.seconds(tiling.patch_hw)))
+    if mode == "blend" and device == "cuda":
+        fitting = demand.largest_px // math.prod(tiling.patch_hw)
+        thread = device_thread(threads=engine.spec.threads)
+        batching = choose_batch(model, engine.spec, thread, tiling.patch_hw, largest=fitting)
     need = int(demand.nbytes(tiling.patch_hw))
     if settings.memory is not None and demand.on_host and need > demand.budget_bytes:  # only --patch can ask for more
         need = int(settings.memory - demand.budget_bytes + need)
@@ -204,6 +217,8 @@ def make_plan(scene: Scene, model: Model, settings: SegmentSettings) -> Plan:
         engine=engine.spec,
         engine_reason=engine.reason,
         flips_frac=engine.flips_frac,
+        batch=batching.batch,
+        in_flight=tiles_in_flight(settings, device),
         probabilities=settings.probabilities,
         num_classes=len(model.spec.classes),
         mask_bands=model.spec.legend().num_mask_bands,
@@ -212,7 +227,7 @@ def make_plan(scene: Scene, model: Model, settings: SegmentSettings) -> Plan:
         fixed_bytes=0 if cost is None else int(cost.fixed_bytes),
         bytes_per_px=demand.forward_bytes_per_px,
         saved_bytes_per_px=demand.saved_bytes_per_px,
-        forward_s=None if cost is None else float(demand.seconds(tiling.patch_hw)),
+        forward_s=batching.seconds,
     )
 
 

@@ -22,7 +22,7 @@ from pipeline.run.plan import Plan, make_plan
 from pipeline.run.record import run_record
 from pipeline.run.resolve import bare_options, matched_by_position, resolve_scene
 from pipeline.run.scratch import create_store, from_record, new_place, open_store, remove_store, to_record
-from pipeline.run.settings import SegmentSettings, make_settings
+from pipeline.run.settings import OWN_CLUSTERS, SegmentSettings, make_settings
 from pipeline.run.tile_task import Job, TileDone
 from pipeline.run.verify import Verification, Verifier
 from pipeline.scene import Aoi
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 _MANY_FLIPS = 0.005
 """Share of sampled pixels whose class differs from float32, above which a precision that was asked for is warned of."""
-_FORMAT_VERSION = 2
+_FORMAT_VERSION = 3
 """Of plan.json and run.json; raised when an older one can no longer be resumed."""
 
 
@@ -383,9 +383,9 @@ def _infer(run: _Run, plan: Plan, store: TileStore, ledger: Path, stop: StopFlag
             aoi=run.aoi,
             store=store,
             ledger=ledger,
-            own_cluster=run.settings.cluster == "local",
+            own_cluster=run.settings.cluster in OWN_CLUSTERS,
         )
-        with connect(run.settings) as connection:
+        with connect(run.settings, device=plan.engine.device) as connection:
             run_tiles(connection, job, missing, attempts=scan.attempts, on_done=on_done, stop=stop)
     stop.raise_if_set(f"{len(records)} of {total} tiles are kept")
     run.tell(StageFinished(name="infer", seconds=time.monotonic() - started))
@@ -414,7 +414,7 @@ def _verify(
         plan=plan,
         aoi=run.aoi,
         store=store,
-        budget_bytes=budget_left(run.settings),
+        budget_bytes=budget_left(run.settings, plan.engine.device),
         check_stop=lambda: stop.raise_if_set("all tiles are kept"),
     ).run(records, count=run.settings.verify)
     run.tell(StageFinished(name="verify", seconds=time.monotonic() - started))

@@ -167,9 +167,10 @@ class SegmentSettings(BaseModel):
     verify: int = Field(default=0, ge=0)
     """Windows that are computed once more, away from the tiling, and compared before results are written; 0: none."""
     cluster: str = "local"
-    """`local`, or the address of a running Dask scheduler (`tcp://host:port`)."""
+    """`local`; `cuda`, a worker process for each GPU of this machine; or the address of a running Dask scheduler
+    (`tcp://host:port`)."""
     workers: int = Field(default=1, ge=1)
-    """Local workers; more than one are processes of their own."""
+    """Local workers, with `cluster: cuda` for each GPU; more than one are processes, which take the GPUs in turn."""
     memory: Annotated[int, BeforeValidator(_bytes)] | None = Field(default=None, ge=2**28)
     """Memory per worker, such as `8GB`; sets the patch."""
     scratch: AbsolutePath | None = None
@@ -221,13 +222,19 @@ class SegmentSettings(BaseModel):
             problems.append("sieve needs min_area, below which regions are given away")
         if self.assume_crs is not None and self.allow_no_crs:
             problems.append("assume_crs and allow_no_crs exclude each other")
-        if self.cluster != "local" and "://" not in self.cluster:
-            problems.append(f"cluster {self.cluster!r} is neither `local` nor an address such as tcp://host:8786")
+        if self.cluster not in OWN_CLUSTERS and "://" not in self.cluster:
+            problems.append(
+                f"cluster {self.cluster!r} is neither `local` nor `cuda` nor an address such as tcp://host:8786"
+            )
+        if self.cluster == "cuda" and self.device == "cpu":
+            problems.append("cluster `cuda` has a worker for each GPU, and device `cpu` uses none")
         if problems:
             raise ValueError("; ".join(problems))
         return self
 
 
+OWN_CLUSTERS = ("local", "cuda")
+"""Started for a run, on this machine."""
 # What may differ between a run and its resumption: it changes no output.
 COSMETIC = frozenset({"trust_model", "workers", "cluster", "memory", "scratch", "keep", "verify"})
 

@@ -170,6 +170,7 @@ def make_predictor(model: Model, plan: Plan) -> Predictor:
         tta=plan.tta,
         thread=device_thread(threads=plan.engine.threads),
         deterministic=plan.engine.deterministic,
+        batch=plan.batch,
     )
 
 

@@ -109,9 +109,15 @@ def _part(command: str, rows: list[tuple[str, str, str]], facts: dict[str, Any])
     return {
         "command": command,
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
-        "machine": f"{cpus[0] if cpus else '?'}, {os.cpu_count()} cores, {platform.system()}, CPU only, {capability}",
+        "machine": ", ".join(
+            (cpus or ["?"])[:1] + [f"{os.cpu_count()} cores", platform.system(), _device(), capability]
+        ),
         "software": f"Python {used['python']}, PyTorch {used['torch']}, rasterio {used['rasterio']}.",
         "rows": rows,
         "facts": facts,
         "versions": used,
     }
+
+
+def _device() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU only"

@@ -14,9 +14,9 @@ import torch
 import pipeline as sm
 from pipeline.cli.app import main
 from pipeline.run.cluster import connect
-from pipeline.run.demand import TILES_IN_FLIGHT
 from pipeline.run.events import Event, StageAdvanced
 from pipeline.run.settings import make_settings
+from pipeline.run.workers import tiles_in_flight
 from tests.scenes import NORTH_UP, UTM, save_unet, smooth_values, write_scene
 
 SHAPE = (120, 152)
@@ -97,8 +97,8 @@ def test_tiles_in_flight_are_bounded(
 
     connecting = connect
 
-    def counting(settings: Any) -> Any:
-        return _Counting(connecting(settings), count)
+    def counting(settings: Any, **options: Any) -> Any:
+        return _Counting(connecting(settings, **options), count)
 
     def listen(event: Event) -> None:
         nonlocal done
@@ -111,8 +111,9 @@ def test_tiles_in_flight_are_bounded(
 
     monkeypatch.setattr("pipeline.run.segment.connect", counting)
     result = sm.segment(scene, model, tmp_path / "out", listener=listen, **OPTIONS)
-    assert submitted == result.summary["tiles"]["total"] > 4 * TILES_IN_FLIGHT
-    assert TILES_IN_FLIGHT <= most <= 2 * TILES_IN_FLIGHT
+    in_flight = tiles_in_flight(make_settings({}), "cpu")
+    assert submitted == result.summary["tiles"]["total"] > 4 * in_flight
+    assert in_flight <= most <= 2 * in_flight
 
 
 class _Counting:

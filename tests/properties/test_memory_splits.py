@@ -15,7 +15,7 @@ from pipeline.errors import ResourceError
 from pipeline.grid import SizeRule, Tiling, exact_tiling, halves
 from pipeline.infer import is_device_lost, is_out_of_memory
 from pipeline.model import EngineSpec, left_out_px
-from pipeline.model.engine import TorchEngine
+from pipeline.model.torch_engine import TorchEngine
 from tests.networks import predict_by_tiles, predictor, random_scene, reader, unet_model
 from tests.scenes import save_unet, smooth_values, write_scene
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline.model import UNet, UNetConfig
-from pipeline.model.engine import fold_batch_norm
+from pipeline.model.lean import fold_batch_norm
 from tests.networks import unet_model
 
 

@@ -153,7 +153,7 @@ def _on_gpu(model: Model, monkeypatch: pytest.MonkeyPatch, free_bytes: int, **op
     spec = EngineSpec(backend="torch", device="cuda", precision="bfloat16", threads=1, one_size=True)
     engine = EngineChoice(spec=spec, reason="", flips_frac=None, worth_measuring=True)
     cost = Calibration(fixed_s=1e-3, s_per_px=1e-9, fixed_bytes=5e7, bytes_per_px=400.0)
-    settings = make_settings({"memory": "2GB", **options})
+    settings = make_settings({"memory": "6GB", **options})
     return demand.demand_of(_scene(), model, settings, engine, cost)  # type: ignore[arg-type]
 
 
