@@ -26,11 +26,12 @@ if TYPE_CHECKING:
 
 _SMALL_PX, _LARGE_PX = 384, 1024
 _REPEATS = 2
+_GPU_WARMS_UP_S = 0.3
 _MOST_SAVED = 0.9
 """Of what a pixel costs: the encoder sees it all the same."""
 _MOST_WAITING = 0.1
 """Waiting for cores over running: 0.005 on a quiet machine with 2 cores, 0.7 beside one other busy process."""
-_VERSION = 5
+_VERSION = 6
 """Raise when something else is measured, so that cached figures are measured again."""
 
 
@@ -143,7 +144,7 @@ def _try(model: Model, spec: EngineSpec, side: int) -> _Point:
         _forward(engine, x)
 
     nbytes = peak_growth_bytes(first, device=spec.device)
-    return _Point(side * side, min(_seconds(engine, x) for _ in range(_REPEATS)), nbytes)
+    return _Point(side * side, _least_seconds(lambda: _forward(engine, x), x), nbytes)
 
 
 def _noise(model: Model, spec: EngineSpec, patch_hw: tuple[int, int], *, batch: int = 1) -> torch.Tensor:
@@ -179,10 +180,10 @@ def choose_batch(
             x = _noise(model, spec, patch_hw, batch=batch)
             try:
                 engine.prepare(tuple(x.shape), labels=False)
-                each = [_timed(lambda x=x: engine.run(x), x) for _ in range(_REPEATS + 1)]  # type: ignore[misc]
+                seconds = _least_seconds(lambda x=x: engine.run(x), x)  # type: ignore[misc]
             except Exception:  # noqa: BLE001 - a network of one fixed batch, or too little memory: each backend says so
                 break
-            tried.append((min(each) / batch, batch))
+            tried.append((seconds / batch, batch))
         best = min(tried, default=(0.0, 1))[0]
         return next((Batching(batch, seconds) for seconds, batch in tried if seconds <= 1.05 * best), Batching(1, None))
 
@@ -228,16 +229,16 @@ def peak_growth_bytes(function: Callable[[], object], *, device: str = "cpu") ->
     return max(peak, resident_bytes()) - before
 
 
-def _seconds(engine: Engine, x: torch.Tensor) -> float:
-    return _timed(lambda: _forward(engine, x), x)
-
-
-def _timed(function: Callable[[], object], x: torch.Tensor) -> float:
-    started = time.perf_counter()
-    function()
-    if x.is_cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
+def _least_seconds(function: Callable[[], object], x: torch.Tensor) -> float:
+    """The best of some calls. A GPU that was idle begins slowly: its clock takes a while to rise."""
+    least, count, end = math.inf, 0, time.perf_counter() + (_GPU_WARMS_UP_S if x.is_cuda else 0.0)
+    while count < _REPEATS or time.perf_counter() < end:
+        started = time.perf_counter()
+        function()
+        if x.is_cuda:
+            torch.cuda.synchronize()
+        least, count = min(least, time.perf_counter() - started), count + 1
+    return least
 
 
 def _forward(engine: Engine, x: torch.Tensor) -> None:

@@ -24,8 +24,8 @@ class Replay:
     """Where it writes to, each time."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Result for `x`, valid until the next call."""
-        self.input.copy_(x)
+        """Result for `x`, valid until the next call; more bands than `x` has stay as they were recorded."""
+        self.input[:, : x.shape[1]].copy_(x)
         self.graph.replay()
         return self.output
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -14,28 +14,40 @@ from pipeline.model.foreign import ForeignNetwork
 from pipeline.model.unet import Trimmed, UNet
 
 
-def lean(network: nn.Module, *, device: str, dtype: torch.dtype) -> tuple[nn.Module, bool]:
+class Lean(NamedTuple):
+    """A network made ready."""
+
+    network: nn.Module
+    computes_itself: bool
+    """Whether it computes in the wanted precision by itself; else it stays float32, and autocast decides where low
+    precision does no harm."""
+    bands_at_once: int = 1
+    """The input has a multiple of so many bands; those added are zero."""
+
+
+def lean(network: nn.Module, *, device: str, dtype: torch.dtype) -> Lean:
     """A copy of a network that is fast on a device.
 
     Args:
         network: In eval mode.
         device: `cpu` or `cuda`.
         dtype: Of its convolutions.
-
-    Returns:
-        (network, whether it computes in `dtype` by itself): what more than convolutions is made of stays float32, for
-        autocast to decide where low precision does no harm.
     """
     ready = copy.deepcopy(network).to(device=device)
     if isinstance(network, ForeignNetwork):  # programs stay as they are
-        return ready, dtype == torch.float32
+        return Lean(ready, dtype == torch.float32)
     ready = fold_batch_norm(ready).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if dtype == torch.float32:
-        return ready, True
-    if not is_plain_unet(network) or not all(isinstance(module, _BY_CONVOLUTION) for module in ready.modules()):
-        return ready, False
-    ready = ready.to(dtype=dtype)
-    return (fuse_relu(ready) if device == "cuda" else ready), True
+        return Lean(ready, computes_itself=True)
+    if not is_plain_unet(ready) or not all(isinstance(module, _BY_CONVOLUTION) for module in ready.modules()):
+        return Lean(ready, computes_itself=False)
+    ready.to(dtype=dtype)
+    if device != "cuda":
+        return Lean(ready, computes_itself=True)
+    fuse_relu(ready)
+    first: Any = ready.encoder[0]
+    _widen(first[0])
+    return Lean(ready, computes_itself=True, bands_at_once=_BANDS_AT_ONCE)
 
 
 _BY_CONVOLUTION = (
@@ -97,6 +109,23 @@ class ConvReLU(nn.Module):
         """Same as the convolution followed by ReLU."""
         output: Tensor = torch.cudnn_convolution_relu(x, self.weight, self.bias, *self._shape)
         return output
+
+
+_BANDS_AT_ONCE = 8
+"""Of 16 bits each, what tensor cores take; with four bands cuDNN uses other, slower kernels."""
+
+
+def _widen(first: ConvReLU) -> None:
+    """Let the first convolution take more bands, without weight."""
+    weight = first.weight
+    wide = weight.new_zeros((weight.shape[0], widened(weight.shape[1], _BANDS_AT_ONCE), *weight.shape[2:]))
+    wide[:, : weight.shape[1]] = weight
+    first.weight = nn.Parameter(wide.to(memory_format=torch.channels_last), requires_grad=False)
+
+
+def widened(bands: int, at_once: int) -> int:
+    """`bands` rounded up to a multiple of `at_once`."""
+    return -(-bands // at_once) * at_once
 
 
 def fuse_relu(module: nn.Module) -> nn.Module:

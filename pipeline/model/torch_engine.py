@@ -10,7 +10,7 @@ import torch
 
 from pipeline.model.cuda_graph import Replay
 from pipeline.model.decision import NOT_FINITE, decide_output, has_labels
-from pipeline.model.lean import is_plain_unet, lean, trimmed
+from pipeline.model.lean import is_plain_unet, lean, trimmed, widened
 from pipeline.model.unet import Trimmed
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ class TorchEngine:
         self._decides = decides if decides is not None and has_labels(decides) else None
         self._on_gpu = spec.device == "cuda"
         self._dtype = _DTYPES[spec.precision]
-        ready, by_itself = lean(network, device=spec.device, dtype=self._dtype)
-        self._autocasts = not by_itself
+        ready, computes_itself, self._bands_at_once = lean(network, device=spec.device, dtype=self._dtype)
+        self._autocasts = not computes_itself
         self._network: nn.Module = trimmed(ready, spec.trim_px).eval()
         if self._on_gpu:
             if spec.deterministic:
@@ -60,7 +60,7 @@ class TorchEngine:
         function = self._label if labels else self._run
         if not self._on_gpu or not self._spec.one_size or (shape, labels) in self._replays:
             return
-        x = self._new_input(torch.zeros(shape, device=self._spec.device))
+        x = self._new_input(shape)
         with torch.inference_mode(), self._autocast():
             recorded = Replay.record(function, x)
         if recorded is not None:
@@ -82,10 +82,11 @@ class TorchEngine:
         recorded = self._replays.get((tuple(x.shape), labels))
         if recorded is not None:
             return recorded(x)
-        if self._input is None or self._input.shape != x.shape:
-            self._input = self._new_input(x)
+        if self._input is None or self._input.shape[::2] != x.shape[::2] or self._input.shape[3] != x.shape[3]:
+            self._input = self._new_input(tuple(x.shape))
+        self._input[:, : x.shape[1]].copy_(x)
         with torch.inference_mode(), self._autocast():
-            return function(self._input.copy_(x))
+            return function(self._input)
 
     def _run(self, x: Tensor) -> Tensor:
         output: Tensor = self._network(x)
@@ -123,9 +124,14 @@ class TorchEngine:
             return contextlib.nullcontext()
         return torch.autocast(self._spec.device, dtype=self._dtype)
 
-    def _new_input(self, like: Tensor) -> Tensor:
-        dtype = torch.float32 if self._autocasts else self._dtype
-        return torch.empty_like(like, dtype=dtype, memory_format=torch.channels_last)
+    def _new_input(self, shape: tuple[int, ...]) -> Tensor:
+        batch, bands, height, width = shape
+        made = torch.zeros(
+            (batch, widened(bands, self._bands_at_once), height, width),
+            dtype=torch.float32 if self._autocasts else self._dtype,
+            device=self._spec.device,
+        )
+        return made.to(memory_format=torch.channels_last)
 
 
 _STRIP_ROWS = 64

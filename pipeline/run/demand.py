@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 _DEFAULT_MEMORY = {"cpu": 1_750_000_000, "cuda": 6_000_000_000}
 """Budget per worker unless --memory says otherwise: on a CPU, with libraries and caches, a run then stays below 2 GB;
 beside a GPU as many tiles are in flight as there are cores to decode them."""
-LIBRARIES_BYTES = {"cpu": 680_000_000, "cuda": 2_000_000_000}
-"""Resident size of a worker before its first tile (PyTorch, OpenVINO, GDAL, Dask): 674 MB measured; with CUDA's."""
+LIBRARIES_BYTES = {"cpu": 680_000_000, "cuda": 1_550_000_000}
+"""Resident size of a worker before its first tile (PyTorch, OpenVINO, GDAL, Dask): 674 MB measured; with CUDA's
+libraries 1.55 GB."""
 _SHARE_OF_GPU = 0.8
 """Of a GPU's free memory: others may take some meanwhile, and PyTorch's allocator leaves gaps."""
 _WORKSPACE = 1.35
@@ -58,6 +59,8 @@ class Demand:
     """For each output that is left out."""
     left_out_px: int
     """Outputs left out on each side."""
+    most_px: float
+    """Pixels of the largest patch that is any use, whatever the memory."""
 
     @property
     def bytes_per_px(self) -> float:
@@ -67,7 +70,8 @@ class Demand:
     @property
     def largest_px(self) -> int:
         """Pixels of the largest patch that memory allows, nothing left out."""
-        return int(min(self.budget_bytes / self.bytes_per_px, self.host_budget_bytes / self.tile_bytes_per_px))
+        affordable = min(self.budget_bytes / self.bytes_per_px, self.host_budget_bytes / self.tile_bytes_per_px)
+        return int(min(affordable, self.most_px))
 
     def nbytes(self, patch_hw: tuple[Any, Any]) -> Any:
         """Memory that a patch takes, of what `budget_bytes` is; of many patches, sides given as arrays."""
@@ -84,6 +88,7 @@ class Demand:
         taken = pixels if self.cost is None else self.cost.seconds(pixels, left_out=left_out)
         fits = self.nbytes(patch_hw) <= self.budget_bytes
         fits &= pixels * self.tile_bytes_per_px <= self.host_budget_bytes
+        fits &= pixels <= self.most_px
         return np.where(fits, taken, math.inf)
 
 
@@ -105,7 +110,27 @@ def demand_of(
         on_host=device == "cpu",
         saved_bytes_per_px=0.0 if cost is None else cost.saved_bytes_per_px,
         left_out_px=left_out_px(model.network, engine.spec.trim_px),
+        most_px=math.inf if device == "cpu" else _most_px_on_gpu(scene, model, settings),
     )
+
+
+def _most_px_on_gpu(scene: Scene, model: Model, settings: SegmentSettings) -> float:
+    """A GPU is busy with a patch of a few megapixels; larger ones wait longer to be read, and to be written.
+
+    Beyond 2**31 elements in one tensor cuDNN has no kernels but the slowest: a hundred times slower on an H200.
+    """
+    traits = model.traits
+    indexable = _MOST_ELEMENTS / max(traits.bytes_per_px / 4, 1.0)  # no tensor is larger than all that live at once
+    overlapping = math.prod(scene.geobox.shape) / (_ROUNDS * tiles_in_flight(settings, "cuda"))
+    least = max(_LEAST_SIDE_ON_GPU, 2 * (traits.halo_px or 0) + traits.stride) ** 2
+    return max(min(indexable, overlapping), least)
+
+
+_MOST_ELEMENTS = 2**31 - 1
+_ROUNDS = 3
+"""Tiles of a worker over those in flight: filling and emptying the pipeline is then a small part of a run."""
+_LEAST_SIDE_ON_GPU = 1024
+"""From here on a larger patch is hardly faster: 243, 253, 253 Mpx/s at 1024, 2048, 4096 px on an H200, width 64."""
 
 
 def count_left_out(patch_hw: tuple[Any, Any], left_out_px: int) -> Any:

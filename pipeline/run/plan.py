@@ -26,7 +26,7 @@ from pipeline.run.demand import (
     too_little,
 )
 from pipeline.run.halo import tolerated_halo
-from pipeline.run.workers import tiles_in_flight
+from pipeline.run.workers import decoding_threads, tiles_in_flight
 
 if TYPE_CHECKING:
     from pipeline.grid import SizeRule
@@ -61,6 +61,8 @@ class Plan:
     """Patches per forward; more than one where a GPU blends patches that are too small for it."""
     in_flight: int
     """Tiles that a worker holds at a time."""
+    decoding_threads: int
+    """Threads of a worker that decode one window of the scene."""
     probabilities: bool
     """Whether probabilities are kept."""
     num_classes: int
@@ -219,6 +221,7 @@ def make_plan(scene: Scene, model: Model, settings: SegmentSettings) -> Plan:
         flips_frac=engine.flips_frac,
         batch=batching.batch,
         in_flight=tiles_in_flight(settings, device),
+        decoding_threads=decoding_threads(settings, device),
         probabilities=settings.probabilities,
         num_classes=len(model.spec.classes),
         mask_bands=model.spec.legend().num_mask_bands,

@@ -15,7 +15,7 @@ from distributed import get_worker
 from pipeline.infer import Predictor, device_thread, is_device_lost
 from pipeline.run.picture import Picture
 from pipeline.run.travel import portable
-from pipeline.scene import limit_block_cache
+from pipeline.scene import decode_on, limit_block_cache
 from pipeline.store import LedgerWriter, TileRecord, TileStore, quantize_probabilities
 
 if TYPE_CHECKING:
@@ -187,6 +187,7 @@ def _tools(job: Job) -> tuple[Predictor, LedgerWriter]:
     with _guard:
         if job.key not in _predictors:
             limit_block_cache()
+            decode_on(job.plan.decoding_threads)
             _predictors[job.key] = make_predictor(job.model, job.plan)
             _ledgers[job.key] = LedgerWriter(job.ledger)
         return _predictors[job.key], _ledgers[job.key]

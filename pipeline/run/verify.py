@@ -193,7 +193,7 @@ class Verifier:
     def _affordable(self, halo_px: int) -> tuple[int, int]:
         """(side of a window's core, halo): first the core shrinks, then the halo, until a forward is affordable."""
         tiling, sizes = self.plan.tiling, self.model.traits.sizes
-        most = math.isqrt(int(self.budget_bytes / self._bytes_per_px()))
+        most = math.isqrt(int(max(self.budget_bytes, 0) / self._bytes_per_px()))  # a notebook may hold more than all
         most = min(most, sizes.largest or most)
         side = min(self._side_px, max(2 * tiling.stride, (most - 2 * halo_px) // tiling.stride * tiling.stride))
         halo = min(halo_px, max(tiling.halo_px, (most - side) // 2 // tiling.stride * tiling.stride))

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 _MOST_ON_CPU = 3
 """Forwards take all cores; more readers only interrupt them."""
-_MOST_ON_GPU = 16
+_MOST_ON_GPU = 8
+"""Each tile is decoded on all cores: the first ones are there soon."""
 
 
 def num_workers(settings: SegmentSettings) -> int:
@@ -29,11 +30,16 @@ def cores_per_worker(settings: SegmentSettings) -> int:
 def tiles_in_flight(settings: SegmentSettings, device: str) -> int:
     """Tiles that one worker holds at a time, so that reading, computing and writing overlap.
 
-    Beside a GPU the cores are there for decoding, which on one core is slower than the forwards are.
+    Beside a GPU the cores are there for all else: decoding alone takes several.
     """
     if device == "cpu":
         return min(_MOST_ON_CPU, max(2, os.cpu_count() or 1))
     return min(_MOST_ON_GPU, max(_MOST_ON_CPU, cores_per_worker(settings)))
+
+
+def decoding_threads(settings: SegmentSettings, device: str) -> int:
+    """Threads that decode one window: beside a GPU, whose forwards need no cores, all of them."""
+    return 1 if device == "cpu" else cores_per_worker(settings)
 
 
 def gpus() -> tuple[str, ...]:

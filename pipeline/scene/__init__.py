@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from pipeline.scene.aoi import Aoi
     from pipeline.scene.array import ArrayScene
     from pipeline.scene.base import Band, Block, Scene
-    from pipeline.scene.datasets import close_all, limit_block_cache
+    from pipeline.scene.datasets import close_all, decode_on, limit_block_cache
     from pipeline.scene.describe import describe_scene
     from pipeline.scene.open import open_scene
     from pipeline.scene.raster import RasterScene
@@ -22,6 +22,7 @@ __all__ = [
     "Scene",
     "SyntheticScene",
     "close_all",
+    "decode_on",
     "describe_scene",
     "limit_block_cache",
     "open_scene",
@@ -38,6 +39,7 @@ _HOMES = {
     "Scene": "base",
     "SyntheticScene": "synthetic",
     "close_all": "datasets",
+    "decode_on": "datasets",
     "describe_scene": "describe",
     "limit_block_cache": "datasets",
     "open_scene": "open",

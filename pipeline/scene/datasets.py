@@ -51,6 +51,10 @@ class _Cache(OrderedDict[DatasetKey, Any]):
 _BLOCK_CACHE_BYTES = 128 * 2**20
 """A few rows of blocks: enough that neighbouring tiles do not decode their shared rim twice."""
 
+_THREADED = frozenset({"GTiff", "COG"})
+"""Drivers that decode the blocks of one window side by side."""
+
+_decoding_threads = 1
 _limits: list[rasterio.Env] = []
 _local = threading.local()
 _caches: weakref.WeakSet[_Cache] = weakref.WeakSet()
@@ -75,7 +79,8 @@ def open_dataset(path: str, driver: str) -> Any:
     it.
     """
     with without_georeference(), rasterio.Env(GDAL_VRT_ENABLE_PYTHON="NO", GDAL_VRT_ENABLE_RAWRASTERBAND="NO"):
-        return rasterio.open(path, driver=driver)
+        threads = {"num_threads": _decoding_threads} if _decoding_threads > 1 and driver in _THREADED else {}
+        return rasterio.open(path, driver=driver, **threads)
 
 
 def borrow_dataset(key: DatasetKey) -> Any:
@@ -104,6 +109,15 @@ def limit_block_cache() -> None:
             limit = rasterio.Env(GDAL_CACHEMAX=_BLOCK_CACHE_BYTES)
             limit.__enter__()  # never left: leaving would bring the default back while others read
             _limits.append(limit)
+
+
+def decode_on(threads: int) -> None:
+    """Let datasets that are opened from now on decode the blocks of a window on so many threads, in this process.
+
+    GDAL shares one pool of threads among all datasets.
+    """
+    global _decoding_threads  # noqa: PLW0603 - a property of the process, as GDAL's own settings are
+    _decoding_threads = threads
 
 
 def close_all() -> None:

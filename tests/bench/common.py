@@ -110,7 +110,7 @@ def _part(command: str, rows: list[tuple[str, str, str]], facts: dict[str, Any])
         "command": command,
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "machine": ", ".join(
-            (cpus or ["?"])[:1] + [f"{os.cpu_count()} cores", platform.system(), _device(), capability]
+            [*(cpus or ["?"])[:1], f"{os.cpu_count()} cores", platform.system(), _device(), capability]
         ),
         "software": f"Python {used['python']}, PyTorch {used['torch']}, rasterio {used['rasterio']}.",
         "rows": rows,
