@@ -56,7 +56,8 @@ def to_device(array: NDArray[np.generic], device: torch.device) -> Tensor:
         stream = _local.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     with torch.cuda.stream(stream):
         there = tensor.pin_memory().to(device, non_blocking=True)
-    stream.synchronize()
+        arrived = _mark()
+    arrived.synchronize()
     there.record_stream(torch.cuda.default_stream(device))  # where it is used: until then its memory is not given away
     return there
 
@@ -71,8 +72,7 @@ def to_host(tensor: Tensor) -> Callable[[], NDArray[np.generic]]:
         return tensor.numpy
     there = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     there.copy_(tensor, non_blocking=True)
-    arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    arrived.record()
+    arrived = _mark()
 
     def wait() -> NDArray[np.generic]:
         arrived.synchronize()
@@ -82,6 +82,13 @@ def to_host(tensor: Tensor) -> Callable[[], NDArray[np.generic]]:
 
 
 _local = threading.local()
+
+
+def _mark() -> torch.cuda.Event:
+    """A place in the current stream to wait for, asleep: a thread that spins takes a core from those that decode."""
+    event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+    event.record()
+    return event
 
 
 def is_out_of_memory(error: BaseException) -> bool:

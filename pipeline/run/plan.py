@@ -26,7 +26,7 @@ from pipeline.run.demand import (
     too_little,
 )
 from pipeline.run.halo import tolerated_halo
-from pipeline.run.workers import decoding_threads, tiles_in_flight
+from pipeline.run.workers import decoding_threads, device_wanted, tiles_in_flight
 
 if TYPE_CHECKING:
     from pipeline.grid import SizeRule
@@ -184,7 +184,7 @@ def make_plan(scene: Scene, model: Model, settings: SegmentSettings) -> Plan:
     mode, reason = _mode(traits, settings)
     padding: Padding = model.spec.padding if settings.padding == "auto" else settings.padding
     _check_padding(padding, traits, mode)
-    device = resolve_device("cuda" if settings.cluster == "cuda" else settings.device)
+    device = resolve_device(device_wanted(settings))
     sizes = patch_sizes(traits, settings.tta)
     if mode == "exact" and settings.halo_tolerance is None:  # before anything is measured that would not fit either
         check_least_patch(

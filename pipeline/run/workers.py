@@ -8,12 +8,18 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
+    from pipeline.infer import Device
     from pipeline.run.settings import SegmentSettings
 
 _MOST_ON_CPU = 3
 """Forwards take all cores; more readers only interrupt them."""
 _MOST_ON_GPU = 8
 """Each tile is decoded on all cores: the first ones are there soon."""
+
+
+def device_wanted(settings: SegmentSettings) -> Device:
+    """`auto`, `cpu` or `cuda`; a cluster of GPUs wants GPUs."""
+    return "cuda" if settings.cluster == "cuda" else settings.device
 
 
 def num_workers(settings: SegmentSettings) -> int:

@@ -20,6 +20,7 @@ from pipeline.grid import Window
 from pipeline.infer import TileResult
 from pipeline.model import ModelSpec, Scaling, model_from_module
 from pipeline.run import choose as choose_module
+from pipeline.run import demand as demand_module
 from pipeline.run import plan as plan_module
 from pipeline.run import segment as segment_module
 from pipeline.run import verify as verify_module
@@ -50,13 +51,21 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def budget(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Memory for one forward over the whole scene, or only for forwards over windows."""
     if request.param == "windows":
-        monkeypatch.setattr(segment_module, "budget_left", lambda _: 18_000_000)
+        monkeypatch.setattr(segment_module, "budget_left", lambda *_: 18_000_000)
     return str(request.param)
 
 
 def _run(scene: Path, model: sm.Model, out: Path, **options: Any) -> dict[str, Any]:
     given = {"patch": 96, "tile": 1, "vectors": "none", "verify": 8, **options}
     return sm.segment(scene, model, out, **given).summary
+
+
+def test_a_process_that_holds_more_than_its_budget_still_verifies(
+    scene: Path, unet: sm.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A notebook, or one that has loaded CUDA's libraries: windows are then as small as can be."""
+    monkeypatch.setattr(demand_module, "resident_bytes", lambda: 10**12)
+    assert _run(scene, unet, tmp_path, verify=2)["verify"]["windows"] == 2
 
 
 @pytest.mark.parametrize("padding", ["reflect", "edge", "zero", "network"])

@@ -49,3 +49,23 @@ def test_blend_equals_a_plain_loop(shape: tuple[int, int], overlap: int) -> None
     expected = (total / weight)[:, : shape[0], : shape[1]]
     assert got is not None
     assert np.abs(got - expected).max() < 1e-5
+
+
+@pytest.mark.parametrize("tta", ["none", "flips"])
+def test_batches_blend_to_the_same_whatever_the_tile(tta: str) -> None:
+    """A tile's last batch is filled up: with what, no pixel may tell."""
+    model, shape = unet_model(depth=2, norm="instance"), (150, 203)
+    data = random_scene(2, shape, seed=3)
+    found = {}
+    for batch, tile in ((1, 64), (5, 64), (5, 400)):
+        tiling = blend_tiling(
+            shape, patch_px=64, overlap_px=16, stride=4, margin_px=0, sizes=model.traits.sizes, tile_px=tile
+        )
+        assert tiling.num_patches % 5  # the last batch of the whole scene is not full
+        found[batch, tile] = predict_by_tiles(model, tiling, reader(data), batch=batch, tta=tta)
+    one, tiled, whole = found.values()
+    assert one.probabilities is not None
+    assert tiled.probabilities is not None
+    assert whole.probabilities is not None
+    assert np.array_equal(tiled.probabilities, whole.probabilities)
+    assert np.abs(one.probabilities - tiled.probabilities).max() < 1e-5

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import pipeline as sm
 from pipeline.errors import ResourceError
-from pipeline.grid import SizeRule, Tiling, exact_tiling, halves
+from pipeline.grid import SizeRule, Tiling, Window, blend_tiling, exact_tiling, halves
 from pipeline.infer import is_device_lost, is_out_of_memory
 from pipeline.model import EngineSpec, left_out_px
 from pipeline.model.torch_engine import TorchEngine
@@ -33,7 +33,7 @@ class _SmallDevice:
         run, label = TorchEngine.run, TorchEngine.label
 
         def check(x: torch.Tensor) -> None:
-            self.tried.append(x.shape[-1] * x.shape[-2])
+            self.tried.append(x.shape[0] * x.shape[-1] * x.shape[-2])
             if self.tried[-1] > most_px:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
@@ -104,6 +104,28 @@ def test_d9_a_corner_of_one_stride_loses_what_it_does_not_need(monkeypatch: pyte
     assert whole.probabilities is not None
     assert split.probabilities is not None
     assert np.abs(whole.probabilities - split.probabilities).max() <= 1e-5
+
+
+def test_d9_half_the_batch_before_anything_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, shape = unet_model(depth=2, norm="instance"), (150, 203)
+    tiling = blend_tiling(
+        shape, patch_px=64, overlap_px=16, stride=4, margin_px=0, sizes=model.traits.sizes, tile_px=64
+    )
+    data = reader(random_scene(2, shape))
+    expected = predict_by_tiles(model, tiling, data, batch=8)
+    device = _SmallDevice(monkeypatch, 2 * 64 * 64)
+    engine = predictor(model, tiling, batch=8)
+    results = [engine.predict(data, tile.core, probabilities=True) for tile in tiling.tiles()]
+    assert [px // 64**2 for px in device.tried[:3]] == [8, 4, 2]
+    assert set(device.tried[3:]) == {2 * 64 * 64}
+    assert sum(result.splits for result in results) == 2
+    for tile, result in zip(tiling.tiles(), results, strict=True):
+        rows, cols = tile.core.slices_in(Window.from_bounds(0, 0, *shape))
+        assert expected.probabilities is not None
+        assert result.probabilities is not None
+        assert np.abs(result.probabilities - expected.probabilities[:, rows, cols]).max() < 1e-5
+    with pytest.raises(torch.OutOfMemoryError):
+        predictor(model, tiling, batch=8, deterministic=True).predict(data, tiling.tiles()[0].core)
 
 
 @pytest.mark.parametrize(

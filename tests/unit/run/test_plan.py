@@ -16,6 +16,7 @@ from pipeline.run import demand
 from pipeline.run.choose import EngineChoice
 from pipeline.run.plan import Plan, make_plan
 from pipeline.run.settings import make_settings
+from pipeline.run.workers import tiles_in_flight
 from pipeline.scene import open_scene
 from tests.networks import unet_model
 
@@ -158,6 +159,7 @@ def _on_gpu(model: Model, monkeypatch: pytest.MonkeyPatch, free_bytes: int, **op
 
 
 def test_d12_memory_that_others_took_on_a_gpu_is_left_to_them(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demand, "_most_px_on_gpu", lambda *_: math.inf)
     roomy, crowded = (_on_gpu(model, monkeypatch, free) for free in (40_000_000_000, 1_000_000_000))
     side = 2048, 2048
     assert math.isfinite(roomy.seconds(side))
@@ -167,7 +169,23 @@ def test_d12_memory_that_others_took_on_a_gpu_is_left_to_them(model: Model, monk
 
 
 def test_on_a_gpu_the_host_holds_the_tiles_in_flight(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demand, "_most_px_on_gpu", lambda *_: math.inf)
     roomy = _on_gpu(model, monkeypatch, 400_000_000_000)
     assert roomy.seconds((20_000, 20_000)) == math.inf
     assert math.isfinite(_on_gpu(model, monkeypatch, 400_000_000_000, memory="100GB").seconds((20_000, 20_000)))
     assert roomy.bytes_per_px < roomy.forward_bytes_per_px + roomy.tile_bytes_per_px
+
+
+def test_on_a_gpu_no_tensor_outgrows_its_index_and_tiles_outnumber_those_in_flight(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond 2**31 elements cuDNN took a hundred times as long."""
+    heavy = model_from_module(model.network, model.spec, digest="heavy")
+    monkeypatch.setattr(type(heavy), "traits", model.traits.model_copy(update={"bytes_per_px": 8000.0}))
+    made = _on_gpu(heavy, monkeypatch, 400_000_000_000, memory="100GB")
+    assert made.most_px * 8000 / 4 < 2**31
+    assert made.seconds((1100, 1100)) == math.inf
+    monkeypatch.setattr(type(heavy), "traits", model.traits)
+    light = _on_gpu(heavy, monkeypatch, 400_000_000_000, memory="100GB")
+    assert 4000 * 5000 / light.most_px >= 3 * tiles_in_flight(make_settings({}), "cuda") or light.most_px == 1024**2
+    assert light.largest_px <= light.most_px
