@@ -143,6 +143,9 @@ def inspect(
 @click.option("--min-area", metavar="M2", default="0", help='Smallest polygon, such as "500 m2".  [default: 0]')
 @click.option("--sieve", is_flag=True, help="Give smaller ones to their neighbours instead of leaving holes.")
 @click.option("--simplify", metavar="M", help='Simplify without gaps or overlaps: metres, or such as "1 px".')
+@click.option(
+    "--probabilities", type=click.Path(path_type=Path), help="probabilities.tif of the same run, as attributes."
+)
 @click.option("--overwrite", is_flag=True, help="Replace the file if it is there.")
 @with_common_options
 def vectorize(
@@ -153,6 +156,7 @@ def vectorize(
     min_area: str,
     sieve: bool,
     simplify: str | None,
+    probabilities: Path | None,
     overwrite: bool,
     verbose: int,
     quiet: bool,
@@ -165,7 +169,14 @@ def vectorize(
 
     classes = None if only is None else [part.strip() for part in only.split(",") if part.strip()]
     written = vectorize_to_file(
-        mask, out, only=classes, min_area=min_area, sieve=sieve, simplify=simplify, overwrite=overwrite
+        mask,
+        out,
+        only=classes,
+        min_area=min_area,
+        sieve=sieve,
+        simplify=simplify,
+        probabilities=probabilities,
+        overwrite=overwrite,
     )
     if as_json:
         click.echo(json.dumps({"path": str(written.path), "polygons": written.num_polygons}))

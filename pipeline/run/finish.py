@@ -25,7 +25,7 @@ from pipeline.store import (
     write_probability_cog,
     write_qgis_style,
 )
-from pipeline.vector import PixelAreas, polygonize, write_polygons
+from pipeline.vector import SCENE_TAG, PixelAreas, polygonize, write_polygons
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -103,7 +103,10 @@ class Finisher:
             "tiles": [tile.core for tile in self.plan.tiling.tiles()],
             "geobox": self.scene.geobox,
             "legend": self.model.spec.legend(),
-            "tags": {"SCENEMASK_MODEL": f"{self.model.spec.name} {self.model.digest[:16]}"},
+            "tags": {
+                "SCENEMASK_MODEL": f"{self.model.spec.name} {self.model.digest[:16]}",
+                SCENE_TAG: self.scene.name,
+            },
             "between_steps": self.check,
         }
         digests = {i: r.mask_sha256 for i, r in self.records.items()}
@@ -124,6 +127,7 @@ class Finisher:
             names=legend.names(),
             bands_are_classes=legend.multilabel,
             **cleaning(self.settings),
+            probabilities=self.staging.path("probabilities.tif") if self.plan.probabilities else None,
             progress=self._polygons_advanced,
         ) as polygons:
             polygons.before_batch = self.check

@@ -31,6 +31,7 @@ def vectorize(
     min_area: float | str = 0.0,
     sieve: bool = False,
     simplify: float | str | None = None,
+    probabilities: str | Path | None = None,
 ) -> geopandas.GeoDataFrame:
     """Polygons of a mask, exact across tiles, in the mask's CRS.
 
@@ -41,11 +42,13 @@ def vectorize(
         sieve: Give smaller ones to the neighbour with the longest shared border instead of leaving holes.
         simplify: Corners whose triangle is smaller than the square of this go, in metres or as `1 px`; shared edges
             move once for both sides. None leaves every pixel's edge.
+        probabilities: The `probabilities.tif` of the same run, to tell how sure the network was of each polygon.
 
     Raises:
         PipelineError: The mask cannot be read, or has no such class.
     """
-    with _polygons(Path(mask), only, {"min_area": min_area, "sieve": sieve, "simplify": simplify}) as polygons:
+    given = {"min_area": min_area, "sieve": sieve, "simplify": simplify}
+    with _polygons(Path(mask), only, given, probabilities=probabilities) as polygons:
         return to_geodataframe(polygons)
 
 
@@ -57,6 +60,7 @@ def vectorize_to_file(
     min_area: float | str = 0.0,
     sieve: bool = False,
     simplify: float | str | None = None,
+    probabilities: str | Path | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> WrittenPolygons:
@@ -69,6 +73,7 @@ def vectorize_to_file(
         min_area: Smallest polygon kept, in m2 on the ellipsoid.
         sieve: Give smaller ones to the neighbour with the longest shared border instead of leaving holes.
         simplify: As for `vectorize`.
+        probabilities: As for `vectorize`.
         overwrite: Replace a file that is there.
         progress: Called with (steps done, steps in all).
 
@@ -78,7 +83,9 @@ def vectorize_to_file(
     output = Path(output)
     given = {"min_area": min_area, "sieve": sieve, "simplify": simplify}
     scratch = output.parent if output.parent.is_dir() else None
-    with _polygons(Path(mask), only, given, scratch=scratch, progress=progress) as polygons:
+    with _polygons(
+        Path(mask), only, given, probabilities=probabilities, scratch=scratch, progress=progress
+    ) as polygons:
         return write_polygons(polygons, output, overwrite=overwrite)
 
 
@@ -125,6 +132,7 @@ def _polygons(
     only: Sequence[str | int] | None,
     given: dict[str, Any],
     *,
+    probabilities: str | Path | None = None,
     scratch: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> PolygonSet:
@@ -137,6 +145,7 @@ def _polygons(
         names=legend.names() if legend else None,
         bands_are_classes=legend is not None and legend.multilabel,
         **cleaning(settings),
+        probabilities=None if probabilities is None else Path(probabilities),
         progress=progress,
     )
 

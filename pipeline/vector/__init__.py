@@ -1,12 +1,13 @@
 """Mask to polygons: trace, join across seams, attributes, files. Knows no torch, no Dask."""
 
 from pipeline.vector.area import PixelAreas
-from pipeline.vector.polygonize import polygonize
+from pipeline.vector.polygonize import SCENE_TAG, polygonize
 from pipeline.vector.polygonset import PolygonSet, to_geodataframe
 from pipeline.vector.simplify import Tolerance
 from pipeline.vector.write import WrittenPolygons, write_polygons
 
 __all__ = [
+    "SCENE_TAG",
     "PixelAreas",
     "PolygonSet",
     "Tolerance",

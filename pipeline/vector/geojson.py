@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import shapely
 
+from pipeline.vector.attributes import attribute_arrays, attribute_fields
 from pipeline.vector.densify import densify, densify_slanting, measure_spacing
 from pipeline.vector.lonlat import ToLonLat, is_on_earth, to_lonlat_polygons
 from pipeline.vector.rings import from_shapely
@@ -21,6 +22,8 @@ from pipeline.vector.rings import from_shapely
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    import pyarrow as pa
 
     from pipeline.vector.polygonset import PolygonSet
     from pipeline.vector.rings import Geometries
@@ -85,23 +88,23 @@ def _features(
     polygons: PolygonSet, batch: PolygonBatch, geometries: Geometries, tidy: Callable[[str], str]
 ) -> Iterator[str]:
     """One line of text per polygon, empty for those without a geometry; `tidy` mends the text of a geometry."""
-    areas = polygons.area_m2(batch)
-    area_texts = ["null"] * len(batch) if areas is None else map(repr, areas.tolist())
-    names = {value: json.dumps(polygons.class_name(value)) for value in np.unique(batch.class_ids).tolist()}
-    shapes = shapely.to_geojson(geometries)
-    at_border = ("true" if touches else "false" for touches in batch.touches_border.tolist())
-    for identity, value, area, pixels, border, shape in zip(
-        batch.ids, batch.class_ids.tolist(), area_texts, batch.area_px.tolist(), at_border, shapes, strict=True
+    names = [json.dumps(field.name) for field in attribute_fields(polygons)]
+    columns = [_texts(array) for array in attribute_arrays(polygons, batch)]
+    for identity, values, shape in zip(
+        batch.ids, zip(*columns, strict=True), shapely.to_geojson(geometries), strict=True
     ):
         if shape is None:
             yield ""
             continue
-        yield (
-            f'{_FEATURE},"id":"{identity}","properties":{{"id":"{identity}","class_id":{value},'
-            f'"class_name":{names[value]},"area_m2":{area},"area_px":{pixels},'
-            f'"touches_border":{border}}},'
-            f'"geometry":{tidy(shape)}}}'
-        )
+        properties = ",".join([f"{name}:{value}" for name, value in zip(names, values, strict=True)])
+        yield f'{_FEATURE},"id":"{identity}","properties":{{{properties}}},"geometry":{tidy(shape)}}}'
+
+
+def _texts(array: pa.Array) -> list[str]:
+    """Values as JSON has them; each different one is written once."""
+    encoded = array.dictionary_encode()
+    known = [json.dumps(value) for value in encoded.dictionary.to_pylist()]
+    return ["null" if index is None else known[index] for index in encoded.indices.to_pylist()]
 
 
 def _seven_decimals(text: str) -> str:

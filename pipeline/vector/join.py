@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.grid import Window, iter_windows
+from pipeline.vector.facts import Facts
 from pipeline.vector.rings import as_polygons, take_ragged
 from pipeline.vector.seams import NONE, Cells, Survey
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from pipeline.vector.facts import Measure
     from pipeline.vector.rings import Geometries, Ints, Rings
 
 
@@ -34,10 +36,12 @@ class Regions:
     """Outlines in pixel coordinates, turns only; the exterior of each first."""
     values: Ints
     """Class of each region, shape (region,)."""
+    facts: Facts
+    """What is known of each."""
 
     def of_class(self, value: int) -> Regions:
         """The same regions, all of one class."""
-        return Regions(rings=self.rings, values=np.full_like(self.values, value))
+        return dataclasses.replace(self, values=np.full_like(self.values, value))
 
     @property
     def polygons(self) -> Geometries:
@@ -51,6 +55,7 @@ def iter_regions(
     *,
     tile_hw: tuple[int, int],
     nodes: bool = False,
+    measure: Measure | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Regions]:
     """All 4-connected regions of equal class.
@@ -60,6 +65,7 @@ def iter_regions(
         shape_hw: Height and width of the mask.
         tile_hw: Height and width of a tile; no influence on the regions.
         nodes: Also keep vertices on straight lines where three regions meet, so that neighbours share all vertices.
+        measure: Gathers what is known of regions; None leaves that out.
         progress: Called after each step with (steps done, steps in all).
 
     Law: the set of regions equals that of the whole mask traced at once (properties/test_vector_law.py).
@@ -72,7 +78,7 @@ def iter_regions(
             progress(next(steps), 2 * num_tiles)
 
     survey = Survey.make(read, shape_hw, tile_hw, advance=advance)
-    sweep = _Sweep(survey=survey, nodes=nodes)
+    sweep = _Sweep(survey=survey, nodes=nodes, measure=measure, facts=Facts.none_yet(len(survey.seams.values)))
     for number, tile in enumerate(survey.tiles):
         yield sweep.trace(number, read)
         if tile.window.col_stop == shape_hw[1]:
@@ -86,6 +92,9 @@ class _Sweep:
 
     survey: Survey
     nodes: bool
+    measure: Measure | None
+    facts: Facts
+    """Of the regions at seams, as far as their tiles were seen."""
     waiting: dict[int, list[_Parts]] = field(default_factory=dict)
     """Row of tiles -> parts of the regions that it finishes."""
 
@@ -95,6 +104,8 @@ class _Sweep:
 
         window = self.survey.tiles[number].window
         apron, values, regions, labels = self.survey.labelled(number, read)
+        facts = Facts.none_yet(len(values)) if self.measure is None else self.measure(window, apron, len(values))
+        self.facts.add(regions, facts.of(labels))
         corners, chains, rings = kernels.trace(apron, self.nodes)
         region_of = np.full(len(values), NONE)
         region_of[labels] = regions
@@ -120,8 +131,8 @@ class _Sweep:
         order = np.argsort(ring_labels, kind="stable")  # the first ring of a label is its exterior
         one_each, origin_xy = np.arange(len(order) + 1), (window.col_off - 1, window.row_off - 1)
         coords, offsets = kernels.close_rings(corners, ring_pieces[order], one_each, line, origin_xy)
-        outlines = as_polygons(coords, offsets, ring_labels[order])
-        return Regions(rings=outlines, values=values[np.unique(ring_labels)])
+        outlines, whole = as_polygons(coords, offsets, ring_labels[order]), np.unique(ring_labels)
+        return Regions(rings=outlines, values=values[whole], facts=facts.of(whole))
 
     def _in_scene(self, numbers: NDArray[np.integer[Any]], line: int, window: Window) -> Ints:
         """Numbers of pixels or corners in the scene, its own apron of one pixel counted, from those in a tile."""
@@ -130,7 +141,8 @@ class _Sweep:
 
     def finish_row(self, row: int) -> Regions:
         """Link the chains of the regions whose last tiles lie in a row."""
-        return _assemble(self.waiting.pop(row, []), self.survey.seams.values, line=self.survey.shape_hw[1] + 2)
+        parts, values = self.waiting.pop(row, []), self.survey.seams.values
+        return _assemble(parts, values, self.facts, line=self.survey.shape_hw[1] + 2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,7 +185,7 @@ class _Parts:
             )
 
 
-def _assemble(parts: list[_Parts], values: Ints, *, line: int) -> Regions:
+def _assemble(parts: list[_Parts], values: Ints, facts: Facts, *, line: int) -> Regions:
     """Whole regions from all their parts."""
     from pipeline.vector import kernels  # noqa: PLC0415 - see `label_cells`
 
@@ -191,7 +203,8 @@ def _assemble(parts: list[_Parts], values: Ints, *, line: int) -> Regions:
     sorted_pieces = take_ragged(pieces, np.stack([starts, num_pieces], axis=1)[order])
     rings = np.concatenate([[0], np.cumsum(num_pieces[order])])
     coords, offsets = kernels.close_rings(whole.corners, sorted_pieces, rings, line, (-1, -1))
-    return Regions(rings=as_polygons(coords, offsets, regions[order]), values=values[np.unique(regions)])
+    found = np.unique(regions)
+    return Regions(rings=as_polygons(coords, offsets, regions[order]), values=values[found], facts=facts.of(found))
 
 
 def _joined(parts: list[_Parts]) -> _Parts:

@@ -370,3 +370,40 @@ def borders(apron: Int32s, small: NDArray[np.bool_]) -> Int32s:
                     pairs[count, 0], pairs[count, 1] = own, other
                     count += 1
     return pairs[:count].copy()
+
+
+@_compiled
+def meets(apron: Int32s, absent: NDArray[np.bool_], count: int) -> Int64s:
+    """1 for each label with a pixel that shares an edge with an absent one, shape `(count,)`; label 0 means nothing.
+
+    Args:
+        apron: Labels `(y + 2, x + 2)`; 0 for no region.
+        absent: The same shape, True where a pixel has no class.
+        count: Labels of the block are below this.
+    """
+    found = np.zeros(count, np.int64)
+    for row in range(1, apron.shape[0] - 1):
+        for col in range(1, apron.shape[1] - 1):
+            above_or_below = absent[row - 1, col] or absent[row + 1, col]
+            if above_or_below or absent[row, col - 1] or absent[row, col + 1]:
+                found[apron[row, col]] = 1
+    return found
+
+
+@_compiled
+def add_steps(labels: Int32s, steps: NDArray[np.uint8], unsure_below: int, table: Int64s) -> None:
+    """Sum and least of the steps of each label's pixels, and how many are below a limit.
+
+    Args:
+        labels: `(y, x)`; 0 for no region.
+        steps: `(y, x)`.
+        unsure_below: The limit.
+        table: `(label, 3)`: sum, least, number; added to in place.
+    """
+    for row in range(labels.shape[0]):
+        for col in range(labels.shape[1]):
+            own, step = labels[row, col], steps[row, col]
+            table[own, 0] += step
+            table[own, 1] = min(table[own, 1], step)
+            if step < unsure_below:
+                table[own, 2] += 1

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 import warnings
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,8 @@ from rasterio.windows import Window as RasterioWindow
 from pipeline.errors import InputError, UsageError
 from pipeline.grid import GeoBox
 from pipeline.vector.area import PixelAreas, mean_pixel_m
+from pipeline.vector.confidence import Probabilities, open_probabilities
+from pipeline.vector.facts import UNSURE_BELOW, Measure
 from pipeline.vector.faults import disk_errors
 from pipeline.vector.join import iter_regions
 from pipeline.vector.polygonset import PolygonSet
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
 
 _CACHE_BYTES = 128 << 20
 _MAX_VALUE = 2**31 - 1
+SCENE_TAG = "SCENEMASK_SCENE"
+"""Tag of a mask: the scene that it was made of."""
 
 
 def polygonize(
@@ -47,6 +52,7 @@ def polygonize(
     min_area_m2: float = 0.0,
     sieve: bool = False,
     simplify: Tolerance | None = None,
+    probabilities: Path | None = None,
     tile_px: int = 1024,
     progress: Callable[[int, int], None] | None = None,
 ) -> PolygonSet:
@@ -65,6 +71,8 @@ def polygonize(
             once, instead of being left out. Where bands are classes, they have no neighbours and are left out.
         simplify: Corners whose triangle is smaller than the square of this are taken away, shared edges once for both
             sides; None leaves every pixel's edge.
+        probabilities: File of the probabilities that were kept with the mask; polygons are then told how sure the
+            network was.
         tile_px: Side of the squares in which the mask is read: memory and speed, never the result.
         progress: Called after each step with (steps done, steps in all): two for each tile.
 
@@ -74,18 +82,22 @@ def polygonize(
     Raises:
         UsageError: CF-031 and CF-034, a minimum area in m² or a tolerance in metres without a CRS; CF-032, an option
             out of range.
-        InputError: IN-030, not an integer type; IN-031, unreadable or not one band; IN-032, a class number too large.
+        InputError: IN-030, not an integer type; IN-031, unreadable or not one band; IN-032, a class number too large;
+            IN-035, probabilities of another mask.
         ResourceError: RS-002, the disk with `scratch` is full; RS-006 and RS-007, more polygons than can be
             simplified, or put in order.
     """
     _check_options(min_area_m2, tile_px, simplify)
-    with _open_mask(mask_path, many_bands=bands_are_classes) as mask:
+    with ExitStack() as files:
+        mask = files.enter_context(_open_mask(mask_path, many_bands=bands_are_classes))
         geobox = _geobox(mask)
+        kept = None if probabilities is None else files.enter_context(open_probabilities(probabilities, geobox))
         areas = PixelAreas.of(geobox)
         if min_area_m2 > 0 and areas is None:
             raise _no_crs_to_measure_in(mask_path, min_area_m2)
         tolerance_px = None if simplify is None else simplify.to_px(mean_pixel_m(areas, geobox.shape))
         tile_hw, readers = (tile_px, tile_px), _readers(mask, include, bands_are_classes=bands_are_classes)
+        measures = [_measure(read, geobox.shape, kept, value) for read, value in readers]
         if sieve and areas is not None and not bands_are_classes:
             readers = [
                 (sieved(read, geobox.shape, tile_hw=tile_hw, areas=areas, min_area_m2=min_area_m2), value)
@@ -96,15 +108,26 @@ def polygonize(
         try:
             nodes = tolerance_px is not None
             spool = SpoolWriter(folder / "regions.arrow", geobox.shape, areas, min_area_m2, nodes=nodes)
-            for number, (read, value) in enumerate(readers):
+            for number, ((read, value), measure) in enumerate(zip(readers, measures, strict=True)):
                 advanced = _advanced(progress, number, len(readers))
-                for regions in iter_regions(read, geobox.shape, tile_hw=tile_hw, nodes=nodes, progress=advanced):
+                for regions in iter_regions(
+                    read, geobox.shape, tile_hw=tile_hw, nodes=nodes, measure=measure, progress=advanced
+                ):
                     spool.add(regions if value is None else regions.of_class(value))
             spool.close()
             path = spool.path
             if tolerance_px is not None:
                 path = simplify_spool(path, folder / "simplified.arrow", tolerance_px, by_class=bands_are_classes)
-            return PolygonSet(folder, spool=path, geobox=geobox, names=names or {}, areas=areas, on_grid=not nodes)
+            return PolygonSet(
+                folder,
+                spool=path,
+                geobox=geobox,
+                names=names or {},
+                areas=areas,
+                on_grid=not nodes,
+                scene=mask.tags().get(SCENE_TAG, mask_path.stem),
+                probability_steps=None if kept is None else kept.steps,
+            )
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -193,6 +216,16 @@ def _readers(
     return [(_reader(mask, value + 1, frozenset({1})), value) for value in wanted]
 
 
+def _measure(
+    read: Callable[[Window], Cells], shape_hw: tuple[int, int], kept: Probabilities | None, value: int | None
+) -> Measure:
+    """What regions are told beside their outline; `value` is the class of all of them where it is one."""
+    if kept is None:
+        return Measure(read=read, shape_hw=shape_hw)
+    steps = kept.of_classes if value is None else lambda window, _: kept.of_class(window, value)
+    return Measure(read=read, shape_hw=shape_hw, steps=steps, unsure_below=math.ceil(UNSURE_BELOW * kept.steps))
+
+
 def _reader(mask: rasterio.DatasetReader, band: int, include: frozenset[int] | None) -> Callable[[Window], Cells]:
     """Function that reads a window of a band, 1-based."""
     has_mask_band = MaskFlags.per_dataset in mask.mask_flag_enums[band - 1]
@@ -212,10 +245,10 @@ def _reader(mask: rasterio.DatasetReader, band: int, include: frozenset[int] | N
                 where=mask.name,
                 fix="number the classes from 0",
             )
-        if include is not None:
-            chosen = np.isin(block, list(include))
-            valid = chosen if valid is None else valid & chosen
-        return Cells(block, valid)
+        if include is None:
+            return Cells(block, valid, valid)
+        chosen = np.isin(block, list(include))
+        return Cells(block, chosen if valid is None else valid & chosen, valid)
 
     return read
 

@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Self
 
 import geopandas
 import numpy as np
+import pyarrow as pa
 import shapely
 
+from pipeline.vector.attributes import attribute_arrays, attribute_fields
+from pipeline.vector.lengths import PixelSides
 from pipeline.vector.rings import from_shapely
 from pipeline.vector.spool import SpoolReader
 
@@ -42,6 +45,8 @@ class PolygonSet:
         names: Mapping[int, str],
         areas: PixelAreas | None,
         on_grid: bool = True,
+        scene: str | None = None,
+        probability_steps: int | None = None,
     ) -> None:
         self._folder = folder
         self._reader = SpoolReader(spool)
@@ -51,6 +56,11 @@ class PolygonSet:
         """Grid and CRS of the mask."""
         self.on_grid = on_grid
         """Whether all edges follow those of pixels."""
+        self.scene = scene
+        """What the mask was made of: the scene where the mask tells, else its own name."""
+        self.probability_steps = probability_steps
+        """Stored value that means a probability of 1; None where no probabilities were kept."""
+        self._sides = PixelSides.of(geobox)
         self.before_batch: Callable[[], object] = lambda: None
         """Called before each batch; may raise, so that a long writing can be stopped."""
 
@@ -99,6 +109,12 @@ class PolygonSet:
         """Geodesic area of each polygon of a batch in m², shape (polygon,); None without a CRS tied to the Earth."""
         return None if self._areas is None else np.round(self._areas.to_m2(batch.area_units), 4)
 
+    def perimeter_m(self, batch: PolygonBatch) -> NDArray[np.float64] | None:
+        """Length of each outline as it is written, holes included, on the ellipsoid, in metres; None without a CRS."""
+        if self._sides is None:
+            return None
+        return np.round(self._sides.perimeter_m(from_shapely(batch.polygons)), 2)
+
     def in_crs(self, batch: PolygonBatch) -> Geometries:
         """The batch's polygons in CRS coordinates (x, y), exteriors counter-clockwise, shape (polygon,)."""
         rings = from_shapely(batch.polygons)
@@ -128,16 +144,7 @@ def to_geodataframe(polygons: PolygonSet) -> geopandas.GeoDataFrame:
     """All polygons in memory, in the scene's CRS, with the columns that files have."""
     batches = list(polygons.iter_batches())
     geometry = np.concatenate([np.empty(0, object), *(polygons.in_crs(b) for b in batches)])
-    class_ids = np.concatenate([np.empty(0, np.int64), *(b.class_ids for b in batches)])
-    areas = [polygons.area_m2(b) for b in batches]
-    columns = {
-        "id": np.array([i for b in batches for i in b.ids], object),
-        "class_id": class_ids.astype(np.int32),
-        "class_name": np.array([polygons.class_name(v) for v in class_ids.tolist()], object),
-        "area_m2": np.concatenate(
-            [np.empty(0), *(np.full(len(b), np.nan) if a is None else a for a, b in zip(areas, batches, strict=True))]
-        ),
-        "area_px": np.concatenate([np.empty(0, np.int64), *(b.area_px for b in batches)]),
-        "touches_border": np.concatenate([np.empty(0, bool), *(b.touches_border for b in batches)]),
-    }
-    return geopandas.GeoDataFrame(columns, geometry=geometry, crs=polygons.geobox.crs_wkt)
+    schema = pa.schema(attribute_fields(polygons))
+    tables = [pa.record_batch(attribute_arrays(polygons, b), schema=schema) for b in batches]
+    frame = pa.Table.from_batches(tables, schema).to_pandas()
+    return geopandas.GeoDataFrame(frame, geometry=geometry, crs=polygons.geobox.crs_wkt)

@@ -28,6 +28,8 @@ class Cells(NamedTuple):
     """Shape `(y, x)`, any integer type."""
     wanted: NDArray[np.bool_] | None
     """The same shape, False where a pixel belongs to no region; None where all do."""
+    valid: NDArray[np.bool_] | None = None
+    """The same shape, False where a pixel has no class; None where all have one."""
 
 
 def label_cells(cells: Cells) -> tuple[Labels, Ints]:

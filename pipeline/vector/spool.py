@@ -41,6 +41,10 @@ _SCHEMA = pa.schema(
         "area_px": pa.int64(),
         "area_units": pa.int64(),
         "touches_border": pa.bool_(),
+        "touches_nodata": pa.bool_(),
+        "steps_sum": pa.int64(),
+        "steps_min": pa.int64(),
+        "unsure_px": pa.int64(),
         "num_bytes": pa.int64(),
         "id": pa.string(),
         "wkb": pa.large_binary(),
@@ -68,6 +72,14 @@ class PolygonBatch:
     """Geodesic area in units of the scene's `PixelAreas`; zero without a CRS."""
     touches_border: NDArray[np.bool_]
     """Whether a pixel lies at the scene's border, so that the region may go on beyond it."""
+    touches_nodata: NDArray[np.bool_]
+    """Whether a pixel lies beside one without a class."""
+    steps_sum: Ints
+    """Sum of the stored probabilities of the pixels' class; 0 where none were kept."""
+    steps_min: Ints
+    """Least of them."""
+    unsure_px: Ints
+    """Pixels whose class has a low probability."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -140,7 +152,8 @@ class SpoolWriter:
             kept = self.areas.to_m2(units) >= self.min_area_m2
         if not kept.any():
             return pa.RecordBatch.from_pylist([], schema=_SCHEMA)
-        values, wkb = values[kept], shapely.to_wkb(polygons[kept], byte_order=1)
+        values, facts = values[kept], regions.facts.of(np.flatnonzero(kept))
+        wkb = shapely.to_wkb(polygons[kept], byte_order=1)
         turns = wkb
         if self.nodes:
             plain = shapely.normalize(drop_collinear(rings).to_shapely()[kept])
@@ -151,6 +164,10 @@ class SpoolWriter:
             count_pixels(rings)[kept],
             units[kept],
             touches_border(rings, self.scene_hw)[kept],
+            facts.touches_nodata,
+            facts.steps_sum,
+            facts.steps_min,
+            facts.unsure_px,
             np.fromiter(map(len, wkb), np.int64, len(wkb)),
             [_digest(value, geometry) for value, geometry in zip(values.tolist(), turns, strict=True)],
             wkb,
@@ -231,4 +248,8 @@ class SpoolReader:
             area_px=taken.column("area_px").to_numpy(),
             area_units=taken.column("area_units").to_numpy(),
             touches_border=taken.column("touches_border").to_numpy(zero_copy_only=False),
+            touches_nodata=taken.column("touches_nodata").to_numpy(zero_copy_only=False),
+            steps_sum=taken.column("steps_sum").to_numpy(),
+            steps_min=taken.column("steps_min").to_numpy(),
+            unsure_px=taken.column("unsure_px").to_numpy(),
         )

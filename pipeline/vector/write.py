@@ -18,6 +18,7 @@ import shapely
 from pyproj import CRS
 
 from pipeline.errors import OutputError, ResourceError, UsageError
+from pipeline.vector.attributes import attribute_arrays, attribute_fields
 from pipeline.vector.faults import disk_errors
 from pipeline.vector.geojson import count_features, write_geojson
 
@@ -28,15 +29,7 @@ if TYPE_CHECKING:
     from pipeline.vector.rings import Geometries
     from pipeline.vector.spool import PolygonBatch
 
-_ATTRIBUTES = [
-    pa.field("id", pa.string(), nullable=False),
-    pa.field("class_id", pa.int32(), nullable=False),
-    pa.field("class_name", pa.string(), nullable=False),
-    pa.field("area_m2", pa.float64()),
-    pa.field("area_px", pa.int64(), nullable=False),
-    pa.field("touches_border", pa.bool_(), nullable=False),
-    pa.field("geometry", pa.binary(), nullable=False),
-]
+_GEOMETRY = pa.field("geometry", pa.binary(), nullable=False)
 _BBOX = pa.field("bbox", pa.struct({name: pa.float64() for name in ("xmin", "ymin", "xmax", "ymax")}), nullable=False)
 _NO_DATE = "1970-01-01T00:00:00.000Z"
 
@@ -57,7 +50,7 @@ def write_polygons(polygons: PolygonSet, path: Path, *, overwrite: bool) -> Writ
     """Write all polygons to one file, in batches; the suffix names the format.
 
     GeoJSON is in longitude and latitude on WGS 84 (RFC 7946); the other formats keep the scene's CRS. Attributes:
-    id, class_id, class_name, area_m2 (geodesic; null without a CRS), area_px, touches_border.
+    see `attributes`.
 
     Args:
         polygons: What `polygonize` gave.
@@ -135,25 +128,16 @@ def _sync(path: Path) -> None:
 
 
 def _arrays(polygons: PolygonSet, batch: PolygonBatch) -> tuple[list[pa.Array], Geometries]:
-    """Columns of `_ATTRIBUTES` and the geometries, in the scene's CRS."""
+    """Attributes with the geometry last, and the geometries, in the scene's CRS."""
     geometries = polygons.in_crs(batch)
-    areas = polygons.area_m2(batch)
-    columns = [
-        batch.ids,
-        batch.class_ids,
-        [polygons.class_name(v) for v in batch.class_ids.tolist()],
-        areas if areas is not None else [None] * len(batch),
-        batch.area_px,
-        batch.touches_border,
-        shapely.to_wkb(geometries, byte_order=1),
-    ]
-    arrays = [pa.array(c, type=f.type) for c, f in zip(columns, _ATTRIBUTES, strict=True)]
-    return arrays, geometries
+    wkb = pa.array(shapely.to_wkb(geometries, byte_order=1), _GEOMETRY.type)
+    return [*attribute_arrays(polygons, batch), wkb], geometries
 
 
 def _write_parquet(polygons: PolygonSet, path: Path) -> int:
     """GeoParquet 1.1 with a bbox column, one row group per batch."""
-    schema = pa.schema([*_ATTRIBUTES, _BBOX], metadata={"geo": json.dumps(_geo_metadata(polygons))})
+    fields = [*attribute_fields(polygons), _GEOMETRY, _BBOX]
+    schema = pa.schema(fields, metadata={"geo": json.dumps(_geo_metadata(polygons))})
     with pq.ParquetWriter(path, schema, compression="zstd") as file:
         for batch in polygons.iter_batches():
             arrays, geometries = _arrays(polygons, batch)
@@ -192,7 +176,7 @@ def _write_fgb(polygons: PolygonSet, path: Path) -> int:
 
 def _write_ogr(polygons: PolygonSet, path: Path, driver: str) -> int:
     """Stream batches through OGR."""
-    schema = pa.schema(_ATTRIBUTES)
+    schema = pa.schema([*attribute_fields(polygons), _GEOMETRY])
     batches = (pa.record_batch(_arrays(polygons, b)[0], schema=schema) for b in polygons.iter_batches())
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "'crs' was not provided", UserWarning)  # a mask without one is allowed

@@ -160,3 +160,64 @@ def test_names_come_from_the_sidecar_of_other_software(cli: Cli, folder: Path, t
     shutil.copy(folder / "mask.tif.aux.xml", tmp_path)
     assert cli("vectorize", tmp_path / "mask.tif", "-o", tmp_path / "p.fgb", "--only", "high")[0] == 0
     assert set(_read(tmp_path / "p.fgb")["class_name"]) == {"high"}
+
+
+@pytest.fixture(scope="module")
+def with_probabilities(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("kept")
+    data = smooth_values(2, SHAPE)
+    data[:, :30, :30] = 0
+    scene = write_scene(place / "scene.tif", data, nodata=0, names=("b0", "b1"))
+    options = {"vectors": "geojson,parquet", "probabilities": True, "patch": 64, "tile": 1}
+    sm.segment(scene, save_threshold_model(place / "model"), place / "out", **options)
+    return place / "out"
+
+
+def test_polygons_tell_how_sure_the_network_was(cli: Cli, with_probabilities: Path, tmp_path: Path) -> None:
+    with rasterio.open(with_probabilities / "mask.tif") as file:
+        mask = file.read(1)
+    with rasterio.open(with_probabilities / "probabilities.tif") as file:
+        p = file.read() / 250
+    by_run = geopandas.read_parquet(with_probabilities / "polygons.parquet")
+    status, _, err = cli(
+        "vectorize", with_probabilities / "mask.tif", "-o", tmp_path / "p.parquet",
+        "--probabilities", with_probabilities / "probabilities.tif",
+    )  # fmt: skip
+    assert status == 0, err
+    assert by_run.equals(geopandas.read_parquet(tmp_path / "p.parquet"))
+    geojson = geopandas.read_file(with_probabilities / "polygons.geojson")
+    for name in ("p_mean", "p_min", "uncertain_frac", "perimeter_m"):
+        assert np.allclose(geojson[name], by_run.set_index("id").loc[geojson["id"], name])
+    for value in (0, 1):
+        own, rows = p[value][mask == value], by_run[by_run["class_id"] == value]
+        assert (rows["p_mean"] * rows["area_px"]).sum() == pytest.approx(own.sum(), abs=1e-4 * own.size)
+        assert rows["p_min"].min() == own.min()
+        assert (rows["uncertain_frac"] * rows["area_px"]).sum() == pytest.approx((own < 0.7).sum(), abs=1e-4 * own.size)
+    assert set(by_run["scene"]) == {"scene"}
+    assert by_run["touches_nodata"].any()
+    assert not by_run["touches_nodata"].all()
+
+
+def test_probabilities_of_another_mask_are_refused(
+    cli: Cli, mask: Path, with_probabilities: Path, tmp_path: Path
+) -> None:
+    small = write_scene(tmp_path / "small.tif", np.zeros((2, 20, 20), np.uint8))
+    for wrong, words in (
+        (mask, "expected uint8 with one scale below 1"),
+        (small, "scale"),
+        (tmp_path / "none.tif", "none"),
+    ):
+        status, _, err = cli("vectorize", mask, "-o", tmp_path / "p.fgb", "--probabilities", wrong)
+        assert status == 3
+        assert_block(err, "IN-035")
+        assert words in err
+    with rasterio.open(with_probabilities / "probabilities.tif") as source:
+        profile, data = source.profile, source.read()
+    profile.update(transform=rasterio.Affine.translation(10, 0) @ source.transform, driver="GTiff")
+    with rasterio.open(tmp_path / "moved.tif", "w", **profile) as moved:
+        moved.write(data)
+        moved.scales = (1 / 250,) * moved.count
+    status, _, err = cli("vectorize", mask, "-o", tmp_path / "p.fgb", "--probabilities", tmp_path / "moved.tif")
+    assert status == 3
+    assert_block(err, "IN-035")
+    assert "another" in err

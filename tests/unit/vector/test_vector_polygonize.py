@@ -63,7 +63,10 @@ def test_counts_areas_and_names(mask_path: Path, tmp_path: Path) -> None:
             "class_name",
             "area_m2",
             "area_px",
+            "perimeter_m",
             "touches_border",
+            "touches_nodata",
+            "scene",
             "geometry",
         ]
         assert frame["id"].is_unique

@@ -24,7 +24,10 @@ from tests.unit.vector.masks import GRIDS, NODATA, blobs, write_mask
 
 FORMATS = ["geojson", "json", "gpkg", "fgb", "parquet"]
 IN_CRS = ["gpkg", "fgb", "parquet"]
-COLUMNS = {"id", "class_id", "class_name", "area_m2", "area_px", "touches_border", "geometry"}
+COLUMNS = {
+    "id", "class_id", "class_name", "area_m2", "area_px", "perimeter_m", "touches_border", "touches_nodata", "scene",
+    "geometry",
+}  # fmt: skip
 
 
 def _read(path: Path) -> geopandas.GeoDataFrame:
