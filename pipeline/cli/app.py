@@ -140,7 +140,8 @@ def inspect(
 @click.argument("mask", type=click.Path(path_type=Path))
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help=".geojson, .gpkg, .fgb or .parquet")
 @click.option("--only", metavar="CLASS,…", help="Classes by name or number; all but the background if not given.")
-@click.option("--min-area", metavar="M2", default="0", help='Smallest polygon, such as "500 m2".  [default: 0]')
+@click.option("--min-area", metavar="M2", help='Smallest polygon, such as "500 m2" or "12 px".')
+@click.option("--connectivity", type=click.Choice(["4", "8"]), default="4", help="8: corners join.  [default: 4]")
 @click.option("--sieve", is_flag=True, help="Give smaller ones to their neighbours instead of leaving holes.")
 @click.option("--simplify", metavar="M", help='Simplify without gaps or overlaps: metres, or such as "1 px".')
 @click.option(
@@ -153,7 +154,8 @@ def vectorize(
     out: Path,
     *,
     only: str | None,
-    min_area: str,
+    min_area: str | None,
+    connectivity: str,
     sieve: bool,
     simplify: str | None,
     probabilities: Path | None,
@@ -173,6 +175,7 @@ def vectorize(
         out,
         only=classes,
         min_area=min_area,
+        connectivity=8 if connectivity == "8" else 4,
         sieve=sieve,
         simplify=simplify,
         probabilities=probabilities,

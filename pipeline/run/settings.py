@@ -56,6 +56,22 @@ def _length(value: Any) -> Any:
     return value if isinstance(value, list | tuple) else (value, "m")
 
 
+def _whole(value: Any) -> Any:
+    """Digits become a number."""
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+
+def _area(value: Any) -> Any:
+    """A number of square metres, or text such as `500 m2` or `12 px`."""
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?)\s*(m2|m²|px|)\s*", value)
+        if match is None:
+            msg = f"{value!r} is not an area; write `500`, `500 m2` or `12 px`"
+            raise ValueError(msg)
+        return float(match.group(1)), "px" if match.group(2) == "px" else "m2"
+    return value if isinstance(value, list | tuple) else (value, "m2")
+
+
 def _bytes(value: Any) -> Any:
     if not isinstance(value, str):
         return value
@@ -92,7 +108,7 @@ def _vectors(value: Any) -> Any:
 
 Formats = Annotated[tuple[Literal["geojson", "gpkg", "fgb", "parquet"], ...], BeforeValidator(_vectors)]
 Pixels = Annotated[int, _quantity("px")]
-SquareMetres = Annotated[float, _quantity("m2")]
+Area = Annotated[tuple[Annotated[float, Field(ge=0)], Literal["m2", "px"]], BeforeValidator(_area)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_texts)]
 AbsolutePath = Annotated[Path, AfterValidator(Path.absolute)]
 """Read from the folder in which the command was given: workers may stand in another one."""
@@ -156,8 +172,10 @@ class SegmentSettings(BaseModel):
         "geojson",
     )
     """Formats of the polygons; `none` for none."""
-    min_area: SquareMetres = Field(default=0.0, ge=0)
-    """Smallest polygon that is written, in m2 on the ellipsoid; the mask stays as it is."""
+    connectivity: Annotated[Literal[4, 8], BeforeValidator(_whole)] = 4
+    """Whether pixels of a class that touch at a corner only are one polygon (8, of several parts) or several (4)."""
+    min_area: Area | None = None
+    """Smallest polygon that is written, in m2 on the ellipsoid or as `12 px`; the mask stays as it is."""
     sieve: bool = False
     """Give regions below min_area to the neighbour with the longest shared border, all at once, instead of leaving
     holes."""
@@ -218,8 +236,10 @@ class SegmentSettings(BaseModel):
             problems.append(f"overlap {self.overlap} px must be smaller than patch {self.patch} px")
         if self.overlap is not None and self.tiling == "exact":
             problems.append("overlap belongs to blend mode; exact mode takes the halo measured from the network")
-        if self.sieve and not self.min_area:
+        if self.sieve and (self.min_area is None or not self.min_area[0]):
             problems.append("sieve needs min_area, below which regions are given away")
+        if self.sieve and self.connectivity != 4:  # noqa: PLR2004
+            problems.append("sieve gives regions to neighbours across their sides; it needs connectivity 4")
         if self.assume_crs is not None and self.allow_no_crs:
             problems.append("assume_crs and allow_no_crs exclude each other")
         if self.cluster not in OWN_CLUSTERS and "://" not in self.cluster:

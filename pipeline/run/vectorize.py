@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rasterio.errors import RasterioError
 
@@ -28,7 +28,8 @@ def vectorize(
     mask: str | Path,
     *,
     only: Sequence[str | int] | None = None,
-    min_area: float | str = 0.0,
+    min_area: float | str | None = None,
+    connectivity: Literal[4, 8] = 4,
     sieve: bool = False,
     simplify: float | str | None = None,
     probabilities: str | Path | None = None,
@@ -38,7 +39,8 @@ def vectorize(
     Args:
         mask: GeoTIFF with one band of class values, or a mask of ours with a band for each of overlapping classes.
         only: Classes by name or value; all but the background when None.
-        min_area: Smallest polygon kept, in m2 on the ellipsoid.
+        min_area: Smallest polygon kept, in m2 on the ellipsoid or as `12 px`.
+        connectivity: 8 makes one multi-polygon of regions of a class that touch at a corner.
         sieve: Give smaller ones to the neighbour with the longest shared border instead of leaving holes.
         simplify: Corners whose triangle is smaller than the square of this go, in metres or as `1 px`; shared edges
             move once for both sides. None leaves every pixel's edge.
@@ -47,7 +49,7 @@ def vectorize(
     Raises:
         PipelineError: The mask cannot be read, or has no such class.
     """
-    given = {"min_area": min_area, "sieve": sieve, "simplify": simplify}
+    given = {"min_area": min_area, "connectivity": connectivity, "sieve": sieve, "simplify": simplify}
     with _polygons(Path(mask), only, given, probabilities=probabilities) as polygons:
         return to_geodataframe(polygons)
 
@@ -57,7 +59,8 @@ def vectorize_to_file(
     output: str | Path,
     *,
     only: Sequence[str | int] | None = None,
-    min_area: float | str = 0.0,
+    min_area: float | str | None = None,
+    connectivity: Literal[4, 8] = 4,
     sieve: bool = False,
     simplify: float | str | None = None,
     probabilities: str | Path | None = None,
@@ -70,7 +73,8 @@ def vectorize_to_file(
         mask: GeoTIFF with one band of class values, or a mask of ours with a band for each of overlapping classes.
         output: `.geojson`, `.gpkg`, `.fgb` or `.parquet`.
         only: Classes by name or value; all but the background when None.
-        min_area: Smallest polygon kept, in m2 on the ellipsoid.
+        min_area: Smallest polygon kept, in m2 on the ellipsoid or as `12 px`.
+        connectivity: 8 makes one multi-polygon of regions of a class that touch at a corner.
         sieve: Give smaller ones to the neighbour with the longest shared border instead of leaving holes.
         simplify: As for `vectorize`.
         probabilities: As for `vectorize`.
@@ -81,7 +85,7 @@ def vectorize_to_file(
         PipelineError: As `vectorize`; or the file cannot be written.
     """
     output = Path(output)
-    given = {"min_area": min_area, "sieve": sieve, "simplify": simplify}
+    given = {"min_area": min_area, "connectivity": connectivity, "sieve": sieve, "simplify": simplify}
     scratch = output.parent if output.parent.is_dir() else None
     with _polygons(
         Path(mask), only, given, probabilities=probabilities, scratch=scratch, progress=progress
@@ -124,7 +128,13 @@ def _no_class(what: str, values: dict[str, int]) -> UsageError:
 def cleaning(settings: SegmentSettings) -> dict[str, Any]:
     """What settings say about small and jagged polygons, as options of `polygonize`."""
     tolerance = None if settings.simplify is None else Tolerance(*settings.simplify)
-    return {"min_area_m2": settings.min_area, "sieve": settings.sieve, "simplify": tolerance}
+    least, unit = settings.min_area or (0.0, "m2")
+    return {
+        f"min_area_{unit}": least,
+        "sieve": settings.sieve,
+        "simplify": tolerance,
+        "connectivity": settings.connectivity,
+    }
 
 
 def _polygons(

@@ -71,6 +71,20 @@ class PixelAreas:
             _column_above=_exclusive_sum(cells * height, 0),
         )
 
+    @classmethod
+    def counting(cls, shape: tuple[int, int]) -> PixelAreas:
+        """Every pixel counts as one unit, of one square metre: sizes in pixels."""
+        height, width = shape
+        one = np.array([[1, 0], [0, 0]], np.int64)
+        return cls(
+            cell_hw=shape,
+            cells=one,
+            unit_m2=1.0,
+            _above_left=_exclusive_sum(_exclusive_sum(one * (height * width), 0), 1),
+            _row_left=_exclusive_sum(one * width, 1),
+            _column_above=_exclusive_sum(one * height, 0),
+        )
+
     def integral(self, x: Ints, y: Ints) -> Ints:
         """Area of all pixels left of `x` and above `y`, in units; for `rings.sum_inside`."""
         height, width = self.cell_hw

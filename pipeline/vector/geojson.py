@@ -17,7 +17,6 @@ import shapely
 from pipeline.vector.attributes import attribute_arrays, attribute_fields
 from pipeline.vector.densify import densify, densify_slanting, measure_spacing
 from pipeline.vector.lonlat import ToLonLat, is_on_earth, to_lonlat_polygons
-from pipeline.vector.rings import from_shapely
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from pipeline.vector.polygonset import PolygonSet
-    from pipeline.vector.rings import Geometries
+    from pipeline.vector.rings import Geometries, Rings
     from pipeline.vector.spool import PolygonBatch
 
 _NOTE = "not RFC 7946: the mask has no CRS, so coordinates are those of its own transform (x, y)"
@@ -72,7 +71,11 @@ def _lonlat(polygons: PolygonSet) -> Callable[[PolygonBatch], Geometries]:
     spacing = measure_spacing(place, slanting=not polygons.on_grid)
     check = not polygons.on_grid or spacing.per_cell is not None or _smallest_pixel_deg(place) < _SAFE_PIXEL_DEG
     with_points = densify if polygons.on_grid else densify_slanting
-    return lambda batch: to_lonlat_polygons(with_points(from_shapely(batch.polygons), spacing), place, check=check)
+
+    def to_lonlat(rings: Rings) -> Geometries:
+        return to_lonlat_polygons(with_points(rings, spacing), place, check=check)
+
+    return lambda batch: polygons.each_part(batch, to_lonlat)
 
 
 def _smallest_pixel_deg(place: ToLonLat) -> float:

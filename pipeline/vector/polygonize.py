@@ -8,7 +8,7 @@ import tempfile
 import warnings
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import rasterio
@@ -20,6 +20,7 @@ from pipeline.errors import InputError, UsageError
 from pipeline.grid import GeoBox
 from pipeline.vector.area import PixelAreas, mean_pixel_m
 from pipeline.vector.confidence import Probabilities, open_probabilities
+from pipeline.vector.connect import connect_spool, touching_groups
 from pipeline.vector.facts import UNSURE_BELOW, Measure
 from pipeline.vector.faults import disk_errors
 from pipeline.vector.join import iter_regions
@@ -50,13 +51,15 @@ def polygonize(
     names: Mapping[int, str] | None = None,
     bands_are_classes: bool = False,
     min_area_m2: float = 0.0,
+    min_area_px: float = 0.0,
+    connectivity: Literal[4, 8] = 4,
     sieve: bool = False,
     simplify: Tolerance | None = None,
     probabilities: Path | None = None,
     tile_px: int = 1024,
     progress: Callable[[int, int], None] | None = None,
 ) -> PolygonSet:
-    """Polygons of all 4-connected regions of a mask, as if it had been traced in one piece.
+    """Polygons of all connected regions of a mask, as if it had been traced in one piece.
 
     Args:
         mask_path: GeoTIFF with one band of an integer type, or several with `bands_are_classes`; nodata pixels belong
@@ -67,6 +70,8 @@ def polygonize(
         bands_are_classes: Each band holds one class, 1 where it is, as a mask with overlapping classes has them. Class
             0 is the first band.
         min_area_m2: Regions below this geodesic area are left out.
+        min_area_px: Regions below so many pixels are left out.
+        connectivity: With 8, regions of a class that touch at a corner are one multi-polygon.
         sieve: Regions below the minimum area take the class of the neighbour with the longest shared border, all at
             once, instead of being left out. Where bands are classes, they have no neighbours and are left out.
         simplify: Corners whose triangle is smaller than the square of this are taken away, shared edges once for both
@@ -87,7 +92,7 @@ def polygonize(
         ResourceError: RS-002, the disk with `scratch` is full; RS-006 and RS-007, more polygons than can be
             simplified, or put in order.
     """
-    _check_options(min_area_m2, tile_px, simplify)
+    _check_options(min(min_area_m2, min_area_px), tile_px, simplify)
     with ExitStack() as files:
         mask = files.enter_context(_open_mask(mask_path, many_bands=bands_are_classes))
         geobox = _geobox(mask)
@@ -98,16 +103,20 @@ def polygonize(
         tolerance_px = None if simplify is None else simplify.to_px(mean_pixel_m(areas, geobox.shape))
         tile_hw, readers = (tile_px, tile_px), _readers(mask, include, bands_are_classes=bands_are_classes)
         measures = [_measure(read, geobox.shape, kept, value) for read, value in readers]
-        if sieve and areas is not None and not bands_are_classes:
-            readers = [
-                (sieved(read, geobox.shape, tile_hw=tile_hw, areas=areas, min_area_m2=min_area_m2), value)
-                for read, value in readers
-            ]
-            min_area_m2 = 0.0  # what the sieve could not give away at once stays
+        if sieve and not bands_are_classes:
+            for sizes, least in ((areas, min_area_m2), (PixelAreas.counting(geobox.shape), min_area_px)):
+                if sizes is not None and least:
+                    readers = [
+                        (sieved(read, geobox.shape, tile_hw=tile_hw, areas=sizes, min_area_m2=least), value)
+                        for read, value in readers
+                    ]
+            min_area_m2 = min_area_px = 0.0  # what the sieve could not give away at once stays
         folder = _folder_in(scratch)
         try:
             nodes = tolerance_px is not None
-            spool = SpoolWriter(folder / "regions.arrow", geobox.shape, areas, min_area_m2, nodes=nodes)
+            joins = connectivity == 8  # noqa: PLR2004
+            limits = (0.0, 0.0) if joins else (min_area_m2, min_area_px)  # of whole features, joined or not
+            spool = SpoolWriter(folder / "regions.arrow", geobox.shape, areas, *limits, nodes=nodes)
             for number, ((read, value), measure) in enumerate(zip(readers, measures, strict=True)):
                 advanced = _advanced(progress, number, len(readers))
                 for regions in iter_regions(
@@ -116,8 +125,13 @@ def polygonize(
                     spool.add(regions if value is None else regions.of_class(value))
             spool.close()
             path = spool.path
+            groups = touching_groups(path, geobox.shape) if joins else None
             if tolerance_px is not None:
                 path = simplify_spool(path, folder / "simplified.arrow", tolerance_px, by_class=bands_are_classes)
+            if groups is not None:
+                path = connect_spool(
+                    path, folder / "connected.arrow", groups, areas, min_area_m2=min_area_m2, min_area_px=min_area_px
+                )
             return PolygonSet(
                 folder,
                 spool=path,
@@ -127,6 +141,7 @@ def polygonize(
                 on_grid=not nodes,
                 scene=mask.tags().get(SCENE_TAG, mask_path.stem),
                 probability_steps=None if kept is None else kept.steps,
+                multi=joins,
             )
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)

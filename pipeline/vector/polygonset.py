@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from pipeline.grid import GeoBox
     from pipeline.vector.area import PixelAreas
-    from pipeline.vector.rings import Geometries
+    from pipeline.vector.rings import Geometries, Rings
     from pipeline.vector.spool import PolygonBatch
 
 _BATCH_ROWS = 16384
@@ -47,6 +47,7 @@ class PolygonSet:
         on_grid: bool = True,
         scene: str | None = None,
         probability_steps: int | None = None,
+        multi: bool = False,
     ) -> None:
         self._folder = folder
         self._reader = SpoolReader(spool)
@@ -60,6 +61,8 @@ class PolygonSet:
         """What the mask was made of: the scene where the mask tells, else its own name."""
         self.probability_steps = probability_steps
         """Stored value that means a probability of 1; None where no probabilities were kept."""
+        self.multi = multi
+        """Whether all geometries are multi-polygons, of parts that touch at corners."""
         self._sides = PixelSides.of(geobox)
         self.before_batch: Callable[[], object] = lambda: None
         """Called before each batch; may raise, so that a long writing can be stopped."""
@@ -113,15 +116,31 @@ class PolygonSet:
         """Length of each outline as it is written, holes included, on the ellipsoid, in metres; None without a CRS."""
         if self._sides is None:
             return None
-        return np.round(self._sides.perimeter_m(from_shapely(batch.polygons)), 2)
+        parts, owner = shapely.get_parts(batch.polygons, return_index=True)
+        return np.round(np.bincount(owner, self._sides.perimeter_m(from_shapely(parts)), len(batch)), 2)
 
     def in_crs(self, batch: PolygonBatch) -> Geometries:
         """The batch's polygons in CRS coordinates (x, y), exteriors counter-clockwise, shape (polygon,)."""
-        rings = from_shapely(batch.polygons)
-        x, y = rings.coords.T
         t = self.geobox.transform
-        coords = np.stack([t.a * x + t.b * y + t.c, t.d * x + t.e * y + t.f], axis=1)
-        return np.asarray(shapely.orient_polygons(rings.to_shapely(coords), exterior_cw=False))
+
+        def place(rings: Rings) -> Geometries:
+            x, y = rings.coords.T
+            coords = np.stack([t.a * x + t.b * y + t.c, t.d * x + t.e * y + t.f], axis=1)
+            return np.asarray(shapely.orient_polygons(rings.to_shapely(coords), exterior_cw=False))
+
+        return self.each_part(batch, place)
+
+    def each_part(self, batch: PolygonBatch, place: Callable[[Rings], Geometries]) -> Geometries:
+        """What `place` makes of a batch's polygons, shape (polygon,); part by part where they have several.
+
+        `place` may give None for what vanishes, and several polygons for one.
+        """
+        if not self.multi:
+            return place(from_shapely(batch.polygons))
+        parts, owner = shapely.get_parts(batch.polygons, return_index=True)
+        placed, piece = shapely.get_parts(place(from_shapely(parts)), return_index=True)
+        whole = np.full(len(batch), None, object)
+        return np.asarray(shapely.multipolygons(placed, indices=owner[piece], out=whole))
 
     def iter_batches(self, max_rows: int = _BATCH_ROWS) -> Iterator[PolygonBatch]:
         """Batches in canonical order, in pixel coordinates, of at most `max_rows` polygons."""

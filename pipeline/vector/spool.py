@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pipeline.vector.join import Regions
     from pipeline.vector.rings import Geometries, Ints
 
-_SCHEMA = pa.schema(
+SCHEMA = pa.schema(
     {
         "first": pa.int64(),
         "class_id": pa.int64(),
@@ -92,7 +92,8 @@ class SpoolWriter:
     path: Path
     scene_hw: tuple[int, int]
     areas: PixelAreas | None
-    min_area_m2: float
+    min_area_m2: float = 0.0
+    min_area_px: float = 0.0
     nodes: bool = False
     """Whether outlines have vertices on straight lines, where neighbours meet."""
     _file: pa.RecordBatchFileWriter = field(init=False)
@@ -101,7 +102,7 @@ class SpoolWriter:
 
     def __post_init__(self) -> None:
         with disk_errors(self.path):
-            self._file = pa.ipc.new_file(str(self.path), _SCHEMA)
+            self._file = pa.ipc.new_file(str(self.path), SCHEMA)
 
     def add(self, regions: Regions) -> None:
         """Add regions; each must be whole.
@@ -150,8 +151,10 @@ class SpoolWriter:
         if self.areas is not None and len(polygons):
             units = sum_inside(rings, self.areas.integral)
             kept = self.areas.to_m2(units) >= self.min_area_m2
+        pixels = count_pixels(rings) if len(polygons) else units
+        kept &= pixels >= self.min_area_px
         if not kept.any():
-            return pa.RecordBatch.from_pylist([], schema=_SCHEMA)
+            return pa.RecordBatch.from_pylist([], schema=SCHEMA)
         values, facts = values[kept], regions.facts.of(np.flatnonzero(kept))
         wkb = shapely.to_wkb(polygons[kept], byte_order=1)
         turns = wkb
@@ -161,7 +164,7 @@ class SpoolWriter:
         columns = [
             first_pixel(rings, scene_width=self.scene_hw[1])[kept],
             values,
-            count_pixels(rings)[kept],
+            pixels[kept],
             units[kept],
             touches_border(rings, self.scene_hw)[kept],
             facts.touches_nodata,
@@ -173,7 +176,7 @@ class SpoolWriter:
             wkb,
         ]
         return pa.record_batch(
-            [pa.array(column, kind) for column, kind in zip(columns, _SCHEMA.types, strict=True)], schema=_SCHEMA
+            [pa.array(column, kind) for column, kind in zip(columns, SCHEMA.types, strict=True)], schema=SCHEMA
         )
 
 
@@ -208,7 +211,7 @@ class SpoolReader:
     def whole(self) -> pa.Table:
         """Everything in canonical order, in memory."""
         if not self._batches:
-            return _SCHEMA.empty_table()
+            return SCHEMA.empty_table()
         return pa.Table.from_batches(self._batches).take(pa.array(self._order))
 
     def iter_batches(self, *, max_rows: int, max_bytes: int) -> Iterator[PolygonBatch]:
@@ -223,7 +226,7 @@ class SpoolReader:
         while start < len(self._order):
             done = ends[start - 1] if start else 0
             stop = min(start + max_rows, int(np.searchsorted(ends, done + max_bytes)) + 1)
-            yield self._take(self._order[start:stop])
+            yield self._rows(self._order[start:stop])
             start = stop
 
     def close(self) -> None:
@@ -231,7 +234,21 @@ class SpoolReader:
         self._batches = []
         self._map.close()
 
-    def _take(self, rows: NDArray[np.intp]) -> PolygonBatch:
+    @property
+    def first(self) -> Ints:
+        """First pixel of each polygon, in canonical order."""
+        return self.column("first")[self._order]
+
+    @property
+    def num_bytes(self) -> Ints:
+        """Size of each polygon, in canonical order."""
+        return self.column("num_bytes")[self._order]
+
+    def take(self, numbers: Ints) -> PolygonBatch:
+        """Polygons by their canonical numbers, in the order given."""
+        return self._rows(self._order[numbers])
+
+    def _rows(self, rows: NDArray[np.intp]) -> PolygonBatch:
         """Rows of the spool in the order given, copied out batch by batch (a chunked `take` would copy the column)."""
         ascending = np.sort(rows)
         cuts = np.searchsorted(ascending, self._starts)

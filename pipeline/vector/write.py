@@ -153,12 +153,16 @@ def _geo_metadata(polygons: PolygonSet) -> dict[str, Any]:
     covering = {corner: ["bbox", corner] for corner in ("xmin", "ymin", "xmax", "ymax")}
     column = {
         "encoding": "WKB",
-        "geometry_types": ["Polygon"],
+        "geometry_types": [_geometry_type(polygons)],
         "crs": CRS.from_wkt(wkt).to_json_dict() if wkt else None,
         "orientation": "counterclockwise",
         "covering": {"bbox": covering},
     }
     return {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
+
+
+def _geometry_type(polygons: PolygonSet) -> str:
+    return "MultiPolygon" if polygons.multi else "Polygon"
 
 
 def _count_parquet(path: Path) -> int:
@@ -186,7 +190,7 @@ def _write_ogr(polygons: PolygonSet, path: Path, driver: str) -> int:
             layer=path.stem,
             driver=driver,
             geometry_name="geometry",
-            geometry_type="Polygon",
+            geometry_type=_geometry_type(polygons),
             crs=_ogr_crs(polygons.geobox.crs_wkt),
         )
     return 0

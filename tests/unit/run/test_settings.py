@@ -35,10 +35,10 @@ def test_f2_typos_are_understood() -> None:
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({"patch": "64 px"}, 64), ({"patch": "64"}, 64), ({"patch": 64}, 64), ({"min_area": "500 m2"}, 500.0),
-        ({"min_area": "500 m²"}, 500.0), ({"memory": "8GB"}, 8_000_000_000), ({"memory": "512MiB"}, 2**29),
+        ({"patch": "64 px"}, 64), ({"patch": "64"}, 64), ({"patch": 64}, 64), ({"min_area": "500 m2"}, (500.0, "m2")),
+        ({"min_area": "500 m²"}, (500.0, "m2")), ({"memory": "8GB"}, 8_000_000_000), ({"memory": "512MiB"}, 2**29),
         ({"vectors": "none"}, ()), ({"vectors": "gpkg, fgb"}, ("gpkg", "fgb")), ({"bands": "4,3,2"}, ("4", "3", "2")),
-        ({"bands": [4, 3]}, ("4", "3")), ({"scale": 0.5}, (0.5,)), ({"min-area": 3}, 3.0),
+        ({"bands": [4, 3]}, ("4", "3")), ({"scale": 0.5}, (0.5,)), ({"min-area": 3}, (3.0, "m2")),
     ],
 )  # fmt: skip
 def test_values_and_units(given: dict[str, object], expected: object) -> None:
@@ -60,7 +60,7 @@ def test_f4_yaml_has_no_surprises(tmp_path: Path) -> None:
     [
         ("class_names: [010, 7, 0x10, no]", ("010", "7", "0x10", "no")), ("bands: [08, 4]", ("08", "4")),
         ("patch: 064", 64), ("patch: 064 px", 64), ("workers: 02", 2), ("nodata: -9999", -9999.0), ("nodata: 1e3", 1e3),
-        ("nodata: -.5", -0.5), ("keep: true", True), ("scale: [1e-4, 2]", (1e-4, 2.0)), ("min_area: 1e4", 1e4),
+        ("nodata: -.5", -0.5), ("keep: true", True), ("scale: [1e-4, 2]", (1e-4, 2.0)), ("min_area: 1e4", (1e4, "m2")),
     ],
 )  # fmt: skip
 def test_f4_text_stays_as_it_was_written(tmp_path: Path, text: str, expected: object) -> None:
