@@ -141,6 +141,7 @@ def inspect(
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help=".geojson, .gpkg, .fgb or .parquet")
 @click.option("--only", metavar="CLASS,…", help="Classes by name or number; all but the background if not given.")
 @click.option("--min-area", metavar="M2", help='Smallest polygon, such as "500 m2" or "12 px".')
+@click.option("--fill-holes", metavar="M2", help="Fill smaller holes; what lies inside them goes.")
 @click.option("--connectivity", type=click.Choice(["4", "8"]), default="4", help="8: corners join.  [default: 4]")
 @click.option("--sieve", is_flag=True, help="Give smaller ones to their neighbours instead of leaving holes.")
 @click.option("--simplify", metavar="M", help='Simplify without gaps or overlaps: metres, or such as "1 px".')
@@ -155,6 +156,7 @@ def vectorize(
     *,
     only: str | None,
     min_area: str | None,
+    fill_holes: str | None,
     connectivity: str,
     sieve: bool,
     simplify: str | None,
@@ -175,6 +177,7 @@ def vectorize(
         out,
         only=classes,
         min_area=min_area,
+        fill_holes=fill_holes,
         connectivity=8 if connectivity == "8" else 4,
         sieve=sieve,
         simplify=simplify,

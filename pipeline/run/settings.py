@@ -174,6 +174,9 @@ class SegmentSettings(BaseModel):
     """Formats of the polygons; `none` for none."""
     connectivity: Annotated[Literal[4, 8], BeforeValidator(_whole)] = 4
     """Whether pixels of a class that touch at a corner only are one polygon (8, of several parts) or several (4)."""
+    fill_holes: Area | None = None
+    """Fill holes of polygons below this, in m2 or as `12 px`, and leave out what lies inside them; the mask stays as it
+    is."""
     min_area: Area | None = None
     """Smallest polygon that is written, in m2 on the ellipsoid or as `12 px`; the mask stays as it is."""
     sieve: bool = False

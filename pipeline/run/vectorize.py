@@ -29,6 +29,7 @@ def vectorize(
     *,
     only: Sequence[str | int] | None = None,
     min_area: float | str | None = None,
+    fill_holes: float | str | None = None,
     connectivity: Literal[4, 8] = 4,
     sieve: bool = False,
     simplify: float | str | None = None,
@@ -40,6 +41,7 @@ def vectorize(
         mask: GeoTIFF with one band of class values, or a mask of ours with a band for each of overlapping classes.
         only: Classes by name or value; all but the background when None.
         min_area: Smallest polygon kept, in m2 on the ellipsoid or as `12 px`.
+        fill_holes: Holes below this are filled, in m2 or as `12 px`; polygons inside them go.
         connectivity: 8 makes one multi-polygon of regions of a class that touch at a corner.
         sieve: Give smaller ones to the neighbour with the longest shared border instead of leaving holes.
         simplify: Corners whose triangle is smaller than the square of this go, in metres or as `1 px`; shared edges
@@ -49,7 +51,13 @@ def vectorize(
     Raises:
         PipelineError: The mask cannot be read, or has no such class.
     """
-    given = {"min_area": min_area, "connectivity": connectivity, "sieve": sieve, "simplify": simplify}
+    given = {
+        "min_area": min_area,
+        "fill_holes": fill_holes,
+        "connectivity": connectivity,
+        "sieve": sieve,
+        "simplify": simplify,
+    }
     with _polygons(Path(mask), only, given, probabilities=probabilities) as polygons:
         return to_geodataframe(polygons)
 
@@ -60,6 +68,7 @@ def vectorize_to_file(
     *,
     only: Sequence[str | int] | None = None,
     min_area: float | str | None = None,
+    fill_holes: float | str | None = None,
     connectivity: Literal[4, 8] = 4,
     sieve: bool = False,
     simplify: float | str | None = None,
@@ -74,6 +83,7 @@ def vectorize_to_file(
         output: `.geojson`, `.gpkg`, `.fgb` or `.parquet`.
         only: Classes by name or value; all but the background when None.
         min_area: Smallest polygon kept, in m2 on the ellipsoid or as `12 px`.
+        fill_holes: Holes below this are filled, in m2 or as `12 px`; polygons inside them go.
         connectivity: 8 makes one multi-polygon of regions of a class that touch at a corner.
         sieve: Give smaller ones to the neighbour with the longest shared border instead of leaving holes.
         simplify: As for `vectorize`.
@@ -85,7 +95,13 @@ def vectorize_to_file(
         PipelineError: As `vectorize`; or the file cannot be written.
     """
     output = Path(output)
-    given = {"min_area": min_area, "connectivity": connectivity, "sieve": sieve, "simplify": simplify}
+    given = {
+        "min_area": min_area,
+        "fill_holes": fill_holes,
+        "connectivity": connectivity,
+        "sieve": sieve,
+        "simplify": simplify,
+    }
     scratch = output.parent if output.parent.is_dir() else None
     with _polygons(
         Path(mask), only, given, probabilities=probabilities, scratch=scratch, progress=progress
@@ -128,9 +144,9 @@ def _no_class(what: str, values: dict[str, int]) -> UsageError:
 def cleaning(settings: SegmentSettings) -> dict[str, Any]:
     """What settings say about small and jagged polygons, as options of `polygonize`."""
     tolerance = None if settings.simplify is None else Tolerance(*settings.simplify)
-    least, unit = settings.min_area or (0.0, "m2")
+    sizes = {"min_area": settings.min_area, "fill_holes": settings.fill_holes}
     return {
-        f"min_area_{unit}": least,
+        **{f"{name}_{size[1]}": size[0] for name, size in sizes.items() if size is not None},
         "sieve": settings.sieve,
         "simplify": tolerance,
         "connectivity": settings.connectivity,

@@ -48,7 +48,7 @@ def attribute_arrays(polygons: PolygonSet, batch: PolygonBatch) -> list[pa.Array
 def _columns(polygons: PolygonSet, batch: PolygonBatch) -> dict[str, Any]:
     nothing = [None] * len(batch)
     areas, perimeters = polygons.area_m2(batch), polygons.perimeter_m(batch)
-    pixels, steps = np.maximum(batch.area_px, 1), polygons.probability_steps or 1
+    pixels, steps = np.maximum(batch.area_px - batch.filled_px, 1), polygons.probability_steps or 1
     return {
         "id": batch.ids,
         "class_id": batch.class_ids,

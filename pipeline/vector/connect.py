@@ -25,9 +25,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pipeline.vector.area import PixelAreas
     from pipeline.vector.rings import Ints
-    from pipeline.vector.spool import PolygonBatch
+    from pipeline.vector.spool import PolygonBatch, Smallest
 
 _CORNERS_AT_ONCE = 16_000_000
 """Corners that are compared at once, in 24 bytes each; of more, band after band of rows."""
@@ -35,19 +34,20 @@ _FEATURES_AT_ONCE = 8192
 _BYTES_AT_ONCE = 32 << 20
 
 
-def touching_groups(path: Path, scene_hw: tuple[int, int]) -> Ints:
+def touching_groups(path: Path, width: int) -> Ints:
     """Group of each polygon of a spool, in canonical order, numbered by the first polygon of each.
 
     Args:
         path: A spool whose outlines follow pixels.
-        scene_hw: Height and width of the mask.
+        width: Of the mask.
     """
     reader = SpoolReader(path)
     try:
         corners = int(np.sum(reader.column("num_bytes"), dtype=np.int64)) // 16
         bands = max(1, -(-corners // _CORNERS_AT_ONCE))
-        edges = np.linspace(0, scene_hw[0] + 1, bands + 1).astype(np.int64)
-        pairs = [_pairs(reader, rows, scene_hw[1] + 1) for rows in itertools.pairwise(edges.tolist())]
+        last_row = int(reader.first.max(initial=0)) // width  # of first pixels; corners below it are in the last band
+        edges = [*np.linspace(0, last_row, bands + 1).astype(np.int64).tolist()[:-1], np.iinfo(np.int64).max]
+        pairs = [_pairs(reader, rows, width + 1) for rows in itertools.pairwise(edges)]
         return _groups(np.concatenate([np.empty((0, 2), np.int64), *pairs]), len(reader))
     finally:
         reader.close()
@@ -81,18 +81,14 @@ def _groups(pairs: NDArray[np.int64], count: int) -> Ints:
     return rank[inverse]
 
 
-def connect_spool(
-    path: Path, target: Path, groups: Ints, areas: PixelAreas | None, *, min_area_m2: float, min_area_px: float
-) -> Path:
+def connect_spool(path: Path, target: Path, groups: Ints, smallest: Smallest) -> Path:
     """Write a spool with one multi-polygon for each group, `target`.
 
     Args:
         path: The spool; simplified or not.
         target: The new one, in canonical order.
         groups: What `touching_groups` gave.
-        areas: Geodesic area of each pixel.
-        min_area_m2: Groups below it are left out.
-        min_area_px: The same in pixels.
+        smallest: Which groups stay.
 
     Raises:
         ResourceError: RS-002, the disk is full.
@@ -103,10 +99,8 @@ def connect_spool(
             for members in _chunks(groups, reader):
                 batch, own = reader.take(members), groups[members]
                 record = _joined(batch, np.searchsorted(np.unique(own), own), reader.first[members])
-                big = record.column("area_px").to_numpy() >= min_area_px
-                if areas is not None:
-                    big &= areas.to_m2(record.column("area_units").to_numpy()) >= min_area_m2
-                file.write_batch(record.filter(pa.array(big)))
+                units, pixels = (record.column(name).to_numpy() for name in ("area_units", "area_px"))
+                file.write_batch(record.filter(pa.array(smallest.keeps(units, pixels))))
     finally:
         reader.close()
     return target
@@ -141,6 +135,7 @@ def _joined(batch: PolygonBatch, owner: Ints, first: Ints) -> pa.RecordBatch:
         "steps_sum": np.add.reduceat(batch.steps_sum, starts),
         "steps_min": np.minimum.reduceat(batch.steps_min, starts),
         "unsure_px": np.add.reduceat(batch.unsure_px, starts),
+        "filled_px": np.add.reduceat(batch.filled_px, starts),
         "num_bytes": np.fromiter(map(len, wkb), np.int64, len(wkb)),
         "id": [_identity(batch.ids[a:b]) for a, b in zip(starts, [*starts[1:], len(owner)], strict=True)],
         "wkb": wkb,

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import warnings
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -23,15 +24,16 @@ from pipeline.vector.confidence import Probabilities, open_probabilities
 from pipeline.vector.connect import connect_spool, touching_groups
 from pipeline.vector.facts import UNSURE_BELOW, Measure
 from pipeline.vector.faults import disk_errors
+from pipeline.vector.fill import fill_spool
 from pipeline.vector.join import iter_regions
 from pipeline.vector.polygonset import PolygonSet
 from pipeline.vector.seams import Cells
 from pipeline.vector.sieve import sieved
 from pipeline.vector.simplify import Tolerance, simplify_spool
-from pipeline.vector.spool import SpoolWriter
+from pipeline.vector.spool import Smallest, SpoolWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -52,6 +54,8 @@ def polygonize(
     bands_are_classes: bool = False,
     min_area_m2: float = 0.0,
     min_area_px: float = 0.0,
+    fill_holes_m2: float = 0.0,
+    fill_holes_px: float = 0.0,
     connectivity: Literal[4, 8] = 4,
     sieve: bool = False,
     simplify: Tolerance | None = None,
@@ -71,6 +75,8 @@ def polygonize(
             0 is the first band.
         min_area_m2: Regions below this geodesic area are left out.
         min_area_px: Regions below so many pixels are left out.
+        fill_holes_m2: Holes below this geodesic area are filled; polygons inside them go.
+        fill_holes_px: The same in pixels.
         connectivity: With 8, regions of a class that touch at a corner are one multi-polygon.
         sieve: Regions below the minimum area take the class of the neighbour with the longest shared border, all at
             once, instead of being left out. Where bands are classes, they have no neighbours and are left out.
@@ -92,31 +98,34 @@ def polygonize(
         ResourceError: RS-002, the disk with `scratch` is full; RS-006 and RS-007, more polygons than can be
             simplified, or put in order.
     """
-    _check_options(min(min_area_m2, min_area_px), tile_px, simplify)
+    _check_options(min(min_area_m2, min_area_px, fill_holes_m2, fill_holes_px), tile_px, simplify)
     with ExitStack() as files:
         mask = files.enter_context(_open_mask(mask_path, many_bands=bands_are_classes))
         geobox = _geobox(mask)
         kept = None if probabilities is None else files.enter_context(open_probabilities(probabilities, geobox))
         areas = PixelAreas.of(geobox)
-        if min_area_m2 > 0 and areas is None:
-            raise _no_crs_to_measure_in(mask_path, min_area_m2)
+        if max(min_area_m2, fill_holes_m2) > 0 and areas is None:
+            raise _no_crs_to_measure_in(mask_path, max(min_area_m2, fill_holes_m2))
         tolerance_px = None if simplify is None else simplify.to_px(mean_pixel_m(areas, geobox.shape))
         tile_hw, readers = (tile_px, tile_px), _readers(mask, include, bands_are_classes=bands_are_classes)
         measures = [_measure(read, geobox.shape, kept, value) for read, value in readers]
         if sieve and not bands_are_classes:
-            for sizes, least in ((areas, min_area_m2), (PixelAreas.counting(geobox.shape), min_area_px)):
-                if sizes is not None and least:
-                    readers = [
-                        (sieved(read, geobox.shape, tile_hw=tile_hw, areas=sizes, min_area_m2=least), value)
-                        for read, value in readers
-                    ]
+            limits = (areas, min_area_m2), (PixelAreas.counting(geobox.shape), min_area_px)
+            readers = [(_sieved(read, geobox.shape, tile_hw, limits), value) for read, value in readers]
             min_area_m2 = min_area_px = 0.0  # what the sieve could not give away at once stays
         folder = _folder_in(scratch)
         try:
+            after = _After(
+                folder=folder,
+                width=geobox.width,
+                smallest=Smallest(areas=areas, m2=min_area_m2, px=min_area_px),
+                holes=Smallest(areas=areas, m2=fill_holes_m2, px=fill_holes_px),
+                joins=connectivity == 8,  # noqa: PLR2004
+                tolerance_px=tolerance_px,
+                by_class=bands_are_classes,
+            )
             nodes = tolerance_px is not None
-            joins = connectivity == 8  # noqa: PLR2004
-            limits = (0.0, 0.0) if joins else (min_area_m2, min_area_px)  # of whole features, joined or not
-            spool = SpoolWriter(folder / "regions.arrow", geobox.shape, areas, *limits, nodes=nodes)
+            spool = SpoolWriter(folder / "regions.arrow", geobox.shape, areas, after.limit_of_regions, nodes=nodes)
             for number, ((read, value), measure) in enumerate(zip(readers, measures, strict=True)):
                 advanced = _advanced(progress, number, len(readers))
                 for regions in iter_regions(
@@ -124,28 +133,70 @@ def polygonize(
                 ):
                     spool.add(regions if value is None else regions.of_class(value))
             spool.close()
-            path = spool.path
-            groups = touching_groups(path, geobox.shape) if joins else None
-            if tolerance_px is not None:
-                path = simplify_spool(path, folder / "simplified.arrow", tolerance_px, by_class=bands_are_classes)
-            if groups is not None:
-                path = connect_spool(
-                    path, folder / "connected.arrow", groups, areas, min_area_m2=min_area_m2, min_area_px=min_area_px
-                )
             return PolygonSet(
                 folder,
-                spool=path,
+                spool=after.finished(spool.path),
                 geobox=geobox,
                 names=names or {},
                 areas=areas,
                 on_grid=not nodes,
                 scene=mask.tags().get(SCENE_TAG, mask_path.stem),
                 probability_steps=None if kept is None else kept.steps,
-                multi=joins,
+                multi=after.joins,
             )
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _After:
+    """What becomes of regions once all are traced, one file after the other in a folder."""
+
+    folder: Path
+    width: int
+    """Of the mask."""
+    smallest: Smallest
+    """Which features stay, once they are finished."""
+    holes: Smallest
+    """Which holes stay."""
+    joins: bool
+    """Whether regions that touch at corners are one feature."""
+    tolerance_px: float | None
+    """Of the simplification."""
+    by_class: bool
+    """Whether classes overlap."""
+
+    @property
+    def limit_of_regions(self) -> Smallest:
+        """Which regions are worth keeping now: all, where they may yet grow."""
+        return self.smallest.but_all() if self.joins or self.holes.leaves_out else self.smallest
+
+    def finished(self, path: Path) -> Path:
+        """The last file, from that of the regions."""
+        if self.holes.leaves_out:
+            limit = self.smallest.but_all() if self.joins else self.smallest
+            path = fill_spool(
+                path, self.folder / "filled.arrow", holes=self.holes, smallest=limit, width=self.width,
+                by_class=self.by_class,
+            )  # fmt: skip
+        groups = touching_groups(path, self.width) if self.joins else None
+        if self.tolerance_px is not None:
+            path = simplify_spool(path, self.folder / "simplified.arrow", self.tolerance_px, by_class=self.by_class)
+        return path if groups is None else connect_spool(path, self.folder / "joined.arrow", groups, self.smallest)
+
+
+def _sieved(
+    read: Callable[[Window], Cells],
+    shape_hw: tuple[int, int],
+    tile_hw: tuple[int, int],
+    limits: Iterable[tuple[PixelAreas | None, float]],
+) -> Callable[[Window], Cells]:
+    """Cells without regions below some limits, each given with what it is measured in."""
+    for areas, least in limits:
+        if areas is not None and least:
+            read = sieved(read, shape_hw, tile_hw=tile_hw, areas=areas, min_area_m2=least)
+    return read
 
 
 def _folder_in(scratch: Path) -> Path:

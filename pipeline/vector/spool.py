@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,14 +25,14 @@ from pipeline.vector.rings import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from pipeline.vector.area import PixelAreas
     from pipeline.vector.join import Regions
-    from pipeline.vector.rings import Geometries, Ints
+    from pipeline.vector.rings import Geometries, Ints, Rings
 
 SCHEMA = pa.schema(
     {
@@ -45,6 +45,7 @@ SCHEMA = pa.schema(
         "steps_sum": pa.int64(),
         "steps_min": pa.int64(),
         "unsure_px": pa.int64(),
+        "filled_px": pa.int64(),
         "num_bytes": pa.int64(),
         "id": pa.string(),
         "wkb": pa.large_binary(),
@@ -80,9 +81,43 @@ class PolygonBatch:
     """Least of them."""
     unsure_px: Ints
     """Pixels whose class has a low probability."""
+    filled_px: Ints
+    """Pixels of `area_px` that were holes."""
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def columns(self) -> dict[str, Any]:
+        """Columns of `SCHEMA` that are as they are here: all but the geometry's own."""
+        names = {"class_id": "class_ids", "id": "ids"}
+        return {name: getattr(self, names.get(name, name)) for name in SCHEMA.names if name not in _OF_GEOMETRY}
+
+
+_OF_GEOMETRY = {"first", "num_bytes", "wkb"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Smallest:
+    """Sizes below which things are left out."""
+
+    areas: PixelAreas | None
+    """Geodesic area of each pixel; None without a CRS."""
+    m2: float = 0.0
+    px: float = 0.0
+
+    @property
+    def leaves_out(self) -> bool:
+        """Whether anything is too small."""
+        return max(self.m2, self.px) > 0
+
+    def but_all(self) -> Smallest:
+        """The same that leaves nothing out."""
+        return Smallest(areas=self.areas)
+
+    def keeps(self, units: Ints, pixels: Ints) -> NDArray[np.bool_]:
+        """Whether things of these sizes stay, given in units of `areas` and in pixels."""
+        large = np.asarray(pixels >= self.px)
+        return large if self.areas is None else large & (self.areas.to_m2(units) >= self.m2)
 
 
 @dataclass(slots=True)
@@ -92,8 +127,8 @@ class SpoolWriter:
     path: Path
     scene_hw: tuple[int, int]
     areas: PixelAreas | None
-    min_area_m2: float = 0.0
-    min_area_px: float = 0.0
+    smallest: Smallest | None = None
+    """Which regions stay; None for all."""
     nodes: bool = False
     """Whether outlines have vertices on straight lines, where neighbours meet."""
     _file: pa.RecordBatchFileWriter = field(init=False)
@@ -146,21 +181,13 @@ class SpoolWriter:
     def _describe(self, regions: Regions) -> pa.RecordBatch:
         polygons, values = np.asarray(shapely.normalize(regions.polygons)), regions.values
         rings = from_shapely(polygons)
-        units = np.zeros(len(polygons), np.int64)
-        kept = np.ones(len(polygons), bool)
-        if self.areas is not None and len(polygons):
-            units = sum_inside(rings, self.areas.integral)
-            kept = self.areas.to_m2(units) >= self.min_area_m2
-        pixels = count_pixels(rings) if len(polygons) else units
-        kept &= pixels >= self.min_area_px
+        units, pixels = sizes_of(rings, self.areas)
+        kept = np.ones(len(polygons), bool) if self.smallest is None else self.smallest.keeps(units, pixels)
         if not kept.any():
             return pa.RecordBatch.from_pylist([], schema=SCHEMA)
         values, facts = values[kept], regions.facts.of(np.flatnonzero(kept))
         wkb = shapely.to_wkb(polygons[kept], byte_order=1)
-        turns = wkb
-        if self.nodes:
-            plain = shapely.normalize(drop_collinear(rings).to_shapely()[kept])
-            turns = shapely.to_wkb(plain, byte_order=1)
+        turns = outlines(drop_collinear(rings).to_shapely()[kept]) if self.nodes else wkb
         columns = [
             first_pixel(rings, scene_width=self.scene_hw[1])[kept],
             values,
@@ -171,8 +198,9 @@ class SpoolWriter:
             facts.steps_sum,
             facts.steps_min,
             facts.unsure_px,
+            np.zeros(len(values), np.int64),
             np.fromiter(map(len, wkb), np.int64, len(wkb)),
-            [_digest(value, geometry) for value, geometry in zip(values.tolist(), turns, strict=True)],
+            identities(values, turns),
             wkb,
         ]
         return pa.record_batch(
@@ -183,6 +211,24 @@ class SpoolWriter:
 def _pixels_each(regions: Regions) -> int:
     """Mean size of some regions, in pixels."""
     return max(1, round(float(count_pixels(regions.rings).mean()))) if len(regions.values) else 1
+
+
+def sizes_of(rings: Rings, areas: PixelAreas | None) -> tuple[Ints, Ints]:
+    """(area in units, zero without a CRS; pixels) of each polygon, both shape (polygon,)."""
+    if not len(rings):
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    pixels = count_pixels(rings)
+    return (np.zeros_like(pixels) if areas is None else sum_inside(rings, areas.integral)), pixels
+
+
+def outlines(polygons: Geometries) -> NDArray[Any]:
+    """What a polygon's identity is made of: its normalised WKB."""
+    return np.asarray(shapely.to_wkb(shapely.normalize(polygons), byte_order=1))
+
+
+def identities(class_ids: Ints, wkb: Iterable[bytes]) -> list[str]:
+    """16 hexadecimal digits for each polygon, from its class and the WKB of its turns."""
+    return [_digest(value, geometry) for value, geometry in zip(class_ids.tolist(), wkb, strict=True)]
 
 
 def _digest(value: int, wkb: bytes) -> str:
@@ -240,6 +286,11 @@ class SpoolReader:
         return self.column("first")[self._order]
 
     @property
+    def class_ids(self) -> Ints:
+        """Class of each polygon, in canonical order."""
+        return self.column("class_id")[self._order]
+
+    @property
     def num_bytes(self) -> Ints:
         """Size of each polygon, in canonical order."""
         return self.column("num_bytes")[self._order]
@@ -269,4 +320,5 @@ class SpoolReader:
             steps_sum=taken.column("steps_sum").to_numpy(),
             steps_min=taken.column("steps_min").to_numpy(),
             unsure_px=taken.column("unsure_px").to_numpy(),
+            filled_px=taken.column("filled_px").to_numpy(),
         )
