@@ -144,6 +144,7 @@ def inspect(
 @click.option("--fill-holes", metavar="M2", help="Fill smaller holes; what lies inside them goes.")
 @click.option("--connectivity", type=click.Choice(["4", "8"]), default="4", help="8: corners join.  [default: 4]")
 @click.option("--sieve", is_flag=True, help="Give smaller ones to their neighbours instead of leaving holes.")
+@click.option("--smooth", is_flag=True, help="Make straight diagonals of staircases, without gaps or overlaps.")
 @click.option("--simplify", metavar="M", help='Simplify without gaps or overlaps: metres, or such as "1 px".')
 @click.option(
     "--probabilities", type=click.Path(path_type=Path), help="probabilities.tif of the same run, as attributes."
@@ -159,6 +160,7 @@ def vectorize(
     fill_holes: str | None,
     connectivity: str,
     sieve: bool,
+    smooth: bool,
     simplify: str | None,
     probabilities: Path | None,
     overwrite: bool,
@@ -180,6 +182,7 @@ def vectorize(
         fill_holes=fill_holes,
         connectivity=8 if connectivity == "8" else 4,
         sieve=sieve,
+        smooth=smooth,
         simplify=simplify,
         probabilities=probabilities,
         overwrite=overwrite,

@@ -182,6 +182,8 @@ class SegmentSettings(BaseModel):
     sieve: bool = False
     """Give regions below min_area to the neighbour with the longest shared border, all at once, instead of leaving
     holes."""
+    smooth: bool = False
+    """Make straight diagonals of staircases, for both sides of an edge alike; before simplify."""
     simplify: Length | None = None
     """Simplify polygons: corners whose triangle is smaller than the square of this go, in metres or as `1 px`; shared
     edges move once for both sides, so that no gaps or overlaps appear. The mask stays as it is."""

@@ -32,6 +32,7 @@ def vectorize(
     fill_holes: float | str | None = None,
     connectivity: Literal[4, 8] = 4,
     sieve: bool = False,
+    smooth: bool = False,
     simplify: float | str | None = None,
     probabilities: str | Path | None = None,
 ) -> geopandas.GeoDataFrame:
@@ -44,6 +45,7 @@ def vectorize(
         fill_holes: Holes below this are filled, in m2 or as `12 px`; polygons inside them go.
         connectivity: 8 makes one multi-polygon of regions of a class that touch at a corner.
         sieve: Give smaller ones to the neighbour with the longest shared border instead of leaving holes.
+        smooth: Staircases become straight diagonals, without gaps or overlaps.
         simplify: Corners whose triangle is smaller than the square of this go, in metres or as `1 px`; shared edges
             move once for both sides. None leaves every pixel's edge.
         probabilities: The `probabilities.tif` of the same run, to tell how sure the network was of each polygon.
@@ -56,6 +58,7 @@ def vectorize(
         "fill_holes": fill_holes,
         "connectivity": connectivity,
         "sieve": sieve,
+        "smooth": smooth,
         "simplify": simplify,
     }
     with _polygons(Path(mask), only, given, probabilities=probabilities) as polygons:
@@ -71,6 +74,7 @@ def vectorize_to_file(
     fill_holes: float | str | None = None,
     connectivity: Literal[4, 8] = 4,
     sieve: bool = False,
+    smooth: bool = False,
     simplify: float | str | None = None,
     probabilities: str | Path | None = None,
     overwrite: bool = False,
@@ -86,6 +90,7 @@ def vectorize_to_file(
         fill_holes: Holes below this are filled, in m2 or as `12 px`; polygons inside them go.
         connectivity: 8 makes one multi-polygon of regions of a class that touch at a corner.
         sieve: Give smaller ones to the neighbour with the longest shared border instead of leaving holes.
+        smooth: As for `vectorize`.
         simplify: As for `vectorize`.
         probabilities: As for `vectorize`.
         overwrite: Replace a file that is there.
@@ -100,6 +105,7 @@ def vectorize_to_file(
         "fill_holes": fill_holes,
         "connectivity": connectivity,
         "sieve": sieve,
+        "smooth": smooth,
         "simplify": simplify,
     }
     scratch = output.parent if output.parent.is_dir() else None
@@ -148,6 +154,7 @@ def cleaning(settings: SegmentSettings) -> dict[str, Any]:
     return {
         **{f"{name}_{size[1]}": size[0] for name, size in sizes.items() if size is not None},
         "sieve": settings.sieve,
+        "smooth": settings.smooth,
         "simplify": tolerance,
         "connectivity": settings.connectivity,
     }

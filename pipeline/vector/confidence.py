@@ -56,7 +56,7 @@ def open_probabilities(path: Path, geobox: GeoBox) -> Iterator[Probabilities]:
     """The probabilities of a mask with this grid.
 
     Raises:
-        InputError: IN-035, not probabilities of ours, or of another grid.
+        InputError: IN-036, not probabilities of ours, or of another grid.
     """
     try:
         with warnings.catch_warnings():
@@ -75,7 +75,7 @@ def open_probabilities(path: Path, geobox: GeoBox) -> Iterator[Probabilities]:
 def _unusable(path: str, what: str) -> InputError:
     return InputError(
         what,
-        code="IN-035",
+        code="IN-036",
         title="Probabilities do not fit the mask",
         where=path,
         fix="give the probabilities.tif that was written with this mask (segment --probabilities)",

@@ -125,19 +125,9 @@ def _filled(batch: PolygonBatch, first: Ints, holes: Smallest) -> pa.RecordBatch
     left = as_polygons(take_ragged(rings.coords, pieces), offsets, rings.polygon_of_ring[~gone])
     units, pixels = sizes_of(left, holes.areas)
     polygons = left.to_shapely()
-    wkb = shapely.to_wkb(polygons, byte_order=1)
     changed = np.flatnonzero(pixels != batch.area_px)
     ids = np.array(batch.ids, object)
     turns = drop_collinear(left).to_shapely()[changed]
     ids[changed] = identities(batch.class_ids[changed], outlines(turns))
-    columns = {
-        **batch.columns(),
-        "first": first,
-        "area_px": pixels,
-        "area_units": units,
-        "filled_px": batch.filled_px + pixels - batch.area_px,
-        "num_bytes": np.fromiter(map(len, wkb), np.int64, len(wkb)),
-        "id": ids,
-        "wkb": wkb,
-    }
-    return pa.record_batch([pa.array(columns[f.name], f.type) for f in SCHEMA], schema=SCHEMA)
+    filled = batch.filled_px + pixels - batch.area_px
+    return batch.record(first, polygons, area_px=pixels, area_units=units, filled_px=filled, id=ids)

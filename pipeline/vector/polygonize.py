@@ -30,6 +30,7 @@ from pipeline.vector.polygonset import PolygonSet
 from pipeline.vector.seams import Cells
 from pipeline.vector.sieve import sieved
 from pipeline.vector.simplify import Tolerance, simplify_spool
+from pipeline.vector.smooth import smooth_spool
 from pipeline.vector.spool import Smallest, SpoolWriter
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def polygonize(
     fill_holes_px: float = 0.0,
     connectivity: Literal[4, 8] = 4,
     sieve: bool = False,
+    smooth: bool = False,
     simplify: Tolerance | None = None,
     probabilities: Path | None = None,
     tile_px: int = 1024,
@@ -80,6 +82,7 @@ def polygonize(
         connectivity: With 8, regions of a class that touch at a corner are one multi-polygon.
         sieve: Regions below the minimum area take the class of the neighbour with the longest shared border, all at
             once, instead of being left out. Where bands are classes, they have no neighbours and are left out.
+        smooth: Staircases become straight diagonals, for both sides of an edge alike.
         simplify: Corners whose triangle is smaller than the square of this are taken away, shared edges once for both
             sides; None leaves every pixel's edge.
         probabilities: File of the probabilities that were kept with the mask; polygons are then told how sure the
@@ -94,7 +97,7 @@ def polygonize(
         UsageError: CF-031 and CF-034, a minimum area in m² or a tolerance in metres without a CRS; CF-032, an option
             out of range.
         InputError: IN-030, not an integer type; IN-031, unreadable or not one band; IN-032, a class number too large;
-            IN-035, probabilities of another mask.
+            IN-036, probabilities of another mask.
         ResourceError: RS-002, the disk with `scratch` is full; RS-006 and RS-007, more polygons than can be
             simplified, or put in order.
     """
@@ -117,14 +120,15 @@ def polygonize(
         try:
             after = _After(
                 folder=folder,
-                width=geobox.width,
+                scene_hw=geobox.shape,
                 smallest=Smallest(areas=areas, m2=min_area_m2, px=min_area_px),
                 holes=Smallest(areas=areas, m2=fill_holes_m2, px=fill_holes_px),
                 joins=connectivity == 8,  # noqa: PLR2004
+                smooth=smooth,
                 tolerance_px=tolerance_px,
                 by_class=bands_are_classes,
             )
-            nodes = tolerance_px is not None
+            nodes = smooth or tolerance_px is not None
             spool = SpoolWriter(folder / "regions.arrow", geobox.shape, areas, after.limit_of_regions, nodes=nodes)
             for number, ((read, value), measure) in enumerate(zip(readers, measures, strict=True)):
                 advanced = _advanced(progress, number, len(readers))
@@ -154,14 +158,16 @@ class _After:
     """What becomes of regions once all are traced, one file after the other in a folder."""
 
     folder: Path
-    width: int
-    """Of the mask."""
+    scene_hw: tuple[int, int]
+    """Height and width of the mask."""
     smallest: Smallest
     """Which features stay, once they are finished."""
     holes: Smallest
     """Which holes stay."""
     joins: bool
     """Whether regions that touch at corners are one feature."""
+    smooth: bool
+    """Whether staircases go."""
     tolerance_px: float | None
     """Of the simplification."""
     by_class: bool
@@ -177,10 +183,12 @@ class _After:
         if self.holes.leaves_out:
             limit = self.smallest.but_all() if self.joins else self.smallest
             path = fill_spool(
-                path, self.folder / "filled.arrow", holes=self.holes, smallest=limit, width=self.width,
+                path, self.folder / "filled.arrow", holes=self.holes, smallest=limit, width=self.scene_hw[1],
                 by_class=self.by_class,
             )  # fmt: skip
-        groups = touching_groups(path, self.width) if self.joins else None
+        groups = touching_groups(path, self.scene_hw[1]) if self.joins else None
+        if self.smooth:
+            path = smooth_spool(path, self.folder / "smooth.arrow", scene_hw=self.scene_hw, by_class=self.by_class)
         if self.tolerance_px is not None:
             path = simplify_spool(path, self.folder / "simplified.arrow", self.tolerance_px, by_class=self.by_class)
         return path if groups is None else connect_spool(path, self.folder / "joined.arrow", groups, self.smallest)

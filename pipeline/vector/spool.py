@@ -92,6 +92,19 @@ class PolygonBatch:
         names = {"class_id": "class_ids", "id": "ids"}
         return {name: getattr(self, names.get(name, name)) for name in SCHEMA.names if name not in _OF_GEOMETRY}
 
+    def record(self, first: Ints, polygons: Geometries, **changes: Any) -> pa.RecordBatch:
+        """Rows of a spool with other outlines, and other values of some columns of `SCHEMA`.
+
+        Args:
+            first: First pixel of each polygon.
+            polygons: Instead of these.
+            changes: Column -> values.
+        """
+        wkb = shapely.to_wkb(polygons, byte_order=1)
+        sizes = np.fromiter(map(len, wkb), np.int64, len(wkb))
+        columns = {**self.columns(), **changes, "first": first, "num_bytes": sizes, "wkb": wkb}
+        return pa.record_batch([pa.array(columns[f.name], f.type) for f in SCHEMA], schema=SCHEMA)
+
 
 _OF_GEOMETRY = {"first", "num_bytes", "wkb"}
 

@@ -209,7 +209,7 @@ def test_probabilities_of_another_mask_are_refused(
     ):
         status, _, err = cli("vectorize", mask, "-o", tmp_path / "p.fgb", "--probabilities", wrong)
         assert status == 3
-        assert_block(err, "IN-035")
+        assert_block(err, "IN-036")
         assert words in err
     with rasterio.open(with_probabilities / "probabilities.tif") as source:
         profile, data = source.profile, source.read()
@@ -219,5 +219,5 @@ def test_probabilities_of_another_mask_are_refused(
         moved.scales = (1 / 250,) * moved.count
     status, _, err = cli("vectorize", mask, "-o", tmp_path / "p.fgb", "--probabilities", tmp_path / "moved.tif")
     assert status == 3
-    assert_block(err, "IN-035")
+    assert_block(err, "IN-036")
     assert "another" in err
