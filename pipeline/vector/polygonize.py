@@ -1,11 +1,11 @@
-"""A mask file to a set of polygons, tile by tile, in bounded memory: opening, checks, and the order of the steps."""
+"""Mask files to a set of polygons, tile by tile, in bounded memory: opening, checks, and the order of the steps."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
 import warnings
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from pipeline.grid import GeoBox
 from pipeline.vector.area import PixelAreas, mean_pixel_m
 from pipeline.vector.faults import disk_errors
 from pipeline.vector.join import iter_regions
+from pipeline.vector.mosaic import MaskSource, mosaic
 from pipeline.vector.polygonset import PolygonSet
 from pipeline.vector.seams import Cells
 from pipeline.vector.sieve import sieved
@@ -27,18 +28,19 @@ from pipeline.vector.simplify import Tolerance, simplify_spool
 from pipeline.vector.spool import SpoolWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from pipeline.grid import Window
+    from pipeline.vector.mosaic import Reader
 
 _CACHE_BYTES = 128 << 20
 _MAX_VALUE = 2**31 - 1
 
 
 def polygonize(
-    mask_path: Path,
+    mask_path: Path | Sequence[Path],
     *,
     scratch: Path,
     include: frozenset[int] | None = None,
@@ -54,7 +56,8 @@ def polygonize(
 
     Args:
         mask_path: GeoTIFF with one band of an integer type, or several with `bands_are_classes`; nodata pixels belong
-            to no polygon.
+            to no polygon. Or several that share one grid, traced as one: where they overlap, the first that has a class
+            at a pixel gives it.
         scratch: Folder for the spool; made if need be. The returned set removes what it put there.
         include: Classes to polygonize; None for all.
         names: Class value -> name.
@@ -74,16 +77,18 @@ def polygonize(
     Raises:
         UsageError: CF-031 and CF-034, a minimum area in m² or a tolerance in metres without a CRS; CF-032, an option
             out of range.
-        InputError: IN-030, not an integer type; IN-031, unreadable or not one band; IN-032, a class number too large.
+        InputError: IN-030, not an integer type; IN-031, unreadable or not one band; IN-032, a class number too large;
+            IN-016 and IN-033 to IN-035, masks that do not fit together.
         ResourceError: RS-002, the disk with `scratch` is full; RS-006 and RS-007, more polygons than can be
             simplified, or put in order.
     """
     _check_options(min_area_m2, tile_px, simplify)
-    with _open_mask(mask_path, many_bands=bands_are_classes) as mask:
-        geobox = _geobox(mask)
+    paths = [mask_path] if isinstance(mask_path, Path) else mask_path
+    with _open_masks(paths, many_bands=bands_are_classes) as mask:
+        geobox = mask.geobox
         areas = PixelAreas.of(geobox)
         if min_area_m2 > 0 and areas is None:
-            raise _no_crs_to_measure_in(mask_path, min_area_m2)
+            raise _no_crs_to_measure_in(mask.name, min_area_m2)
         tolerance_px = None if simplify is None else simplify.to_px(mean_pixel_m(areas, geobox.shape))
         tile_hw, readers = (tile_px, tile_px), _readers(mask, include, bands_are_classes=bands_are_classes)
         if sieve and areas is not None and not bands_are_classes:
@@ -116,12 +121,12 @@ def _folder_in(scratch: Path) -> Path:
         return Path(tempfile.mkdtemp(prefix="polygons-", dir=scratch))
 
 
-def _no_crs_to_measure_in(mask_path: Path, min_area_m2: float) -> UsageError:
+def _no_crs_to_measure_in(mask_name: str, min_area_m2: float) -> UsageError:
     return UsageError(
         f"a minimum area of {min_area_m2} m² was asked for, but the mask has no CRS to measure in",
         code="CF-031",
         title="Minimum area needs a CRS",
-        where=str(mask_path),
+        where=mask_name,
         fix="give the mask a CRS, or leave the minimum area out",
     )
 
@@ -135,6 +140,13 @@ def _check_options(min_area_m2: float, tile_px: int, simplify: Tolerance | None)
             title="Option out of range",
             fix="give positive numbers",
         )
+
+
+@contextmanager
+def _open_masks(paths: Sequence[Path], *, many_bands: bool) -> Iterator[MaskSource]:
+    """All masks as one."""
+    with ExitStack() as stack:
+        yield mosaic([_source(stack.enter_context(_open_mask(path, many_bands=many_bands)), path) for path in paths])
 
 
 @contextmanager
@@ -171,9 +183,14 @@ def _unreadable(path: Path, what: str) -> InputError:
     )
 
 
-def _geobox(mask: rasterio.DatasetReader) -> GeoBox:
+def _source(mask: rasterio.DatasetReader, path: Path) -> MaskSource:
     crs = mask.crs.to_wkt() if mask.crs else None
-    return GeoBox(shape=mask.shape, transform=mask.transform, crs_wkt=crs)
+    return MaskSource(
+        name=str(path),
+        geobox=GeoBox(shape=mask.shape, transform=mask.transform, crs_wkt=crs),
+        dtype=np.dtype(mask.dtypes[0]),
+        bands=tuple(_reader(mask, band) for band in mask.indexes),
+    )
 
 
 def _advanced(
@@ -184,16 +201,28 @@ def _advanced(
 
 
 def _readers(
-    mask: rasterio.DatasetReader, include: frozenset[int] | None, *, bands_are_classes: bool
-) -> list[tuple[Callable[[Window], Cells], int | None]]:
+    mask: MaskSource, include: frozenset[int] | None, *, bands_are_classes: bool
+) -> list[tuple[Reader, int | None]]:
     """What reads the cells for each sweep over the mask, and the class of all of them where it is one."""
     if not bands_are_classes:
-        return [(_reader(mask, 1, include), None)]
-    wanted = range(mask.count) if include is None else sorted(include & set(range(mask.count)))
-    return [(_reader(mask, value + 1, frozenset({1})), value) for value in wanted]
+        return [(mask.bands[0] if include is None else _chosen(mask.bands[0], include), None)]
+    numbers = range(len(mask.bands))
+    wanted = numbers if include is None else sorted(include & set(numbers))
+    return [(_chosen(mask.bands[value], frozenset({1})), value) for value in wanted]
 
 
-def _reader(mask: rasterio.DatasetReader, band: int, include: frozenset[int] | None) -> Callable[[Window], Cells]:
+def _chosen(read: Reader, include: frozenset[int]) -> Reader:
+    """Cells of some classes only."""
+
+    def read_chosen(window: Window) -> Cells:
+        values, valid = read(window)
+        chosen = np.isin(values, list(include))
+        return Cells(values, chosen if valid is None else valid & chosen)
+
+    return read_chosen
+
+
+def _reader(mask: rasterio.DatasetReader, band: int) -> Reader:
     """Function that reads a window of a band, 1-based."""
     has_mask_band = MaskFlags.per_dataset in mask.mask_flag_enums[band - 1]
 
@@ -212,9 +241,6 @@ def _reader(mask: rasterio.DatasetReader, band: int, include: frozenset[int] | N
                 where=mask.name,
                 fix="number the classes from 0",
             )
-        if include is not None:
-            chosen = np.isin(block, list(include))
-            valid = chosen if valid is None else valid & chosen
         return Cells(block, valid)
 
     return read
