@@ -137,7 +137,7 @@ def inspect(
 
 
 @app.command()
-@click.argument("mask", type=click.Path(path_type=Path))
+@click.argument("masks", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="MASK...")
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help=".geojson, .gpkg, .fgb or .parquet")
 @click.option("--only", metavar="CLASS,…", help="Classes by name or number; all but the background if not given.")
 @click.option("--min-area", metavar="M2", help='Smallest polygon, such as "500 m2" or "12 px".')
@@ -152,7 +152,7 @@ def inspect(
 @click.option("--overwrite", is_flag=True, help="Replace the file if it is there.")
 @with_common_options
 def vectorize(
-    mask: Path,
+    masks: tuple[Path, ...],
     out: Path,
     *,
     only: str | None,
@@ -169,13 +169,17 @@ def vectorize(
     as_json: bool,
     debug: bool,
 ) -> None:
-    """Turn a mask into polygons, the same as if it had been traced in one piece."""
+    """Turn a mask into polygons, the same as if it had been traced in one piece.
+
+    Several masks of one grid and the same classes are traced as one: where they overlap, the first that has a class at
+    a pixel gives it.
+    """
     del verbose, debug
     from pipeline.run.vectorize import vectorize_to_file
 
     classes = None if only is None else [part.strip() for part in only.split(",") if part.strip()]
     written = vectorize_to_file(
-        mask,
+        masks,
         out,
         only=classes,
         min_area=min_area,

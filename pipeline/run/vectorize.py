@@ -1,9 +1,10 @@
-"""Mask file to polygons: names from the mask, formats from the file's suffix."""
+"""Mask files to polygons: names from the masks, formats from the file's suffix."""
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any, Literal
 
 from rasterio.errors import RasterioError
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def vectorize(
-    mask: str | Path,
+    mask: str | Path | Sequence[str | Path],
     *,
     only: Sequence[str | int] | None = None,
     min_area: float | str | None = None,
@@ -39,7 +40,9 @@ def vectorize(
     """Polygons of a mask, exact across tiles, in the mask's CRS.
 
     Args:
-        mask: GeoTIFF with one band of class values, or a mask of ours with a band for each of overlapping classes.
+        mask: GeoTIFF with one band of class values, or a mask of ours with a band for each of overlapping classes; or
+            several that share one grid and their classes, traced as one. Where they overlap, the first that has a class
+            at a pixel gives it.
         only: Classes by name or value; all but the background when None.
         min_area: Smallest polygon kept, in m2 on the ellipsoid or as `12 px`.
         fill_holes: Holes below this are filled, in m2 or as `12 px`; polygons inside them go.
@@ -51,7 +54,7 @@ def vectorize(
         probabilities: The `probabilities.tif` of the same run, to tell how sure the network was of each polygon.
 
     Raises:
-        PipelineError: The mask cannot be read, or has no such class.
+        PipelineError: A mask cannot be read, has no such class, or does not fit the others.
     """
     given = {
         "min_area": min_area,
@@ -61,12 +64,12 @@ def vectorize(
         "smooth": smooth,
         "simplify": simplify,
     }
-    with _polygons(Path(mask), only, given, probabilities=probabilities) as polygons:
+    with _polygons(_paths(mask), only, given, probabilities=probabilities) as polygons:
         return to_geodataframe(polygons)
 
 
 def vectorize_to_file(
-    mask: str | Path,
+    mask: str | Path | Sequence[str | Path],
     output: str | Path,
     *,
     only: Sequence[str | int] | None = None,
@@ -83,7 +86,9 @@ def vectorize_to_file(
     """The same, written to a file; in bounded memory unless polygons are simplified.
 
     Args:
-        mask: GeoTIFF with one band of class values, or a mask of ours with a band for each of overlapping classes.
+        mask: GeoTIFF with one band of class values, or a mask of ours with a band for each of overlapping classes; or
+            several that share one grid and their classes, traced as one. Where they overlap, the first that has a class
+            at a pixel gives it.
         output: `.geojson`, `.gpkg`, `.fgb` or `.parquet`.
         only: Classes by name or value; all but the background when None.
         min_area: Smallest polygon kept, in m2 on the ellipsoid or as `12 px`.
@@ -110,7 +115,7 @@ def vectorize_to_file(
     }
     scratch = output.parent if output.parent.is_dir() else None
     with _polygons(
-        Path(mask), only, given, probabilities=probabilities, scratch=scratch, progress=progress
+        _paths(mask), only, given, probabilities=probabilities, scratch=scratch, progress=progress
     ) as polygons:
         return write_polygons(polygons, output, overwrite=overwrite)
 
@@ -160,8 +165,17 @@ def cleaning(settings: SegmentSettings) -> dict[str, Any]:
     }
 
 
+def _paths(mask: str | Path | Sequence[str | Path]) -> list[Path]:
+    paths = [Path(mask)] if isinstance(mask, str | Path) else [Path(path) for path in mask]
+    if not paths:
+        raise UsageError(
+            "got no mask, expected one or more", code="CF-035", title="No mask", fix="give the path of a GeoTIFF"
+        )
+    return paths
+
+
 def _polygons(
-    mask: Path,
+    masks: list[Path],
     only: Sequence[str | int] | None,
     given: dict[str, Any],
     *,
@@ -170,9 +184,9 @@ def _polygons(
     progress: Callable[[int, int], None] | None = None,
 ) -> PolygonSet:
     settings = make_settings(given)  # read as `segment` reads them
-    legend = _checked_legend(mask)
+    legend = _common_legend(masks)
     return polygonize(
-        mask,
+        masks,
         scratch=scratch or Path(tempfile.gettempdir()),
         include=classes_to_polygonize(legend, only),
         names=legend.names() if legend else None,
@@ -181,6 +195,37 @@ def _polygons(
         probabilities=None if probabilities is None else Path(probabilities),
         progress=progress,
     )
+
+
+def _common_legend(masks: list[Path]) -> Legend | None:
+    """Classes that all masks have; None where none has names.
+
+    Raises:
+        InputError: IN-034, they do not agree; or as `_checked_legend`.
+    """
+    first, *others = [_checked_legend(mask) for mask in masks]
+    for mask, legend in zip(masks[1:], others, strict=True):
+        if _meaning(legend) != _meaning(first):
+            raise InputError(
+                f"{mask} has {_in_words(legend)}, {masks[0]} has {_in_words(first)}; expected the same classes",
+                code="IN-034",
+                title="Masks do not have the same classes",
+                where=str(mask),
+                fix="give masks of one model, or vectorize them one by one",
+            )
+    return first
+
+
+def _meaning(legend: Legend | None) -> object:
+    """A legend without its colours."""
+    return legend and (legend.multilabel, [(c.value, c.name, c.background) for c in legend])
+
+
+def _in_words(legend: Legend | None) -> str:
+    if legend is None:
+        return "no class names"
+    names = ", ".join(f"{c.name} ({c.value}{', background' if c.background else ''})" for c in legend)
+    return shorten(f"the {'overlapping ' if legend.multilabel else ''}classes {names}", 200, placeholder=" …")
 
 
 def _checked_legend(mask: Path) -> Legend | None:

@@ -55,7 +55,7 @@ def choose_crs(found: Any, *, assume_crs: str | None, allow_no_crs: bool, where:
     """
     assumed = None if assume_crs is None else parse_crs(assume_crs)
     if found:
-        if assumed is not None and not _same(found, assumed):
+        if assumed is not None and not same_crs(found, assumed):
             raise UsageError(
                 f"--assume-crs {assume_crs} contradicts the scene's own CRS, {crs_label(found)}",
                 code="CF-010",
@@ -102,8 +102,8 @@ def check_transform(transform: Affine, *, where: str) -> None:
         )
 
 
-def _same(one: CRS, other: CRS) -> bool:
-    """Equal up to the order of axes, which a raster's geotransform does not follow."""
+def same_crs(one: CRS, other: CRS) -> bool:
+    """Whether two are equal up to the order of axes, which a raster's geotransform does not follow."""
     if one == other:
         return True
     import pyproj  # noqa: PLC0415 - slow to load and seldom needed

@@ -1,4 +1,4 @@
-"""A mask file to a set of polygons, tile by tile, in bounded memory: opening, checks, and the order of the steps."""
+"""Mask files to a set of polygons, tile by tile, in bounded memory: opening, checks, and the order of the steps."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from pipeline.vector.facts import UNSURE_BELOW, Measure
 from pipeline.vector.faults import disk_errors
 from pipeline.vector.fill import fill_spool
 from pipeline.vector.join import iter_regions
+from pipeline.vector.mosaic import MaskSource, mosaic
 from pipeline.vector.polygonset import PolygonSet
 from pipeline.vector.seams import Cells
 from pipeline.vector.sieve import sieved
@@ -34,11 +35,12 @@ from pipeline.vector.smooth import smooth_spool
 from pipeline.vector.spool import Smallest, SpoolWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from pipeline.grid import Window
+    from pipeline.vector.mosaic import Reader
 
 _CACHE_BYTES = 128 << 20
 _MAX_VALUE = 2**31 - 1
@@ -47,7 +49,7 @@ SCENE_TAG = "SCENEMASK_SCENE"
 
 
 def polygonize(
-    mask_path: Path,
+    mask_path: Path | Sequence[Path],
     *,
     scratch: Path,
     include: frozenset[int] | None = None,
@@ -69,7 +71,8 @@ def polygonize(
 
     Args:
         mask_path: GeoTIFF with one band of an integer type, or several with `bands_are_classes`; nodata pixels belong
-            to no polygon.
+            to no polygon. Or several that share one grid, traced as one: where they overlap, the first that has a class
+            at a pixel gives it.
         scratch: Folder for the spool; made if need be. The returned set removes what it put there.
         include: Classes to polygonize; None for all.
         names: Class value -> name.
@@ -97,18 +100,19 @@ def polygonize(
         UsageError: CF-031 and CF-034, a minimum area in m² or a tolerance in metres without a CRS; CF-032, an option
             out of range.
         InputError: IN-030, not an integer type; IN-031, unreadable or not one band; IN-032, a class number too large;
-            IN-036, probabilities of another mask.
+            IN-016 and IN-033 to IN-035, masks that do not fit together; IN-036, probabilities of another mask.
         ResourceError: RS-002, the disk with `scratch` is full; RS-006 and RS-007, more polygons than can be
             simplified, or put in order.
     """
     _check_options(min(min_area_m2, min_area_px, fill_holes_m2, fill_holes_px), tile_px, simplify)
+    paths = [mask_path] if isinstance(mask_path, Path) else mask_path
     with ExitStack() as files:
-        mask = files.enter_context(_open_mask(mask_path, many_bands=bands_are_classes))
-        geobox = _geobox(mask)
+        mask = files.enter_context(_open_masks(paths, many_bands=bands_are_classes))
+        geobox = mask.geobox
         kept = None if probabilities is None else files.enter_context(open_probabilities(probabilities, geobox))
         areas = PixelAreas.of(geobox)
         if max(min_area_m2, fill_holes_m2) > 0 and areas is None:
-            raise _no_crs_to_measure_in(mask_path, max(min_area_m2, fill_holes_m2))
+            raise _no_crs_to_measure_in(mask.name, max(min_area_m2, fill_holes_m2))
         tolerance_px = None if simplify is None else simplify.to_px(mean_pixel_m(areas, geobox.shape))
         tile_hw, readers = (tile_px, tile_px), _readers(mask, include, bands_are_classes=bands_are_classes)
         measures = [_measure(read, geobox.shape, kept, value) for read, value in readers]
@@ -144,7 +148,7 @@ def polygonize(
                 names=names or {},
                 areas=areas,
                 on_grid=not nodes,
-                scene=mask.tags().get(SCENE_TAG, mask_path.stem),
+                scene=mask.scene,
                 probability_steps=None if kept is None else kept.steps,
                 multi=after.joins,
             )
@@ -213,12 +217,12 @@ def _folder_in(scratch: Path) -> Path:
         return Path(tempfile.mkdtemp(prefix="polygons-", dir=scratch))
 
 
-def _no_crs_to_measure_in(mask_path: Path, min_area_m2: float) -> UsageError:
+def _no_crs_to_measure_in(mask_name: str, min_area_m2: float) -> UsageError:
     return UsageError(
         f"a minimum area of {min_area_m2} m² was asked for, but the mask has no CRS to measure in",
         code="CF-031",
         title="Minimum area needs a CRS",
-        where=str(mask_path),
+        where=mask_name,
         fix="give the mask a CRS, or leave the minimum area out",
     )
 
@@ -232,6 +236,13 @@ def _check_options(min_area_m2: float, tile_px: int, simplify: Tolerance | None)
             title="Option out of range",
             fix="give positive numbers",
         )
+
+
+@contextmanager
+def _open_masks(paths: Sequence[Path], *, many_bands: bool) -> Iterator[MaskSource]:
+    """All masks as one."""
+    with ExitStack() as stack:
+        yield mosaic([_source(stack.enter_context(_open_mask(path, many_bands=many_bands)), path) for path in paths])
 
 
 @contextmanager
@@ -268,9 +279,15 @@ def _unreadable(path: Path, what: str) -> InputError:
     )
 
 
-def _geobox(mask: rasterio.DatasetReader) -> GeoBox:
+def _source(mask: rasterio.DatasetReader, path: Path) -> MaskSource:
     crs = mask.crs.to_wkt() if mask.crs else None
-    return GeoBox(shape=mask.shape, transform=mask.transform, crs_wkt=crs)
+    return MaskSource(
+        name=str(path),
+        scene=mask.tags().get(SCENE_TAG, path.stem),
+        geobox=GeoBox(shape=mask.shape, transform=mask.transform, crs_wkt=crs),
+        dtype=np.dtype(mask.dtypes[0]),
+        bands=tuple(_reader(mask, band) for band in mask.indexes),
+    )
 
 
 def _advanced(
@@ -281,13 +298,14 @@ def _advanced(
 
 
 def _readers(
-    mask: rasterio.DatasetReader, include: frozenset[int] | None, *, bands_are_classes: bool
-) -> list[tuple[Callable[[Window], Cells], int | None]]:
+    mask: MaskSource, include: frozenset[int] | None, *, bands_are_classes: bool
+) -> list[tuple[Reader, int | None]]:
     """What reads the cells for each sweep over the mask, and the class of all of them where it is one."""
     if not bands_are_classes:
-        return [(_reader(mask, 1, include), None)]
-    wanted = range(mask.count) if include is None else sorted(include & set(range(mask.count)))
-    return [(_reader(mask, value + 1, frozenset({1})), value) for value in wanted]
+        return [(mask.bands[0] if include is None else _chosen(mask.bands[0], include), None)]
+    numbers = range(len(mask.bands))
+    wanted = numbers if include is None else sorted(include & set(numbers))
+    return [(_chosen(mask.bands[value], frozenset({1})), value) for value in wanted]
 
 
 def _measure(
@@ -300,7 +318,18 @@ def _measure(
     return Measure(read=read, shape_hw=shape_hw, steps=steps, unsure_below=math.ceil(UNSURE_BELOW * kept.steps))
 
 
-def _reader(mask: rasterio.DatasetReader, band: int, include: frozenset[int] | None) -> Callable[[Window], Cells]:
+def _chosen(read: Reader, include: frozenset[int]) -> Reader:
+    """Cells of some classes only."""
+
+    def read_chosen(window: Window) -> Cells:
+        values, _, valid = read(window)
+        chosen = np.isin(values, list(include))
+        return Cells(values, chosen if valid is None else valid & chosen, valid)
+
+    return read_chosen
+
+
+def _reader(mask: rasterio.DatasetReader, band: int) -> Reader:
     """Function that reads a window of a band, 1-based."""
     has_mask_band = MaskFlags.per_dataset in mask.mask_flag_enums[band - 1]
 
@@ -319,10 +348,7 @@ def _reader(mask: rasterio.DatasetReader, band: int, include: frozenset[int] | N
                 where=mask.name,
                 fix="number the classes from 0",
             )
-        if include is None:
-            return Cells(block, valid, valid)
-        chosen = np.isin(block, list(include))
-        return Cells(block, chosen if valid is None else valid & chosen, valid)
+        return Cells(block, valid, valid)
 
     return read
 

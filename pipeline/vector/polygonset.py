@@ -58,7 +58,7 @@ class PolygonSet:
         self.on_grid = on_grid
         """Whether all edges follow those of pixels."""
         self.scene = scene
-        """What the mask was made of: the scene where the mask tells, else its own name."""
+        """What the mask was made of: the scene where the mask tells, else its own name; None for several."""
         self.probability_steps = probability_steps
         """Stored value that means a probability of 1; None where no probabilities were kept."""
         self.multi = multi
