@@ -74,15 +74,15 @@ def test_only_what_adds_a_pixel_is_read() -> None:
     whole = mosaic([over.source, under.source, far.source])
     assert whole.geobox.shape == (900_008, 12)
     (read,) = whole.bands
-    values, wanted = read(_window(2, 2, 4, 4))  # hidden below the first
+    values, wanted, _ = read(_window(2, 2, 4, 4))  # hidden below the first
     assert (values == 1).all()
     assert wanted is not None
     assert wanted.all()
     assert (over.read, under.read, far.read) == ([_window(2, 2, 4, 4)], [], [])
-    values, wanted = read(_window(500_000, 0, 4, 12))  # of no mask
+    values, wanted, _ = read(_window(500_000, 0, 4, 12))  # of no mask
     assert wanted is not None
     assert not wanted.any()
-    values, wanted = read(_window(6, 6, 6, 6))
+    values, wanted, _ = read(_window(6, 6, 6, 6))
     assert wanted is not None
     assert (np.where(wanted, values, 0) == [[1] * 2 + [2] * 4] * 2 + [[2] * 6] * 4).all()
     assert (under.read, far.read) == ([_window(2, 2, 6, 6)], [])
@@ -97,7 +97,7 @@ def test_types_and_nodata_may_differ() -> None:
     one = Recorded(0, 0, np.array([[0, 5, 5]], np.uint8), nodata=0)
     two = Recorded(0, 0, np.array([[40_000, 7, 7, 65_535]], np.uint16), nodata=65_535)
     three = Recorded(0, 0, np.array([[1, 1, 1, 0]], np.uint8), nodata=None)  # 0 is a class here
-    values, wanted = mosaic([one.source, two.source, three.source]).bands[0](_window(0, 0, 1, 4))
+    values, wanted, _ = mosaic([one.source, two.source, three.source]).bands[0](_window(0, 0, 1, 4))
     assert values.tolist() == [[40_000, 5, 5, 0]]
     assert wanted is not None
     assert wanted.all()
