@@ -116,6 +116,8 @@ class PolygonSet:
         """Length of each outline as it is written, holes included, on the ellipsoid, in metres; None without a CRS."""
         if self._sides is None:
             return None
+        if not self.multi:
+            return np.round(self._sides.perimeter_m(from_shapely(batch.polygons)), 2)
         parts, owner = shapely.get_parts(batch.polygons, return_index=True)
         return np.round(np.bincount(owner, self._sides.perimeter_m(from_shapely(parts)), len(batch)), 2)
 
