@@ -130,7 +130,7 @@ def _polygons(
 ) -> PolygonSet:
     settings = make_settings(given)  # read as `segment` reads them
     legend = _checked_legend(mask)
-    return polygonize(
+    polygons = polygonize(
         mask,
         scratch=scratch or Path(tempfile.gettempdir()),
         include=classes_to_polygonize(legend, only),
@@ -139,6 +139,8 @@ def _polygons(
         **cleaning(settings),
         progress=progress,
     )
+    polygons.colors = legend.colors() if legend else {}
+    return polygons
 
 
 def _checked_legend(mask: Path) -> Legend | None:

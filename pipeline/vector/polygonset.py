@@ -53,6 +53,8 @@ class PolygonSet:
         """Whether all edges follow those of pixels."""
         self.before_batch: Callable[[], object] = lambda: None
         """Called before each batch; may raise, so that a long writing can be stopped."""
+        self.colors: Mapping[int, tuple[int, int, int]] = {}
+        """Class value -> red, green, blue, for formats that hold a style; empty where the mask has no legend."""
 
     def __len__(self) -> int:
         return len(self._reader)

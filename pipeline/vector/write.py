@@ -20,6 +20,7 @@ from pyproj import CRS
 from pipeline.errors import OutputError, ResourceError, UsageError
 from pipeline.vector.faults import disk_errors
 from pipeline.vector.geojson import count_features, write_geojson
+from pipeline.vector.style import STYLE_TABLE, add_style, style_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -56,7 +57,8 @@ class WrittenPolygons:
 def write_polygons(polygons: PolygonSet, path: Path, *, overwrite: bool) -> WrittenPolygons:
     """Write all polygons to one file, in batches; the suffix names the format.
 
-    GeoJSON is in longitude and latitude on WGS 84 (RFC 7946); the other formats keep the scene's CRS. Attributes:
+    GeoJSON is in longitude and latitude on WGS 84 (RFC 7946); the other formats keep the scene's CRS. A GeoPackage
+    holds a style for QGIS where the set has colours. Attributes:
     id, class_id, class_name, area_m2 (geodesic; null without a CRS), area_px, touches_border.
 
     Args:
@@ -183,7 +185,10 @@ def _count_parquet(path: Path) -> int:
 
 def _write_gpkg(polygons: PolygonSet, path: Path) -> int:
     with _fixed_date():
-        return _write_ogr(polygons, path, "GPKG")
+        dropped = _write_ogr(polygons, path, "GPKG")
+        if polygons.colors and path.stem.lower() != STYLE_TABLE:
+            add_style(path, style_of(polygons.colors, polygons.class_name))
+    return dropped
 
 
 def _write_fgb(polygons: PolygonSet, path: Path) -> int:
@@ -229,4 +234,4 @@ def _fixed_date() -> Iterator[None]:
 
 
 def _count_ogr(path: Path) -> int:
-    return int(pyogrio.read_info(path, force_feature_count=True)["features"])
+    return int(pyogrio.read_info(path, layer=path.stem, force_feature_count=True)["features"])

@@ -66,7 +66,7 @@ def test_all_outputs_are_there_and_right(scene: Path, values: Any, threshold: sm
     shapes = []
     for name in formats.split(","):
         frame = (
-            geopandas.read_file(tmp_path / f"polygons.{name}")
+            geopandas.read_file(tmp_path / f"polygons.{name}", layer=0)
             if name != "parquet"
             else geopandas.read_parquet(tmp_path / "polygons.parquet")
         )
@@ -194,7 +194,7 @@ def test_c20_a_scene_without_data_is_a_success(threshold: sm.Model, tmp_path: Pa
         assert (mask.read(1) == 255).all()
     assert json.loads((out / "polygons.geojson").read_text())["features"] == []
     for name in ("gpkg", "fgb"):
-        frame = geopandas.read_file(out / f"polygons.{name}")
+        frame = geopandas.read_file(out / f"polygons.{name}", layer=0)
         assert len(frame) == 0
         assert frame.crs == "EPSG:32633"
         assert "class_name" in frame

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,7 @@ def mask(folder: Path) -> Path:
 
 
 def _read(path: Path) -> Any:
-    return geopandas.read_parquet(path) if path.suffix == ".parquet" else geopandas.read_file(path)
+    return geopandas.read_parquet(path) if path.suffix == ".parquet" else geopandas.read_file(path, layer=0)
 
 
 @pytest.mark.parametrize("suffix", ["geojson", "gpkg", "fgb", "parquet"])
@@ -160,3 +162,23 @@ def test_names_come_from_the_sidecar_of_other_software(cli: Cli, folder: Path, t
     shutil.copy(folder / "mask.tif.aux.xml", tmp_path)
     assert cli("vectorize", tmp_path / "mask.tif", "-o", tmp_path / "p.fgb", "--only", "high")[0] == 0
     assert set(_read(tmp_path / "p.fgb")["class_name"]) == {"high"}
+
+
+def _styles(path: Path) -> list[str]:
+    with closing(sqlite3.connect(path)) as base:
+        if not base.execute("SELECT 1 FROM sqlite_master WHERE name = 'layer_styles'").fetchall():
+            return []
+        return [qml for (qml,) in base.execute("SELECT styleQML FROM layer_styles")]
+
+
+def test_a_geopackage_is_drawn_in_the_colours_of_its_mask(cli: Cli, mask: Path, tmp_path: Path) -> None:
+    assert cli("vectorize", mask, "-o", tmp_path / "p.gpkg")[0] == 0
+    (qml,) = _styles(tmp_path / "p.gpkg")
+    with rasterio.open(mask) as file:
+        colors = file.colormap(1)
+    for value, name in ((0, "low"), (1, "high")):
+        assert f'value="{value}" symbol="{value}" label="{name}"' in qml
+        assert 'k="color" v="{},{},{},'.format(*colors[value][:3]) in qml
+    plain = write_scene(tmp_path / "plain.tif", np.full((1, 20, 20), 3, np.uint8))
+    assert cli("vectorize", plain, "-o", tmp_path / "q.gpkg")[0] == 0
+    assert _styles(tmp_path / "q.gpkg") == []
