@@ -9,6 +9,7 @@ import geopandas
 import numpy as np
 import shapely
 
+from pipeline.vector.hilbert import hilbert_order
 from pipeline.vector.rings import from_shapely
 from pipeline.vector.spool import SpoolReader
 
@@ -109,9 +110,15 @@ class PolygonSet:
         coords = np.stack([t.a * x + t.b * y + t.c, t.d * x + t.e * y + t.f], axis=1)
         return np.asarray(shapely.orient_polygons(rings.to_shapely(coords), exterior_cw=False))
 
-    def iter_batches(self, max_rows: int = _BATCH_ROWS) -> Iterator[PolygonBatch]:
-        """Batches in canonical order, in pixel coordinates, of at most `max_rows` polygons."""
-        batches = self._reader.iter_batches(max_rows=max_rows, max_bytes=_BATCH_BYTES)
+    def iter_batches(self, max_rows: int = _BATCH_ROWS, *, along_curve: bool = False) -> Iterator[PolygonBatch]:
+        """Batches in canonical order, in pixel coordinates, of at most `max_rows` polygons.
+
+        Args:
+            max_rows: Most polygons of a batch.
+            along_curve: In the order of first pixels along a Hilbert curve instead, so that a batch lies together.
+        """
+        order = hilbert_order(self._reader.column("first"), self.geobox.shape) if along_curve else None
+        batches = self._reader.iter_batches(max_rows=max_rows, max_bytes=_BATCH_BYTES, order=order)
         while True:
             self.before_batch()
             batch = next(batches, None)

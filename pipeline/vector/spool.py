@@ -1,6 +1,6 @@
 """Finished regions on disk until they are written: one Arrow IPC file, read back in an order that knows no tiles.
 
-The canonical order is that of each region's first pixel in the scene, row by row.
+The canonical order is that of each region's first pixel in the scene, row by row; another one may be asked for.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _SCHEMA = pa.schema(
 _FLUSH_ROWS = 8192
 _FLUSH_BYTES = 32 << 20
 MOST_POLYGONS = 20_000_000
-"""Putting them in order takes 40 bytes each in memory."""
+"""Putting them in order takes 50 bytes each in memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,19 +194,23 @@ class SpoolReader:
             return _SCHEMA.empty_table()
         return pa.Table.from_batches(self._batches).take(pa.array(self._order))
 
-    def iter_batches(self, *, max_rows: int, max_bytes: int) -> Iterator[PolygonBatch]:
+    def iter_batches(
+        self, *, max_rows: int, max_bytes: int, order: NDArray[np.intp] | None = None
+    ) -> Iterator[PolygonBatch]:
         """Batches in canonical order; where they end depends on the regions only.
 
         Args:
             max_rows: Most polygons of a batch.
             max_bytes: A batch ends with the polygon that brings it to this size.
+            order: Another order: rows of the spool.
         """
-        ends = np.cumsum(self.column("num_bytes")[self._order])
+        order = self._order if order is None else order
+        ends = np.cumsum(self.column("num_bytes")[order])
         start = 0
-        while start < len(self._order):
+        while start < len(order):
             done = ends[start - 1] if start else 0
             stop = min(start + max_rows, int(np.searchsorted(ends, done + max_bytes)) + 1)
-            yield self._take(self._order[start:stop])
+            yield self._take(order[start:stop])
             start = stop
 
     def close(self) -> None:

@@ -143,6 +143,7 @@ def test_many_batches_make_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for rows in (16384, 5):
         monkeypatch.setattr("pipeline.vector.spool._FLUSH_ROWS", rows)
         monkeypatch.setattr("pipeline.vector.polygonset.PolygonSet.iter_batches.__defaults__", (rows,))
+        monkeypatch.setattr(write_module, "_GROUP_ROWS", rows)
         with polygonize(path, scratch=tmp_path, tile_px=32) as polygons:
             for suffix in ("fgb", "geojson", "parquet"):
                 out = write_polygons(polygons, tmp_path / f"{rows}.{suffix}", overwrite=False)
