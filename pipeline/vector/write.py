@@ -18,12 +18,13 @@ import shapely
 from pyproj import CRS
 
 from pipeline.errors import OutputError, ResourceError, UsageError
+from pipeline.sidefiles import remove_side_files
 from pipeline.vector.faults import disk_errors
 from pipeline.vector.geojson import count_features, write_geojson
 from pipeline.vector.style import STYLE_TABLE, add_style, style_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from pipeline.vector.polygonset import PolygonSet
     from pipeline.vector.rings import Geometries
@@ -92,6 +93,7 @@ def write_polygons(polygons: PolygonSet, path: Path, *, overwrite: bool) -> Writ
                 )
             _sync(part)
             _refuse_existing(path, overwrite=overwrite)
+            remove_side_files(path)
             part.replace(path)
         _sync(path.parent)
     return WrittenPolygons(path=path, num_polygons=found, num_dropped=dropped)
@@ -109,13 +111,21 @@ def _writer_for(path: Path) -> tuple[Callable[[PolygonSet, Path], int], Callable
     try:
         return formats[path.suffix.lower()]
     except KeyError:
-        raise UsageError(
-            f"no polygon format ends in '{path.suffix}'; expected one of {' '.join(formats)}",
-            code="CF-030",
-            title="Unknown polygon format",
-            where=str(path),
-            fix="choose a file name with one of these endings",
-        ) from None
+        raise _no_format(path, formats) from None
+
+
+def _no_format(path: Path, known: Iterable[str]) -> UsageError:
+    what, fix = f"no polygon format ends in '{path.suffix}'", "choose a file name with one of these endings"
+    if path.suffix.lower() == ".shp":
+        what = "a Shapefile ('.shp') would cut names of attributes to 10 characters, and end at 2 GB"
+        fix = f"write a GeoPackage, which the same programs open: {path.with_suffix('.gpkg').name}"
+    return UsageError(
+        f"{what}; expected one of {' '.join(known)}",
+        code="CF-030",
+        title="Unknown polygon format",
+        where=str(path),
+        fix=fix,
+    )
 
 
 def _refuse_existing(path: Path, *, overwrite: bool) -> None:
