@@ -96,6 +96,10 @@ class Legend:
         """Value -> name."""
         return {c.value: c.name for c in self.classes}
 
+    def colors(self) -> dict[int, tuple[int, int, int]]:
+        """Value -> red, green, blue."""
+        return {c.value: c.color for c in self.classes}
+
 
 def default_legend(names: list[str], *, background: str | None = None) -> Legend:
     """Legend with the default palette for `names` in order; `background` names the class left out of polygons."""

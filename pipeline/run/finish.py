@@ -131,6 +131,7 @@ class Finisher:
             progress=self._polygons_advanced,
         ) as polygons:
             polygons.before_batch = self.check
+            polygons.colors = legend.colors()
             for suffix in self.settings.vectors:
                 self._write_polygons(polygons, suffix)
             count = polygons.num_polygons

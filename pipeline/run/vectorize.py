@@ -185,7 +185,7 @@ def _polygons(
 ) -> PolygonSet:
     settings = make_settings(given)  # read as `segment` reads them
     legend = _common_legend(masks)
-    return polygonize(
+    polygons = polygonize(
         masks,
         scratch=scratch or Path(tempfile.gettempdir()),
         include=classes_to_polygonize(legend, only),
@@ -195,6 +195,8 @@ def _polygons(
         probabilities=None if probabilities is None else Path(probabilities),
         progress=progress,
     )
+    polygons.colors = legend.colors() if legend else {}
+    return polygons
 
 
 def _common_legend(masks: list[Path]) -> Legend | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import tempfile
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pipeline.errors import OutputError, PipelineError, UsageError
+from pipeline.sidefiles import remove_side_files
 from pipeline.store.digest import sha256_file
 from pipeline.store.files import (
     atomic_write_json,
@@ -204,10 +204,12 @@ class Staging:
         (self.out_dir / RUN_FILE).unlink(missing_ok=True)
         fsync_path(self.out_dir)
         for name in replaced - set(names):
+            remove_side_files(self.out_dir / name)
             (self.out_dir / name).unlink(missing_ok=True)
         with disk_full_as_error(self.out_dir):
             for name in names:
-                with contextlib.suppress(FileNotFoundError):  # moved before the run was killed
+                if (self.folder / name).exists():  # else moved before the run was killed
+                    remove_side_files(self.out_dir / name)
                     (self.folder / name).replace(self.out_dir / name)
         fsync_path(self.out_dir)
         atomic_write_json(self.out_dir / RUN_FILE, run)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
 
@@ -16,11 +15,11 @@ import rasterio
 from pipeline.legend import ClassInfo, Legend, default_legend
 from pipeline.store.cog import LEGEND_TAG, MULTILABEL_TAG
 from pipeline.store.files import atomic_write_bytes
+from pipeline.xmltext import qgis_bytes, qgis_root, xml_bytes, xml_text
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-_NOT_XML = re.compile("[^\t\n\\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _MAX_XML_BYTES = 16 << 20
 _ABSENT = (225, 225, 225)
 # GDAL's field types and usages in a raster attribute table: 0 integer, 2 string; 5 value, 2 name, 6-8 colours.
@@ -39,7 +38,7 @@ def write_class_names(mask_path: Path, legend: Legend) -> Path:
     for number, values in enumerate(_band_values(legend), start=1):
         _name_values(ET.SubElement(root, "PAMRasterBand", band=str(number)), values)
     path = mask_path.with_name(f"{mask_path.name}.aux.xml")
-    atomic_write_bytes(path, _xml_bytes(root))
+    atomic_write_bytes(path, xml_bytes(root))
     return path
 
 
@@ -61,9 +60,9 @@ def _name_values(band: ET.Element, values: list[ClassInfo]) -> None:
         for tag, text in (("Name", name), ("Type", str(kind)), ("Usage", str(usage))):
             ET.SubElement(field, tag).text = text
     for info in values:
-        ET.SubElement(names, "Category").text = _xml_text(info.name)
+        ET.SubElement(names, "Category").text = xml_text(info.name)
         row = ET.SubElement(table, "Row", index=str(info.value))
-        for value in (info.value, _xml_text(info.name), *info.color):
+        for value in (info.value, xml_text(info.name), *info.color):
             ET.SubElement(row, "F").text = str(value)
 
 
@@ -76,7 +75,7 @@ def write_qgis_style(path: Path, legend: Legend) -> Path:
     Raises:
         ResourceError: RS-001, no space.
     """
-    root = ET.Element("qgis", version="3.16", styleCategories="Symbology")
+    root = qgis_root()
     pipe = ET.SubElement(root, "pipe")
     renderer = ET.SubElement(pipe, "rasterrenderer", type="paletted", band="1", opacity="1", alphaBand="-1")
     palette = ET.SubElement(renderer, "colorPalette")
@@ -84,9 +83,9 @@ def write_qgis_style(path: Path, legend: Legend) -> Path:
         color = "#{:02x}{:02x}{:02x}".format(*info.color)
         alpha = "0" if legend.multilabel and info.background else "255"
         ET.SubElement(
-            palette, "paletteEntry", value=str(info.value), color=color, alpha=alpha, label=_xml_text(info.name)
+            palette, "paletteEntry", value=str(info.value), color=color, alpha=alpha, label=xml_text(info.name)
         )
-    atomic_write_bytes(path, b"<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n" + _xml_bytes(root))
+    atomic_write_bytes(path, qgis_bytes(root))
     return path
 
 
@@ -158,13 +157,3 @@ def _category_names(path: Path) -> list[str]:
 def _rgb(color: tuple[int, ...]) -> tuple[int, int, int]:
     red, green, blue = (min(max(int(c), 0), 255) for c in color[:3])
     return red, green, blue
-
-
-def _xml_text(text: str) -> str:
-    """`text` without the characters that XML cannot hold even when escaped."""
-    return _NOT_XML.sub("\ufffd", text)
-
-
-def _xml_bytes(root: ET.Element) -> bytes:
-    ET.indent(root)
-    return bytes(ET.tostring(root, encoding="utf-8")) + b"\n"

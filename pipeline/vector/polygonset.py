@@ -11,6 +11,7 @@ import pyarrow as pa
 import shapely
 
 from pipeline.vector.attributes import attribute_arrays, attribute_fields
+from pipeline.vector.hilbert import hilbert_order
 from pipeline.vector.lengths import PixelSides
 from pipeline.vector.rings import from_shapely
 from pipeline.vector.spool import SpoolReader
@@ -66,6 +67,8 @@ class PolygonSet:
         self._sides = PixelSides.of(geobox)
         self.before_batch: Callable[[], object] = lambda: None
         """Called before each batch; may raise, so that a long writing can be stopped."""
+        self.colors: Mapping[int, tuple[int, int, int]] = {}
+        """Class value -> red, green, blue, for formats that hold a style; empty where the mask has no legend."""
 
     def __len__(self) -> int:
         return len(self._reader)
@@ -144,9 +147,15 @@ class PolygonSet:
         whole = np.full(len(batch), None, object)
         return np.asarray(shapely.multipolygons(placed, indices=owner[piece], out=whole))
 
-    def iter_batches(self, max_rows: int = _BATCH_ROWS) -> Iterator[PolygonBatch]:
-        """Batches in canonical order, in pixel coordinates, of at most `max_rows` polygons."""
-        batches = self._reader.iter_batches(max_rows=max_rows, max_bytes=_BATCH_BYTES)
+    def iter_batches(self, max_rows: int = _BATCH_ROWS, *, along_curve: bool = False) -> Iterator[PolygonBatch]:
+        """Batches in canonical order, in pixel coordinates, of at most `max_rows` polygons.
+
+        Args:
+            max_rows: Most polygons of a batch.
+            along_curve: In the order of first pixels along a Hilbert curve instead, so that a batch lies together.
+        """
+        order = hilbert_order(self._reader.column("first"), self.geobox.shape) if along_curve else None
+        batches = self._reader.iter_batches(max_rows=max_rows, max_bytes=_BATCH_BYTES, order=order)
         while True:
             self.before_batch()
             batch = next(batches, None)

@@ -81,20 +81,10 @@ def simplify_spool(path: Path, target: Path, tolerance_px: float, *, by_class: b
     """
     reader = SpoolReader(path)
     try:
+        _refuse_too_many(reader, path)
         table = reader.whole()
     finally:
         reader.close()
-    nbytes = int(np.sum(table.column("num_bytes").to_numpy(), dtype=np.int64))
-    if nbytes > _MOST_BYTES:
-        raise ResourceError(
-            f"{table.num_rows} polygons with {nbytes // 16:,} vertices are more than can be simplified at once "
-            f"({_MOST_BYTES // 16:,} vertices)",
-            code="RS-006",
-            title="Too many polygons to simplify",
-            where=str(path.parent),
-            fix="drop small ones with --min-area, take the classes one by one with `scenemask vectorize --only`, or "
-            "leave --simplify out",
-        )
     polygons = np.asarray(shapely.from_wkb(table.column("wkb").to_numpy(zero_copy_only=False)))
     class_ids = table.column("class_id").to_numpy()
     groups = [class_ids == value for value in np.unique(class_ids)] if by_class else [np.ones(len(polygons), bool)]
@@ -108,3 +98,17 @@ def simplify_spool(path: Path, target: Path, tolerance_px: float, *, by_class: b
     with disk_errors(target), pa.ipc.new_file(str(target), table.schema) as file:
         file.write_table(table, max_chunksize=8192)
     return target
+
+
+def _refuse_too_many(reader: SpoolReader, path: Path) -> None:
+    nbytes = int(np.sum(reader.column("num_bytes"), dtype=np.int64))
+    if nbytes > _MOST_BYTES:
+        raise ResourceError(
+            f"{len(reader)} polygons with {nbytes // 16:,} vertices are more than can be simplified at once "
+            f"({_MOST_BYTES // 16:,} vertices)",
+            code="RS-006",
+            title="Too many polygons to simplify",
+            where=str(path.parent),
+            fix="drop small ones with --min-area, take the classes one by one with `scenemask vectorize --only`, or "
+            "leave --simplify out",
+        )

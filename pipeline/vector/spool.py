@@ -1,6 +1,6 @@
 """Finished regions on disk until they are written: one Arrow IPC file, read back in an order that knows no tiles.
 
-The canonical order is that of each region's first pixel in the scene, row by row.
+The canonical order is that of each region's first pixel in the scene, row by row; another one may be asked for.
 """
 
 from __future__ import annotations
@@ -53,8 +53,9 @@ SCHEMA = pa.schema(
 )
 _FLUSH_ROWS = 8192
 _FLUSH_BYTES = 32 << 20
+_MOST_MAPPED = 128 << 20
 MOST_POLYGONS = 20_000_000
-"""Putting them in order takes 40 bytes each in memory."""
+"""Putting them in order takes 50 bytes each in memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,11 +254,16 @@ class SpoolReader:
     """Reads regions back in canonical order through a memory map; holds one batch at a time."""
 
     def __init__(self, path: Path) -> None:
-        self._map = pa.memory_map(str(path))
-        reader = pa.ipc.open_file(self._map)
-        self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+        self._path = path
+        self._seen_bytes = 0
+        self._open()
         self._order = np.argsort(self.column("first"), kind="stable")
         self._starts = np.cumsum([0, *(b.num_rows for b in self._batches)])
+
+    def _open(self) -> None:
+        self._map = pa.memory_map(str(self._path))
+        reader = pa.ipc.open_file(self._map)
+        self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
 
     def __len__(self) -> int:
         return len(self._order)
@@ -273,19 +279,23 @@ class SpoolReader:
             return SCHEMA.empty_table()
         return pa.Table.from_batches(self._batches).take(pa.array(self._order))
 
-    def iter_batches(self, *, max_rows: int, max_bytes: int) -> Iterator[PolygonBatch]:
+    def iter_batches(
+        self, *, max_rows: int, max_bytes: int, order: NDArray[np.intp] | None = None
+    ) -> Iterator[PolygonBatch]:
         """Batches in canonical order; where they end depends on the regions only.
 
         Args:
             max_rows: Most polygons of a batch.
             max_bytes: A batch ends with the polygon that brings it to this size.
+            order: Another order: rows of the spool.
         """
-        ends = np.cumsum(self.column("num_bytes")[self._order])
+        order = self._order if order is None else order
+        ends = np.cumsum(self.column("num_bytes")[order])
         start = 0
-        while start < len(self._order):
+        while start < len(order):
             done = ends[start - 1] if start else 0
             stop = min(start + max_rows, int(np.searchsorted(ends, done + max_bytes)) + 1)
-            yield self._rows(self._order[start:stop])
+            yield self._rows(order[start:stop])
             start = stop
 
     def close(self) -> None:
@@ -314,6 +324,10 @@ class SpoolReader:
 
     def _rows(self, rows: NDArray[np.intp]) -> PolygonBatch:
         """Rows of the spool in the order given, copied out batch by batch (a chunked `take` would copy the column)."""
+        if self._seen_bytes > _MOST_MAPPED:
+            self._map.close()  # what was read stays in this process's memory as long as it is mapped
+            self._open()
+            self._seen_bytes = 0
         ascending = np.sort(rows)
         cuts = np.searchsorted(ascending, self._starts)
         parts = [
@@ -322,6 +336,7 @@ class SpoolReader:
             if b > a
         ]
         taken = pa.concat_batches(parts).take(pa.array(np.searchsorted(ascending, rows)))
+        self._seen_bytes += sum(part.nbytes for part in parts)
         return PolygonBatch(
             polygons=np.asarray(shapely.from_wkb(taken.column("wkb").to_numpy(zero_copy_only=False))),
             ids=taken.column("id").to_pylist(),

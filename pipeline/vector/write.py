@@ -18,12 +18,14 @@ import shapely
 from pyproj import CRS
 
 from pipeline.errors import OutputError, ResourceError, UsageError
+from pipeline.sidefiles import remove_side_files
 from pipeline.vector.attributes import attribute_arrays, attribute_fields
 from pipeline.vector.faults import disk_errors
 from pipeline.vector.geojson import count_features, write_geojson
+from pipeline.vector.style import STYLE_TABLE, add_style, style_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from pipeline.vector.polygonset import PolygonSet
     from pipeline.vector.rings import Geometries
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 
 _GEOMETRY = pa.field("geometry", pa.binary(), nullable=False)
 _BBOX = pa.field("bbox", pa.struct({name: pa.float64() for name in ("xmin", "ymin", "xmax", "ymax")}), nullable=False)
+_GROUP_ROWS = 8192
+"""Twice as many cost 0.5 % less on disk, and a reader of a small area a third more rows."""
 _NO_DATE = "1970-01-01T00:00:00.000Z"
 
 
@@ -49,8 +53,8 @@ class WrittenPolygons:
 def write_polygons(polygons: PolygonSet, path: Path, *, overwrite: bool) -> WrittenPolygons:
     """Write all polygons to one file, in batches; the suffix names the format.
 
-    GeoJSON is in longitude and latitude on WGS 84 (RFC 7946); the other formats keep the scene's CRS. Attributes:
-    see `attributes`.
+    GeoJSON is in longitude and latitude on WGS 84 (RFC 7946); the other formats keep the scene's CRS. A GeoPackage
+    holds a style for QGIS where the set has colours. Attributes: see `attributes`.
 
     Args:
         polygons: What `polygonize` gave.
@@ -81,6 +85,7 @@ def write_polygons(polygons: PolygonSet, path: Path, *, overwrite: bool) -> Writ
                 )
             _sync(part)
             _refuse_existing(path, overwrite=overwrite)
+            remove_side_files(path)
             part.replace(path)
         _sync(path.parent)
     return WrittenPolygons(path=path, num_polygons=found, num_dropped=dropped)
@@ -98,13 +103,21 @@ def _writer_for(path: Path) -> tuple[Callable[[PolygonSet, Path], int], Callable
     try:
         return formats[path.suffix.lower()]
     except KeyError:
-        raise UsageError(
-            f"no polygon format ends in '{path.suffix}'; expected one of {' '.join(formats)}",
-            code="CF-030",
-            title="Unknown polygon format",
-            where=str(path),
-            fix="choose a file name with one of these endings",
-        ) from None
+        raise _no_format(path, formats) from None
+
+
+def _no_format(path: Path, known: Iterable[str]) -> UsageError:
+    what, fix = f"no polygon format ends in '{path.suffix}'", "choose a file name with one of these endings"
+    if path.suffix.lower() == ".shp":
+        what = "a Shapefile ('.shp') would cut names of attributes to 10 characters, and end at 2 GB"
+        fix = f"write a GeoPackage, which the same programs open: {path.with_suffix('.gpkg').name}"
+    return UsageError(
+        f"{what}; expected one of {' '.join(known)}",
+        code="CF-030",
+        title="Unknown polygon format",
+        where=str(path),
+        fix=fix,
+    )
 
 
 def _refuse_existing(path: Path, *, overwrite: bool) -> None:
@@ -135,11 +148,11 @@ def _arrays(polygons: PolygonSet, batch: PolygonBatch) -> tuple[list[pa.Array], 
 
 
 def _write_parquet(polygons: PolygonSet, path: Path) -> int:
-    """GeoParquet 1.1 with a bbox column, one row group per batch."""
+    """GeoParquet 1.1 with a bbox column; readers of an area skip row groups, one per batch, that lie elsewhere."""
     fields = [*attribute_fields(polygons), _GEOMETRY, _BBOX]
     schema = pa.schema(fields, metadata={"geo": json.dumps(_geo_metadata(polygons))})
     with pq.ParquetWriter(path, schema, compression="zstd") as file:
-        for batch in polygons.iter_batches():
+        for batch in polygons.iter_batches(_GROUP_ROWS, along_curve=True):
             arrays, geometries = _arrays(polygons, batch)
             corners = [pa.array(c) for c in shapely.bounds(geometries).T]
             arrays.append(pa.StructArray.from_arrays(corners, fields=list(_BBOX.type)))
@@ -171,7 +184,10 @@ def _count_parquet(path: Path) -> int:
 
 def _write_gpkg(polygons: PolygonSet, path: Path) -> int:
     with _fixed_date():
-        return _write_ogr(polygons, path, "GPKG")
+        dropped = _write_ogr(polygons, path, "GPKG")
+        if polygons.colors and path.stem.lower() != STYLE_TABLE:
+            add_style(path, style_of(polygons.colors, polygons.class_name))
+    return dropped
 
 
 def _write_fgb(polygons: PolygonSet, path: Path) -> int:
@@ -217,4 +233,4 @@ def _fixed_date() -> Iterator[None]:
 
 
 def _count_ogr(path: Path) -> int:
-    return int(pyogrio.read_info(path, force_feature_count=True)["features"])
+    return int(pyogrio.read_info(path, layer=path.stem, force_feature_count=True)["features"])

@@ -180,7 +180,7 @@ def test_the_mask_is_vectorized_by_itself(result: sm.RunResult, tmp_path: Path, 
     assert sorted(sm.vectorize(result.mask_path)["id"]) == sorted(frame["id"])
     code, _, _ = run("vectorize", result.mask_path, "-o", tmp_path / "one.gpkg", "--only", "c1", "-q")
     assert code == 0
-    one = geopandas.read_file(tmp_path / "one.gpkg")
+    one = geopandas.read_file(tmp_path / "one.gpkg", layer="one")
     assert sorted(one["id"]) == sorted(frame[frame["class_name"] == "c1"]["id"])
 
 

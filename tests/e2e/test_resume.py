@@ -326,8 +326,8 @@ def test_a5_a_signal_ends_the_writing_of_polygons(
     from pipeline.vector import polygonset
 
     class Reader(polygonset.SpoolReader):
-        def iter_batches(self, *, max_rows: int, max_bytes: int) -> Iterator[Any]:
-            for batch in super().iter_batches(max_rows=1, max_bytes=max_bytes):
+        def iter_batches(self, **options: Any) -> Iterator[Any]:
+            for batch in super().iter_batches(**{**options, "max_rows": 1}):
                 yield batch
                 os.kill(os.getpid(), signal.SIGTERM)
 

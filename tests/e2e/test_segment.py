@@ -8,6 +8,7 @@ from typing import Any
 
 import geopandas
 import numpy as np
+import pyogrio
 import pytest
 import rasterio
 import xarray as xr
@@ -18,6 +19,8 @@ from rio_cogeo.cogeo import cog_validate
 
 import pipeline as sm
 from pipeline.errors import InputError, OutputError, PipelineError
+from pipeline.run import finish
+from pipeline.run.events import Notice
 from tests.networks import random_scene
 from tests.scenes import NORTH_UP, save_threshold_model, save_unet, sha256, smooth_values, write_scene
 
@@ -66,11 +69,13 @@ def test_all_outputs_are_there_and_right(scene: Path, values: Any, threshold: sm
     shapes = []
     for name in formats.split(","):
         frame = (
-            geopandas.read_file(tmp_path / f"polygons.{name}")
+            geopandas.read_file(tmp_path / f"polygons.{name}", layer=0)
             if name != "parquet"
             else geopandas.read_parquet(tmp_path / "polygons.parquet")
         )
         shapes.append(len(frame))
+        if name == "gpkg":
+            assert pyogrio.list_layers(tmp_path / "polygons.gpkg")[:, 0].tolist() == ["polygons", "layer_styles"]
         if name != "geojson":
             assert frame.crs == "EPSG:32633"
             burned = rasterize(
@@ -194,11 +199,22 @@ def test_c20_a_scene_without_data_is_a_success(threshold: sm.Model, tmp_path: Pa
         assert (mask.read(1) == 255).all()
     assert json.loads((out / "polygons.geojson").read_text())["features"] == []
     for name in ("gpkg", "fgb"):
-        frame = geopandas.read_file(out / f"polygons.{name}")
+        frame = geopandas.read_file(out / f"polygons.{name}", layer=0)
         assert len(frame) == 0
         assert frame.crs == "EPSG:32633"
         assert "class_name" in frame
     assert len(geopandas.read_parquet(out / "polygons.parquet")) == 0
+
+
+@pytest.mark.parametrize(("vectors", "hints"), [("geojson", 1), ("parquet,geojson", 1), ("parquet", 0)])
+def test_b13_many_polygons_as_geojson_bring_a_hint(
+    scene: Path, threshold: sm.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vectors: str, hints: int
+) -> None:
+    assert finish._MANY_POLYGONS == 100_000
+    monkeypatch.setattr(finish, "_MANY_POLYGONS", 1)
+    told: list[Any] = []
+    sm.segment(scene, threshold, tmp_path / "out", vectors=vectors, listener=told.append)
+    assert sum(isinstance(e, Notice) and "--vectors parquet" in e.text for e in told) == hints
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,7 @@ def mask(folder: Path) -> Path:
 
 
 def _read(path: Path) -> Any:
-    return geopandas.read_parquet(path) if path.suffix == ".parquet" else geopandas.read_file(path)
+    return geopandas.read_parquet(path) if path.suffix == ".parquet" else geopandas.read_file(path, layer=0)
 
 
 @pytest.mark.parametrize("suffix", ["geojson", "gpkg", "fgb", "parquet"])
@@ -221,3 +223,23 @@ def test_probabilities_of_another_mask_are_refused(
     assert status == 3
     assert_block(err, "IN-036")
     assert "another" in err
+
+
+def _styles(path: Path) -> list[str]:
+    with closing(sqlite3.connect(path)) as base:
+        if not base.execute("SELECT 1 FROM sqlite_master WHERE name = 'layer_styles'").fetchall():
+            return []
+        return [qml for (qml,) in base.execute("SELECT styleQML FROM layer_styles")]
+
+
+def test_a_geopackage_is_drawn_in_the_colours_of_its_mask(cli: Cli, mask: Path, tmp_path: Path) -> None:
+    assert cli("vectorize", mask, "-o", tmp_path / "p.gpkg")[0] == 0
+    (qml,) = _styles(tmp_path / "p.gpkg")
+    with rasterio.open(mask) as file:
+        colors = file.colormap(1)
+    for value, name in ((0, "low"), (1, "high")):
+        assert f'value="{value}" symbol="{value}" label="{name}"' in qml
+        assert 'k="color" v="{},{},{},'.format(*colors[value][:3]) in qml
+    plain = write_scene(tmp_path / "plain.tif", np.full((1, 20, 20), 3, np.uint8))
+    assert cli("vectorize", plain, "-o", tmp_path / "q.gpkg")[0] == 0
+    assert _styles(tmp_path / "q.gpkg") == []

@@ -115,8 +115,8 @@ COMB[1:, 1::2] = NODATA
 @example(COMB[::-1].copy(), 3, 2)
 @example(COMB.T.copy(), 3, 2)
 @example(np.full((3, 4), NODATA, np.uint8), 2, 2)
-def test_tiling_never_shows(mask: Mask, tile_height: int, tile_width: int) -> None:
-    """E2, E3: any tiling gives the polygons of the whole, which make up the mask exactly."""
+def test_e2_e3_tiling_never_shows(mask: Mask, tile_height: int, tile_width: int) -> None:
+    """Any tiling gives the polygons of the whole, which make up the mask exactly."""
     polygons, values = _tiled(mask, (tile_height, tile_width))
     assert _as_set(polygons, values) == _whole(mask)
     if not len(polygons):

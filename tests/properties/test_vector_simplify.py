@@ -45,7 +45,7 @@ def _coverage(mask: Mask, tile: int) -> NDArray[np.object_]:
 
 
 @given(masks(), st.integers(1, 12), st.sampled_from([0.5, 1.0, 3.0]))
-def test_a_coverage_stays_one_for_any_tiling(mask: Mask, tile: int, tolerance: float) -> None:
+def test_e4_a_coverage_stays_one_for_any_tiling(mask: Mask, tile: int, tolerance: float) -> None:
     before = _coverage(mask, tile)
     assert [p.wkb for p in before] == [p.wkb for p in _coverage(mask, 1000)]
     if not len(before):
@@ -61,7 +61,7 @@ def test_a_coverage_stays_one_for_any_tiling(mask: Mask, tile: int, tolerance: f
 
 
 @pytest.mark.parametrize("mask", [CHECKERBOARD, LATTICE, blobs(150)], ids=["checkerboard", "lattice", "blobs"])
-def test_where_three_regions_meet_there_is_a_vertex(mask: Mask) -> None:
+def test_e5_where_three_regions_meet_there_is_a_vertex(mask: Mask) -> None:
     """Without those, polygons that only turn where they must are no valid coverage."""
     polygons = _coverage(mask, 37)
     assert shapely.coverage_is_valid(polygons)

@@ -88,7 +88,7 @@ def _check(path: Path, result: sm.RunResult, *, classes: set[int]) -> Any:
         mask, transform, crs = file.read(1), file.transform, file.crs
     valid, errors, warnings = cog_validate(str(result.mask_path))
     assert (valid, errors) == (True, []), warnings
-    frame = geopandas.read_file(result.out_dir / "polygons.gpkg")
+    frame = geopandas.read_file(result.out_dir / "polygons.gpkg", layer="polygons")
     assert frame.crs == crs
     assert frame.geometry.is_valid.all()
     burned = rasterize(

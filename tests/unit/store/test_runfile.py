@@ -148,6 +148,19 @@ def test_b6_commit_replaces_all_and_removes_what_is_gone(tmp_path: Path) -> None
     assert list(again.folder.iterdir()) == []
 
 
+def test_b15_journals_of_a_replaced_geopackage_go_with_it(tmp_path: Path) -> None:
+    """SQLite would play them into the new file."""
+    for name in ("polygons.gpkg", "other.gpkg"):
+        for ending in ("-journal", "-wal", "-shm"):
+            (tmp_path / f"{name}{ending}").touch()
+    _staged(tmp_path, polygons_gpkg="1").commit(["polygons.gpkg"], {"n": 1, "files": {"polygons.gpkg": {}}})
+    others = [f"other.gpkg{ending}" for ending in ("-journal", "-shm", "-wal")]
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == [*others, "polygons.gpkg", "run.json"]
+    (tmp_path / "polygons.gpkg-wal").touch()
+    _staged(tmp_path, mask_tif="2").commit(["mask.tif"], {"n": 2})
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == ["mask.tif", *others, "run.json"]
+
+
 def test_a_result_that_was_not_staged_stops_the_commit_before_it_begins(tmp_path: Path) -> None:
     _staged(tmp_path, mask_tif="1").commit(["mask.tif"], {"n": 1})
     staging = _staged(tmp_path, item_json="2")

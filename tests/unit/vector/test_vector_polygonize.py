@@ -227,7 +227,7 @@ def test_a_mask_without_any_georeference_is_traced_in_pixels(tmp_path: Path) -> 
         assert to_geodataframe(polygons).total_bounds.tolist() == [0, 0, 5, 3]
 
 
-def test_noise_ends_in_words(mask_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_e6_noise_ends_in_words(mask_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spool, "MOST_POLYGONS", 20)
     with pytest.raises(ResourceError, match=r"RS-007.*more than 20 polygons.*--sieve"):
         polygonize(mask_path, scratch=tmp_path / "s", tile_px=40)
