@@ -143,6 +143,8 @@ def inspect(
 @click.option("--min-area", metavar="M2", default="0", help='Smallest polygon, such as "500 m2".  [default: 0]')
 @click.option("--sieve", is_flag=True, help="Give smaller ones to their neighbours instead of leaving holes.")
 @click.option("--simplify", metavar="M", help='Simplify without gaps or overlaps: metres, or such as "1 px".')
+@click.option("--regularize", metavar="CLASS,…", help="Straight walls and right angles for classes such as buildings.")
+@click.option("--min-iou", type=click.FloatRange(0, 1), default=0.8, help="What that must keep.  [default: 0.8]")
 @click.option("--overwrite", is_flag=True, help="Replace the file if it is there.")
 @with_common_options
 def vectorize(
@@ -153,6 +155,8 @@ def vectorize(
     min_area: str,
     sieve: bool,
     simplify: str | None,
+    regularize: str | None,
+    min_iou: float,
     overwrite: bool,
     verbose: int,
     quiet: bool,
@@ -161,16 +165,24 @@ def vectorize(
 ) -> None:
     """Turn a mask into polygons, the same as if it had been traced in one piece."""
     del verbose, debug
-    from pipeline.run.vectorize import vectorize_to_file
+    from pipeline.run.vectorize import say_regularized, vectorize_to_file
 
     classes = None if only is None else [part.strip() for part in only.split(",") if part.strip()]
     written = vectorize_to_file(
-        mask, out, only=classes, min_area=min_area, sieve=sieve, simplify=simplify, overwrite=overwrite
-    )
+        mask, out, only=classes, min_area=min_area, sieve=sieve, simplify=simplify, regularize=regularize or (),
+        min_iou=min_iou, overwrite=overwrite,
+    )  # fmt: skip
+    outcome = written.regularized
     if as_json:
-        click.echo(json.dumps({"path": str(written.path), "polygons": written.num_polygons}))
+        click.echo(json.dumps({
+            "path": str(written.path),
+            "polygons": written.num_polygons,
+            **({} if outcome is None else {"regularized": outcome._asdict()}),
+        }))  # fmt: skip
     elif not quiet:
         click.echo(f"{written.num_polygons} polygons -> {written.path}")
+        if outcome is not None:
+            click.echo(say_regularized(outcome, min_iou))
 
 
 @app.command()

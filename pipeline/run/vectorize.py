@@ -12,7 +12,7 @@ from pipeline.errors import InputError, UsageError
 from pipeline.run.settings import make_settings
 from pipeline.scene.magic import driver_of, read_ends
 from pipeline.store import read_legend
-from pipeline.vector import Tolerance, polygonize, to_geodataframe, write_polygons
+from pipeline.vector import Regularization, Tolerance, polygonize, to_geodataframe, write_polygons
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from pipeline.legend import Legend
     from pipeline.run.settings import SegmentSettings
-    from pipeline.vector import PolygonSet, WrittenPolygons
+    from pipeline.vector import Outcome, PolygonSet, WrittenPolygons
 
 
 def vectorize(
@@ -31,6 +31,8 @@ def vectorize(
     min_area: float | str = 0.0,
     sieve: bool = False,
     simplify: float | str | None = None,
+    regularize: Sequence[str | int] | str = (),
+    min_iou: float = 0.8,
 ) -> geopandas.GeoDataFrame:
     """Polygons of a mask, exact across tiles, in the mask's CRS.
 
@@ -41,11 +43,14 @@ def vectorize(
         sieve: Give smaller ones to the neighbour with the longest shared border instead of leaving holes.
         simplify: Corners whose triangle is smaller than the square of this go, in metres or as `1 px`; shared edges
             move once for both sides. None leaves every pixel's edge.
+        regularize: Classes by name or value whose polygons get straight walls and right angles; neighbours follow.
+        min_iou: Polygons that regularization would change by more keep their outline.
 
     Raises:
         PipelineError: The mask cannot be read, or has no such class.
     """
-    with _polygons(Path(mask), only, {"min_area": min_area, "sieve": sieve, "simplify": simplify}) as polygons:
+    given = {"min_area": min_area, "sieve": sieve, "simplify": simplify, "regularize": regularize, "min_iou": min_iou}
+    with _polygons(Path(mask), only, given) as polygons:
         return to_geodataframe(polygons)
 
 
@@ -57,10 +62,12 @@ def vectorize_to_file(
     min_area: float | str = 0.0,
     sieve: bool = False,
     simplify: float | str | None = None,
+    regularize: Sequence[str | int] | str = (),
+    min_iou: float = 0.8,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> WrittenPolygons:
-    """The same, written to a file; in bounded memory unless polygons are simplified.
+    """The same, written to a file; in bounded memory unless polygons are simplified or regularized.
 
     Args:
         mask: GeoTIFF with one band of class values, or a mask of ours with a band for each of overlapping classes.
@@ -69,6 +76,8 @@ def vectorize_to_file(
         min_area: Smallest polygon kept, in m2 on the ellipsoid.
         sieve: Give smaller ones to the neighbour with the longest shared border instead of leaving holes.
         simplify: As for `vectorize`.
+        regularize: As for `vectorize`.
+        min_iou: As for `vectorize`.
         overwrite: Replace a file that is there.
         progress: Called with (steps done, steps in all).
 
@@ -76,7 +85,7 @@ def vectorize_to_file(
         PipelineError: As `vectorize`; or the file cannot be written.
     """
     output = Path(output)
-    given = {"min_area": min_area, "sieve": sieve, "simplify": simplify}
+    given = {"min_area": min_area, "sieve": sieve, "simplify": simplify, "regularize": regularize, "min_iou": min_iou}
     scratch = output.parent if output.parent.is_dir() else None
     with _polygons(Path(mask), only, given, scratch=scratch, progress=progress) as polygons:
         return write_polygons(polygons, output, overwrite=overwrite)
@@ -92,15 +101,20 @@ def classes_to_polygonize(legend: Legend | None, only: Sequence[str | int] | Non
         if legend is None or legend.background is None:
             return None
         return frozenset(c.value for c in legend if not c.background)
+    chosen = _class_values(legend, only)
+    if not chosen:
+        raise _no_class("class without a name", {c.name: c.value for c in legend} if legend else {})
+    return chosen
+
+
+def _class_values(legend: Legend | None, names: Sequence[str | int]) -> frozenset[int]:
     values = {c.name: c.value for c in legend} if legend else {}
     chosen = set()
-    for text in map(str, only):
+    for text in map(str, names):
         value = values.get(text, int(text) if text.isdecimal() else None)
         if value is None or (values and value not in values.values()):
             raise _no_class(f"class {text!r}", values)
         chosen.add(value)
-    if not chosen:
-        raise _no_class("class without a name", values)
     return frozenset(chosen)
 
 
@@ -114,10 +128,28 @@ def _no_class(what: str, values: dict[str, int]) -> UsageError:
     )
 
 
-def cleaning(settings: SegmentSettings) -> dict[str, Any]:
-    """What settings say about small and jagged polygons, as options of `polygonize`."""
+def cleaning(settings: SegmentSettings, legend: Legend | None) -> dict[str, Any]:
+    """What settings say about small and jagged polygons, as options of `polygonize`.
+
+    Raises:
+        UsageError: CF-033, a class to regularize that the mask does not have.
+    """
     tolerance = None if settings.simplify is None else Tolerance(*settings.simplify)
-    return {"min_area_m2": settings.min_area, "sieve": settings.sieve, "simplify": tolerance}
+    regularize = None
+    if settings.regularize:
+        regularize = Regularization(_class_values(legend, settings.regularize), settings.min_iou)
+    return {
+        "min_area_m2": settings.min_area,
+        "sieve": settings.sieve,
+        "simplify": tolerance,
+        "regularize": regularize,
+    }
+
+
+def say_regularized(outcome: Outcome, min_iou: float) -> str:
+    """How many polygons have straight walls, in words."""
+    text = f"{outcome.straight} of {sum(outcome)} polygons have straight walls"
+    return text + (f"; {outcome.kept} keep their outlines (min_iou {min_iou:g})" if outcome.kept else "")
 
 
 def _polygons(
@@ -136,7 +168,7 @@ def _polygons(
         include=classes_to_polygonize(legend, only),
         names=legend.names() if legend else None,
         bands_are_classes=legend is not None and legend.multilabel,
-        **cleaning(settings),
+        **cleaning(settings, legend),
         progress=progress,
     )
 

@@ -21,6 +21,7 @@ from pipeline.vector.area import PixelAreas, mean_pixel_m
 from pipeline.vector.faults import disk_errors
 from pipeline.vector.join import iter_regions
 from pipeline.vector.polygonset import PolygonSet
+from pipeline.vector.regularize import Grid, Regularization, regularize_spool
 from pipeline.vector.seams import Cells
 from pipeline.vector.sieve import sieved
 from pipeline.vector.simplify import Tolerance, simplify_spool
@@ -47,6 +48,7 @@ def polygonize(
     min_area_m2: float = 0.0,
     sieve: bool = False,
     simplify: Tolerance | None = None,
+    regularize: Regularization | None = None,
     tile_px: int = 1024,
     progress: Callable[[int, int], None] | None = None,
 ) -> PolygonSet:
@@ -65,6 +67,8 @@ def polygonize(
             once, instead of being left out. Where bands are classes, they have no neighbours and are left out.
         simplify: Corners whose triangle is smaller than the square of this are taken away, shared edges once for both
             sides; None leaves every pixel's edge.
+        regularize: Polygons of these classes get straight walls and right angles where that keeps enough of what they
+            cover; what touches them follows.
         tile_px: Side of the squares in which the mask is read: memory and speed, never the result.
         progress: Called after each step with (steps done, steps in all): two for each tile.
 
@@ -78,7 +82,7 @@ def polygonize(
         ResourceError: RS-002, the disk with `scratch` is full; RS-006 and RS-007, more polygons than can be
             simplified, or put in order.
     """
-    _check_options(min_area_m2, tile_px, simplify)
+    _check_options(min_area_m2, tile_px, simplify, regularize)
     with _open_mask(mask_path, many_bands=bands_are_classes) as mask:
         geobox = _geobox(mask)
         areas = PixelAreas.of(geobox)
@@ -94,7 +98,7 @@ def polygonize(
             min_area_m2 = 0.0  # what the sieve could not give away at once stays
         folder = _folder_in(scratch)
         try:
-            nodes = tolerance_px is not None
+            nodes = tolerance_px is not None or regularize is not None
             spool = SpoolWriter(folder / "regions.arrow", geobox.shape, areas, min_area_m2, nodes=nodes)
             for number, (read, value) in enumerate(readers):
                 advanced = _advanced(progress, number, len(readers))
@@ -104,7 +108,23 @@ def polygonize(
             path = spool.path
             if tolerance_px is not None:
                 path = simplify_spool(path, folder / "simplified.arrow", tolerance_px, by_class=bands_are_classes)
-            return PolygonSet(folder, spool=path, geobox=geobox, names=names or {}, areas=areas, on_grid=not nodes)
+            outcome = None
+            if regularize is not None:
+                target = folder / "regularized.arrow"
+                outcome = regularize_spool(
+                    spool.path, path, target, regularize,
+                    grid=Grid.of(geobox), tolerance_px=tolerance_px or 0.0, by_class=bands_are_classes,
+                )  # fmt: skip
+                path = target
+            return PolygonSet(
+                folder,
+                spool=path,
+                geobox=geobox,
+                names=names or {},
+                areas=areas,
+                on_grid=not nodes,
+                regularized=outcome,
+            )
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -126,7 +146,16 @@ def _no_crs_to_measure_in(mask_path: Path, min_area_m2: float) -> UsageError:
     )
 
 
-def _check_options(min_area_m2: float, tile_px: int, simplify: Tolerance | None) -> None:
+def _check_options(
+    min_area_m2: float, tile_px: int, simplify: Tolerance | None, regularize: Regularization | None
+) -> None:
+    if regularize is not None and not 0 <= regularize.min_iou <= 1:
+        raise UsageError(
+            f"expected a least intersection over union from 0 to 1, got {regularize.min_iou}",
+            code="CF-032",
+            title="Option out of range",
+            fix="give a share, such as 0.8",
+        )
     if tile_px < 1 or not min_area_m2 >= 0 or (simplify is not None and not 0 < simplify.value < np.inf):
         raise UsageError(
             "expected a tile of at least 1 px, a minimum area of at least 0, and a tolerance above 0, got "

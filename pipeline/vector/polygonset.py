@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from pipeline.grid import GeoBox
     from pipeline.vector.area import PixelAreas
+    from pipeline.vector.regularize import Outcome
     from pipeline.vector.rings import Geometries
     from pipeline.vector.spool import PolygonBatch
 
@@ -42,6 +43,7 @@ class PolygonSet:
         names: Mapping[int, str],
         areas: PixelAreas | None,
         on_grid: bool = True,
+        regularized: Outcome | None = None,
     ) -> None:
         self._folder = folder
         self._reader = SpoolReader(spool)
@@ -51,6 +53,8 @@ class PolygonSet:
         """Grid and CRS of the mask."""
         self.on_grid = on_grid
         """Whether all edges follow those of pixels."""
+        self.regularized = regularized
+        """How many polygons have straight walls; None where that was not asked for."""
         self.before_batch: Callable[[], object] = lambda: None
         """Called before each batch; may raise, so that a long writing can be stopped."""
 
