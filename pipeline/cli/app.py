@@ -149,6 +149,8 @@ def inspect(
 @click.option(
     "--probabilities", type=click.Path(path_type=Path), help="probabilities.tif of the same run, as attributes."
 )
+@click.option("--regularize", metavar="CLASS,…", help="Straight walls and right angles for classes such as buildings.")
+@click.option("--min-iou", type=click.FloatRange(0, 1), default=0.8, help="What that must keep.  [default: 0.8]")
 @click.option("--overwrite", is_flag=True, help="Replace the file if it is there.")
 @with_common_options
 def vectorize(
@@ -163,6 +165,8 @@ def vectorize(
     smooth: bool,
     simplify: str | None,
     probabilities: Path | None,
+    regularize: str | None,
+    min_iou: float,
     overwrite: bool,
     verbose: int,
     quiet: bool,
@@ -175,7 +179,7 @@ def vectorize(
     a pixel gives it.
     """
     del verbose, debug
-    from pipeline.run.vectorize import vectorize_to_file
+    from pipeline.run.vectorize import say_regularized, vectorize_to_file
 
     classes = None if only is None else [part.strip() for part in only.split(",") if part.strip()]
     written = vectorize_to_file(
@@ -188,13 +192,22 @@ def vectorize(
         sieve=sieve,
         smooth=smooth,
         simplify=simplify,
+        regularize=regularize or (),
+        min_iou=min_iou,
         probabilities=probabilities,
         overwrite=overwrite,
     )
+    outcome = written.regularized
     if as_json:
-        click.echo(json.dumps({"path": str(written.path), "polygons": written.num_polygons}))
+        click.echo(json.dumps({
+            "path": str(written.path),
+            "polygons": written.num_polygons,
+            **({} if outcome is None else {"regularized": outcome._asdict()}),
+        }))  # fmt: skip
     elif not quiet:
         click.echo(f"{written.num_polygons} polygons -> {written.path}")
+        if outcome is not None:
+            click.echo(say_regularized(outcome, min_iou))
 
 
 @app.command()

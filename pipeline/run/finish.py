@@ -14,7 +14,7 @@ from pipeline.report.preview import read_overview_mask, write_preview
 from pipeline.run.doctor import versions
 from pipeline.run.events import Event, Notice, StageAdvanced, StageFinished, StageStarted
 from pipeline.run.picture import Picture
-from pipeline.run.vectorize import classes_to_polygonize, cleaning
+from pipeline.run.vectorize import classes_to_polygonize, cleaning, say_regularized
 from pipeline.store import (
     ResultFile,
     atomic_write_json,
@@ -126,7 +126,7 @@ class Finisher:
             include=classes_to_polygonize(legend, None),
             names=legend.names(),
             bands_are_classes=legend.multilabel,
-            **cleaning(self.settings),
+            **cleaning(self.settings, legend),
             probabilities=self.staging.path("probabilities.tif") if self.plan.probabilities else None,
             progress=self._polygons_advanced,
         ) as polygons:
@@ -134,8 +134,10 @@ class Finisher:
             polygons.colors = legend.colors()
             for suffix in self.settings.vectors:
                 self._write_polygons(polygons, suffix)
-            count = polygons.num_polygons
+            count, regularized = polygons.num_polygons, polygons.regularized
         self.tell(StageFinished(name="polygons", seconds=time.monotonic() - started))
+        if regularized is not None:
+            self.tell(Notice(text=say_regularized(regularized, self.settings.min_iou)))
         if count > _MANY_POLYGONS and "geojson" in self.settings.vectors:
             self.tell(Notice(text=f"{count:,} polygons are much for GeoJSON; --vectors parquet is smaller and faster"))
         return count

@@ -187,6 +187,11 @@ class SegmentSettings(BaseModel):
     simplify: Length | None = None
     """Simplify polygons: corners whose triangle is smaller than the square of this go, in metres or as `1 px`; shared
     edges move once for both sides, so that no gaps or overlaps appear. The mask stays as it is."""
+    regularize: Names = ()
+    """Classes, by name or number, whose polygons get straight walls and right angles (buildings): walls that touch stay
+    shared and neighbours follow. Walls may be off by simplify, at least 1.5 px. The mask stays as it is."""
+    min_iou: float = Field(default=0.8, ge=0, le=1)
+    """With regularize: polygons whose intersection over union with what was traced would be less keep their outline."""
     verify: int = Field(default=0, ge=0)
     """Windows that are computed once more, away from the tiling, and compared before results are written; 0: none."""
     cluster: str = "local"
@@ -243,6 +248,8 @@ class SegmentSettings(BaseModel):
             problems.append("overlap belongs to blend mode; exact mode takes the halo measured from the network")
         if self.sieve and (self.min_area is None or not self.min_area[0]):
             problems.append("sieve needs min_area, below which regions are given away")
+        if self.smooth and self.regularize:
+            problems.append("smooth and regularize exclude each other: straight walls have no staircases")
         if self.sieve and self.connectivity != 4:  # noqa: PLR2004
             problems.append("sieve gives regions to neighbours across their sides; it needs connectivity 4")
         if self.assume_crs is not None and self.allow_no_crs:

@@ -13,7 +13,7 @@ from pipeline.errors import InputError, UsageError
 from pipeline.run.settings import make_settings
 from pipeline.scene.magic import driver_of, read_ends
 from pipeline.store import read_legend
-from pipeline.vector import Tolerance, polygonize, to_geodataframe, write_polygons
+from pipeline.vector import Regularization, Tolerance, polygonize, to_geodataframe, write_polygons
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from pipeline.legend import Legend
     from pipeline.run.settings import SegmentSettings
-    from pipeline.vector import PolygonSet, WrittenPolygons
+    from pipeline.vector import Outcome, PolygonSet, WrittenPolygons
 
 
 def vectorize(
@@ -36,6 +36,8 @@ def vectorize(
     smooth: bool = False,
     simplify: float | str | None = None,
     probabilities: str | Path | None = None,
+    regularize: Sequence[str | int] | str = (),
+    min_iou: float = 0.8,
 ) -> geopandas.GeoDataFrame:
     """Polygons of a mask, exact across tiles, in the mask's CRS.
 
@@ -52,6 +54,8 @@ def vectorize(
         simplify: Corners whose triangle is smaller than the square of this go, in metres or as `1 px`; shared edges
             move once for both sides. None leaves every pixel's edge.
         probabilities: The `probabilities.tif` of the same run, to tell how sure the network was of each polygon.
+        regularize: Classes by name or value whose polygons get straight walls and right angles; neighbours follow.
+        min_iou: Polygons that regularization would change by more keep their outline.
 
     Raises:
         PipelineError: A mask cannot be read, has no such class, or does not fit the others.
@@ -63,6 +67,8 @@ def vectorize(
         "sieve": sieve,
         "smooth": smooth,
         "simplify": simplify,
+        "regularize": regularize,
+        "min_iou": min_iou,
     }
     with _polygons(_paths(mask), only, given, probabilities=probabilities) as polygons:
         return to_geodataframe(polygons)
@@ -80,10 +86,12 @@ def vectorize_to_file(
     smooth: bool = False,
     simplify: float | str | None = None,
     probabilities: str | Path | None = None,
+    regularize: Sequence[str | int] | str = (),
+    min_iou: float = 0.8,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> WrittenPolygons:
-    """The same, written to a file; in bounded memory unless polygons are simplified.
+    """The same, written to a file; in bounded memory unless polygons are simplified or regularized.
 
     Args:
         mask: GeoTIFF with one band of class values, or a mask of ours with a band for each of overlapping classes; or
@@ -98,6 +106,8 @@ def vectorize_to_file(
         smooth: As for `vectorize`.
         simplify: As for `vectorize`.
         probabilities: As for `vectorize`.
+        regularize: As for `vectorize`.
+        min_iou: As for `vectorize`.
         overwrite: Replace a file that is there.
         progress: Called with (steps done, steps in all).
 
@@ -112,6 +122,8 @@ def vectorize_to_file(
         "sieve": sieve,
         "smooth": smooth,
         "simplify": simplify,
+        "regularize": regularize,
+        "min_iou": min_iou,
     }
     scratch = output.parent if output.parent.is_dir() else None
     with _polygons(
@@ -130,15 +142,20 @@ def classes_to_polygonize(legend: Legend | None, only: Sequence[str | int] | Non
         if legend is None or legend.background is None:
             return None
         return frozenset(c.value for c in legend if not c.background)
+    chosen = _class_values(legend, only)
+    if not chosen:
+        raise _no_class("class without a name", {c.name: c.value for c in legend} if legend else {})
+    return chosen
+
+
+def _class_values(legend: Legend | None, names: Sequence[str | int]) -> frozenset[int]:
     values = {c.name: c.value for c in legend} if legend else {}
     chosen = set()
-    for text in map(str, only):
+    for text in map(str, names):
         value = values.get(text, int(text) if text.isdecimal() else None)
         if value is None or (values and value not in values.values()):
             raise _no_class(f"class {text!r}", values)
         chosen.add(value)
-    if not chosen:
-        raise _no_class("class without a name", values)
     return frozenset(chosen)
 
 
@@ -152,15 +169,23 @@ def _no_class(what: str, values: dict[str, int]) -> UsageError:
     )
 
 
-def cleaning(settings: SegmentSettings) -> dict[str, Any]:
-    """What settings say about small and jagged polygons, as options of `polygonize`."""
+def cleaning(settings: SegmentSettings, legend: Legend | None) -> dict[str, Any]:
+    """What settings say about small and jagged polygons, as options of `polygonize`.
+
+    Raises:
+        UsageError: CF-033, a class to regularize that the mask does not have.
+    """
     tolerance = None if settings.simplify is None else Tolerance(*settings.simplify)
     sizes = {"min_area": settings.min_area, "fill_holes": settings.fill_holes}
+    regularize = None
+    if settings.regularize:
+        regularize = Regularization(_class_values(legend, settings.regularize), settings.min_iou)
     return {
         **{f"{name}_{size[1]}": size[0] for name, size in sizes.items() if size is not None},
         "sieve": settings.sieve,
         "smooth": settings.smooth,
         "simplify": tolerance,
+        "regularize": regularize,
         "connectivity": settings.connectivity,
     }
 
@@ -172,6 +197,12 @@ def _paths(mask: str | Path | Sequence[str | Path]) -> list[Path]:
             "got no mask, expected one or more", code="CF-035", title="No mask", fix="give the path of a GeoTIFF"
         )
     return paths
+
+
+def say_regularized(outcome: Outcome, min_iou: float) -> str:
+    """How many polygons have straight walls, in words."""
+    text = f"{outcome.straight} of {sum(outcome)} polygons have straight walls"
+    return text + (f"; {outcome.kept} keep their outlines (min_iou {min_iou:g})" if outcome.kept else "")
 
 
 def _polygons(
@@ -191,7 +222,7 @@ def _polygons(
         include=classes_to_polygonize(legend, only),
         names=legend.names() if legend else None,
         bands_are_classes=legend is not None and legend.multilabel,
-        **cleaning(settings),
+        **cleaning(settings, legend),
         probabilities=None if probabilities is None else Path(probabilities),
         progress=progress,
     )

@@ -3,13 +3,16 @@
 from pipeline.vector.area import PixelAreas
 from pipeline.vector.polygonize import SCENE_TAG, polygonize
 from pipeline.vector.polygonset import PolygonSet, to_geodataframe
+from pipeline.vector.regularize import Outcome, Regularization
 from pipeline.vector.simplify import Tolerance
 from pipeline.vector.write import WrittenPolygons, write_polygons
 
 __all__ = [
     "SCENE_TAG",
+    "Outcome",
     "PixelAreas",
     "PolygonSet",
+    "Regularization",
     "Tolerance",
     "WrittenPolygons",
     "polygonize",

@@ -28,6 +28,7 @@ from pipeline.vector.fill import fill_spool
 from pipeline.vector.join import iter_regions
 from pipeline.vector.mosaic import MaskSource, mosaic
 from pipeline.vector.polygonset import PolygonSet
+from pipeline.vector.regularize import Grid, Outcome, Regularization, regularize_spool
 from pipeline.vector.seams import Cells
 from pipeline.vector.sieve import sieved
 from pipeline.vector.simplify import Tolerance, simplify_spool
@@ -64,6 +65,7 @@ def polygonize(
     smooth: bool = False,
     simplify: Tolerance | None = None,
     probabilities: Path | None = None,
+    regularize: Regularization | None = None,
     tile_px: int = 1024,
     progress: Callable[[int, int], None] | None = None,
 ) -> PolygonSet:
@@ -90,6 +92,8 @@ def polygonize(
             sides; None leaves every pixel's edge.
         probabilities: File of the probabilities that were kept with the mask; polygons are then told how sure the
             network was.
+        regularize: Polygons of these classes get straight walls and right angles where that keeps enough of what they
+            cover; what touches them follows.
         tile_px: Side of the squares in which the mask is read: memory and speed, never the result.
         progress: Called after each step with (steps done, steps in all): two for each tile.
 
@@ -104,7 +108,7 @@ def polygonize(
         ResourceError: RS-002, the disk with `scratch` is full; RS-006 and RS-007, more polygons than can be
             simplified, or put in order.
     """
-    _check_options(min(min_area_m2, min_area_px, fill_holes_m2, fill_holes_px), tile_px, simplify)
+    _check_options(min(min_area_m2, min_area_px, fill_holes_m2, fill_holes_px), tile_px, simplify, regularize)
     paths = [mask_path] if isinstance(mask_path, Path) else mask_path
     with ExitStack() as files:
         mask = files.enter_context(_open_masks(paths, many_bands=bands_are_classes))
@@ -124,15 +128,16 @@ def polygonize(
         try:
             after = _After(
                 folder=folder,
-                scene_hw=geobox.shape,
+                geobox=geobox,
                 smallest=Smallest(areas=areas, m2=min_area_m2, px=min_area_px),
                 holes=Smallest(areas=areas, m2=fill_holes_m2, px=fill_holes_px),
                 joins=connectivity == 8,  # noqa: PLR2004
                 smooth=smooth,
                 tolerance_px=tolerance_px,
+                regularize=regularize,
                 by_class=bands_are_classes,
             )
-            nodes = smooth or tolerance_px is not None
+            nodes = after.moves_vertices
             spool = SpoolWriter(folder / "regions.arrow", geobox.shape, areas, after.limit_of_regions, nodes=nodes)
             for number, ((read, value), measure) in enumerate(zip(readers, measures, strict=True)):
                 advanced = _advanced(progress, number, len(readers))
@@ -141,9 +146,10 @@ def polygonize(
                 ):
                     spool.add(regions if value is None else regions.of_class(value))
             spool.close()
+            path, regularized = after.finished(spool.path)
             return PolygonSet(
                 folder,
-                spool=after.finished(spool.path),
+                spool=path,
                 geobox=geobox,
                 names=names or {},
                 areas=areas,
@@ -151,6 +157,7 @@ def polygonize(
                 scene=mask.scene,
                 probability_steps=None if kept is None else kept.steps,
                 multi=after.joins,
+                regularized=regularized,
             )
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
@@ -162,8 +169,8 @@ class _After:
     """What becomes of regions once all are traced, one file after the other in a folder."""
 
     folder: Path
-    scene_hw: tuple[int, int]
-    """Height and width of the mask."""
+    geobox: GeoBox
+    """Of the mask."""
     smallest: Smallest
     """Which features stay, once they are finished."""
     holes: Smallest
@@ -174,6 +181,8 @@ class _After:
     """Whether staircases go."""
     tolerance_px: float | None
     """Of the simplification."""
+    regularize: Regularization | None
+    """Which polygons get straight walls."""
     by_class: bool
     """Whether classes overlap."""
 
@@ -182,20 +191,36 @@ class _After:
         """Which regions are worth keeping now: all, where they may yet grow."""
         return self.smallest.but_all() if self.joins or self.holes.leaves_out else self.smallest
 
-    def finished(self, path: Path) -> Path:
-        """The last file, from that of the regions."""
+    @property
+    def moves_vertices(self) -> bool:
+        """Whether outlines leave the pixels' edges, for which neighbours must share all vertices."""
+        return self.smooth or self.tolerance_px is not None or self.regularize is not None
+
+    def finished(self, path: Path) -> tuple[Path, Outcome | None]:
+        """The last file, from that of the regions, and what became of walls."""
         if self.holes.leaves_out:
             limit = self.smallest.but_all() if self.joins else self.smallest
             path = fill_spool(
-                path, self.folder / "filled.arrow", holes=self.holes, smallest=limit, width=self.scene_hw[1],
+                path, self.folder / "filled.arrow", holes=self.holes, smallest=limit, width=self.geobox.width,
                 by_class=self.by_class,
             )  # fmt: skip
-        groups = touching_groups(path, self.scene_hw[1]) if self.joins else None
+        groups = touching_groups(path, self.geobox.width) if self.joins else None
+        traced = path
         if self.smooth:
-            path = smooth_spool(path, self.folder / "smooth.arrow", scene_hw=self.scene_hw, by_class=self.by_class)
+            path = smooth_spool(path, self.folder / "smooth.arrow", scene_hw=self.geobox.shape, by_class=self.by_class)
         if self.tolerance_px is not None:
             path = simplify_spool(path, self.folder / "simplified.arrow", self.tolerance_px, by_class=self.by_class)
-        return path if groups is None else connect_spool(path, self.folder / "joined.arrow", groups, self.smallest)
+        outcome = None
+        if self.regularize is not None:
+            straight = self.folder / "regularized.arrow"
+            outcome = regularize_spool(
+                traced, path, straight, self.regularize,
+                grid=Grid.of(self.geobox), tolerance_px=self.tolerance_px or 0.0, by_class=self.by_class,
+            )  # fmt: skip
+            path = straight
+        if groups is not None:
+            path = connect_spool(path, self.folder / "joined.arrow", groups, self.smallest)
+        return path, outcome
 
 
 def _sieved(
@@ -227,7 +252,16 @@ def _no_crs_to_measure_in(mask_name: str, min_area_m2: float) -> UsageError:
     )
 
 
-def _check_options(min_area_m2: float, tile_px: int, simplify: Tolerance | None) -> None:
+def _check_options(
+    min_area_m2: float, tile_px: int, simplify: Tolerance | None, regularize: Regularization | None
+) -> None:
+    if regularize is not None and not 0 <= regularize.min_iou <= 1:
+        raise UsageError(
+            f"expected a least intersection over union from 0 to 1, got {regularize.min_iou}",
+            code="CF-032",
+            title="Option out of range",
+            fix="give a share, such as 0.8",
+        )
     if tile_px < 1 or not min_area_m2 >= 0 or (simplify is not None and not 0 < simplify.value < np.inf):
         raise UsageError(
             "expected a tile of at least 1 px, a minimum area of at least 0, and a tolerance above 0, got "

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from pipeline.grid import GeoBox
     from pipeline.vector.area import PixelAreas
+    from pipeline.vector.regularize import Outcome
     from pipeline.vector.rings import Geometries, Rings
     from pipeline.vector.spool import PolygonBatch
 
@@ -49,6 +50,7 @@ class PolygonSet:
         scene: str | None = None,
         probability_steps: int | None = None,
         multi: bool = False,
+        regularized: Outcome | None = None,
     ) -> None:
         self._folder = folder
         self._reader = SpoolReader(spool)
@@ -64,6 +66,8 @@ class PolygonSet:
         """Stored value that means a probability of 1; None where no probabilities were kept."""
         self.multi = multi
         """Whether all geometries are multi-polygons, of parts that touch at corners."""
+        self.regularized = regularized
+        """How many polygons have straight walls; None where that was not asked for."""
         self._sides = PixelSides.of(geobox)
         self.before_batch: Callable[[], object] = lambda: None
         """Called before each batch; may raise, so that a long writing can be stopped."""

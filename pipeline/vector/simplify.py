@@ -18,6 +18,8 @@ from pipeline.vector.spool import SpoolReader
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
     from pipeline.vector.rings import Geometries
 
 
@@ -79,17 +81,39 @@ def simplify_spool(path: Path, target: Path, tolerance_px: float, *, by_class: b
     Raises:
         ResourceError: RS-006, more than can be simplified at once; RS-002, the disk is full.
     """
+    table, polygons = read_whole(path)
+    for group in coverages(table, by_class=by_class):
+        polygons[group] = simplify_coverage(polygons[group], tolerance_px)
+    return write_whole(table, polygons, target)
+
+
+def read_whole(path: Path) -> tuple[pa.Table, Geometries]:
+    """All of a spool in canonical order, and its polygons.
+
+    Raises:
+        ResourceError: RS-006, more than can be worked on at once.
+    """
     reader = SpoolReader(path)
     try:
         _refuse_too_many(reader, path)
         table = reader.whole()
     finally:
         reader.close()
-    polygons = np.asarray(shapely.from_wkb(table.column("wkb").to_numpy(zero_copy_only=False)))
+    return table, np.asarray(shapely.from_wkb(table.column("wkb").to_numpy(zero_copy_only=False)))
+
+
+def coverages(table: pa.Table, *, by_class: bool) -> list[NDArray[np.bool_]]:
+    """Which rows of a table do not overlap: all, or those of each class."""
     class_ids = table.column("class_id").to_numpy()
-    groups = [class_ids == value for value in np.unique(class_ids)] if by_class else [np.ones(len(polygons), bool)]
-    for group in groups:
-        polygons[group] = simplify_coverage(polygons[group], tolerance_px)
+    return [class_ids == value for value in np.unique(class_ids)] if by_class else [np.ones(len(class_ids), bool)]
+
+
+def write_whole(table: pa.Table, polygons: Geometries, target: Path) -> Path:
+    """A spool with other polygons in a table's rows.
+
+    Raises:
+        ResourceError: RS-002, the disk is full.
+    """
     wkb = shapely.to_wkb(polygons, byte_order=1)
     sizes = np.fromiter(map(len, wkb), np.int64, len(wkb))
     for name, column in (("wkb", pa.array(wkb, pa.large_binary())), ("num_bytes", pa.array(sizes))):
@@ -104,11 +128,11 @@ def _refuse_too_many(reader: SpoolReader, path: Path) -> None:
     nbytes = int(np.sum(reader.column("num_bytes"), dtype=np.int64))
     if nbytes > _MOST_BYTES:
         raise ResourceError(
-            f"{len(reader)} polygons with {nbytes // 16:,} vertices are more than can be simplified at once "
-            f"({_MOST_BYTES // 16:,} vertices)",
+            f"{len(reader)} polygons with {nbytes // 16:,} vertices are more than can be simplified or "
+            f"regularized at once ({_MOST_BYTES // 16:,} vertices)",
             code="RS-006",
             title="Too many polygons to simplify",
             where=str(path.parent),
             fix="drop small ones with --min-area, take the classes one by one with `scenemask vectorize --only`, or "
-            "leave --simplify out",
+            "leave --simplify and --regularize out",
         )

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from pipeline.vector.polygonset import PolygonSet
+    from pipeline.vector.regularize import Outcome
     from pipeline.vector.rings import Geometries
     from pipeline.vector.spool import PolygonBatch
 
@@ -48,6 +49,8 @@ class WrittenPolygons:
     """Features in it, counted after reopening."""
     num_dropped: int
     """Polygons that vanished in the rounding of GeoJSON, or that lie off the Earth; 0 for other formats."""
+    regularized: Outcome | None = None
+    """How many polygons have straight walls; None where that was not asked for."""
 
 
 def write_polygons(polygons: PolygonSet, path: Path, *, overwrite: bool) -> WrittenPolygons:
@@ -88,7 +91,7 @@ def write_polygons(polygons: PolygonSet, path: Path, *, overwrite: bool) -> Writ
             remove_side_files(path)
             part.replace(path)
         _sync(path.parent)
-    return WrittenPolygons(path=path, num_polygons=found, num_dropped=dropped)
+    return WrittenPolygons(path=path, num_polygons=found, num_dropped=dropped, regularized=polygons.regularized)
 
 
 def _writer_for(path: Path) -> tuple[Callable[[PolygonSet, Path], int], Callable[[Path], int]]:

@@ -15,7 +15,7 @@ import pytest
 import rasterio
 
 import pipeline as sm
-from pipeline.errors import InputError
+from pipeline.errors import InputError, UsageError
 from tests.commands import Cli, assert_block
 from tests.scenes import save_threshold_model, smooth_values, write_scene
 
@@ -243,3 +243,31 @@ def test_a_geopackage_is_drawn_in_the_colours_of_its_mask(cli: Cli, mask: Path, 
     plain = write_scene(tmp_path / "plain.tif", np.full((1, 20, 20), 3, np.uint8))
     assert cli("vectorize", plain, "-o", tmp_path / "q.gpkg")[0] == 0
     assert _styles(tmp_path / "q.gpkg") == []
+
+
+def test_straight_walls_are_counted(cli: Cli, mask: Path, tmp_path: Path) -> None:
+    given = ("vectorize", mask, "-o", tmp_path / "p.fgb", "--regularize", "high", "--min-iou", "0.5")
+    status, text, err = cli(*given, "--json")
+    assert status == 0, err
+    count = json.loads(text)["regularized"]
+    assert count["straight"] + count["kept"] == (_read(tmp_path / "p.fgb")["class_name"] == "high").sum()
+    status, text, _ = cli(*given, "--overwrite")
+    assert status == 0
+    assert "have straight walls" in text
+    status, _, err = cli("vectorize", mask, "-o", tmp_path / "q.fgb", "--regularize", "house")
+    assert status == 2
+    assert_block(err, "CF-033")
+
+
+def test_a_run_tells_about_straight_walls_and_refuses_unknown_classes_early(tmp_path: Path) -> None:
+    scene = write_scene(tmp_path / "scene.tif", smooth_values(2, SHAPE), nodata=0, names=("b0", "b1"))
+    model = save_threshold_model(tmp_path / "model")
+    said: list[str] = []
+    sm.segment(
+        scene, model, tmp_path / "out", regularize="high,0", min_iou=0.5,
+        listener=lambda event: said.append(getattr(event, "text", "")),
+    )  # fmt: skip
+    assert any("have straight walls" in text for text in said)
+    with pytest.raises(UsageError, match=r"CF-033.*house"):
+        sm.segment(scene, model, tmp_path / "other", regularize="house")
+    assert not (tmp_path / "other" / "mask.tif").exists()
