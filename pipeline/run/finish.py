@@ -103,10 +103,7 @@ class Finisher:
             "tiles": [tile.core for tile in self.plan.tiling.tiles()],
             "geobox": self.scene.geobox,
             "legend": self.model.spec.legend(),
-            "tags": {
-                "SCENEMASK_MODEL": f"{self.model.spec.name} {self.model.digest[:16]}",
-                SCENE_TAG: self.scene.name,
-            },
+            "tags": {"SCENEMASK_MODEL": f"{self.model.spec.name} {self.model.digest[:16]}"},
             "between_steps": self.check,
         }
         digests = {i: r.mask_sha256 for i, r in self.records.items()}
@@ -127,6 +124,7 @@ class Finisher:
             names=legend.names(),
             bands_are_classes=legend.multilabel,
             **cleaning(self.settings, legend),
+            scene=self.scene.name,
             probabilities=self.staging.path("probabilities.tif") if self.plan.probabilities else None,
             progress=self._polygons_advanced,
         ) as polygons:
@@ -157,7 +155,7 @@ class Finisher:
         legend = self.model.spec.legend()
         mask = self.staging.path("mask.tif")
         class_px = [sum(r.class_px[c.value] for r in self.records.values() if r.class_px) for c in legend]
-        self._names.append(write_class_names(mask, legend).name)
+        self._names.append(write_class_names(mask, legend, tags={SCENE_TAG: self.scene.name}).name)
         write_qgis_style(self._path("mask.qml"), legend)
         write_preview(
             self._path("preview.png"),

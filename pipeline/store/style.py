@@ -18,6 +18,7 @@ from pipeline.store.files import atomic_write_bytes
 from pipeline.xmltext import qgis_bytes, qgis_root, xml_bytes, xml_text
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 _MAX_XML_BYTES = 16 << 20
@@ -26,15 +27,24 @@ _ABSENT = (225, 225, 225)
 _ATTRIBUTES = (("Value", 0, 5), ("Class", 2, 2), ("Red", 0, 6), ("Green", 0, 7), ("Blue", 0, 8))
 
 
-def write_class_names(mask_path: Path, legend: Legend) -> Path:
+def write_class_names(mask_path: Path, legend: Legend, *, tags: Mapping[str, str] | None = None) -> Path:
     """Write `<mask>.aux.xml`: category names (GDAL, QGIS) and an attribute table (ArcGIS, QGIS 3.18 and later).
 
     The colour table itself is inside the mask. rasterio can write neither names nor attribute tables.
+
+    Args:
+        mask_path: The mask.
+        legend: Its classes.
+        tags: What GDAL is to show as the mask's own tags, without being part of its bytes.
 
     Raises:
         ResourceError: RS-001, no space.
     """
     root = ET.Element("PAMDataset")
+    if tags:
+        metadata = ET.SubElement(root, "Metadata")
+        for key, value in tags.items():
+            ET.SubElement(metadata, "MDI", key=key).text = value
     for number, values in enumerate(_band_values(legend), start=1):
         _name_values(ET.SubElement(root, "PAMRasterBand", band=str(number)), values)
     path = mask_path.with_name(f"{mask_path.name}.aux.xml")

@@ -65,6 +65,7 @@ def polygonize(
     smooth: bool = False,
     simplify: Tolerance | None = None,
     probabilities: Path | None = None,
+    scene: str | None = None,
     regularize: Regularization | None = None,
     tile_px: int = 1024,
     progress: Callable[[int, int], None] | None = None,
@@ -94,6 +95,7 @@ def polygonize(
             network was.
         regularize: Polygons of these classes get straight walls and right angles where that keeps enough of what they
             cover; what touches them follows.
+        scene: What the mask was made of, for the attribute of that name; what the mask itself tells if not given.
         tile_px: Side of the squares in which the mask is read: memory and speed, never the result.
         progress: Called after each step with (steps done, steps in all): two for each tile.
 
@@ -154,7 +156,7 @@ def polygonize(
                 names=names or {},
                 areas=areas,
                 on_grid=not nodes,
-                scene=mask.scene,
+                scene=scene or mask.scene,
                 probability_steps=None if kept is None else kept.steps,
                 multi=after.joins,
                 regularized=regularized,
