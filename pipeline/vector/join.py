@@ -238,7 +238,7 @@ def _lowest(corners: Ints, pieces: Ints) -> Ints:
     """Smallest corner of each piece; of one without corners a number above all."""
     starts, lengths = pieces.T
     ended = np.append(corners, np.iinfo(np.int64).max)  # where a piece without corners at the end begins
-    order = np.argsort(starts, kind="stable")
+    order = np.lexsort((lengths, starts))  # one without corners before the one that begins at the same place
     lowest = np.empty(len(pieces), np.int64)
     lowest[order] = np.minimum.reduceat(ended, starts[order])
     return np.where(lengths > 0, lowest, np.iinfo(np.int64).max)

@@ -196,6 +196,7 @@ class SpoolWriter:
         polygons, values = np.asarray(shapely.normalize(regions.polygons)), regions.values
         rings = from_shapely(polygons)
         units, pixels = sizes_of(rings, self.areas)
+        assert (pixels > 0).all(), "a hole was taken for the exterior"
         kept = np.ones(len(polygons), bool) if self.smallest is None else self.smallest.keeps(units, pixels)
         if not kept.any():
             return pa.RecordBatch.from_pylist([], schema=SCHEMA)
