@@ -14,7 +14,7 @@ from pipeline.report.preview import read_overview_mask, write_preview
 from pipeline.run.doctor import versions
 from pipeline.run.events import Event, Notice, StageAdvanced, StageFinished, StageStarted
 from pipeline.run.picture import Picture
-from pipeline.run.vectorize import classes_to_polygonize, cleaning, say_regularized
+from pipeline.run.vectorize import classes_to_polygonize, cleaning_of, say_regularized
 from pipeline.store import (
     ResultFile,
     atomic_write_json,
@@ -123,7 +123,7 @@ class Finisher:
             include=classes_to_polygonize(legend, None),
             names=legend.names(),
             bands_are_classes=legend.multilabel,
-            **cleaning(self.settings, legend),
+            **cleaning_of(self.settings, legend),
             scene=self.scene.name,
             probabilities=self.staging.path("probabilities.tif") if self.plan.probabilities else None,
             progress=self._polygons_advanced,

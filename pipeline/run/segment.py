@@ -24,7 +24,7 @@ from pipeline.run.resolve import bare_options, matched_by_position, resolve_scen
 from pipeline.run.scratch import create_store, from_record, new_place, open_store, remove_store, to_record
 from pipeline.run.settings import OWN_CLUSTERS, SegmentSettings, make_settings
 from pipeline.run.tile_task import Job, TileDone
-from pipeline.run.vectorize import cleaning
+from pipeline.run.vectorize import cleaning_of
 from pipeline.run.verify import Verification, Verifier
 from pipeline.scene import Aoi
 from pipeline.store import (
@@ -201,7 +201,7 @@ def _open(
     if not isinstance(model, Model):
         model = load_model(model, bare=bare_options(settings), trust_model=settings.trust_model)
     opened = resolve_scene(scene, model, settings)
-    cleaning(settings, model.spec.legend())  # classes that it does not have are refused before the work
+    cleaning_of(settings, model.spec.legend())  # classes that it does not have are refused before the work
     aoi = None if settings.aoi is None else Aoi.from_file(settings.aoi, opened.geobox)
     return _Run(
         scene=opened,

@@ -45,31 +45,25 @@ def _quantity(unit: str) -> BeforeValidator:
     return BeforeValidator(parse)
 
 
-def _length(value: Any) -> Any:
-    """A number of metres, or text such as `5 m` or `1.5 px`."""
-    if isinstance(value, str):
-        match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?)\s*(m|px|)\s*", value)
-        if match is None:
-            msg = f"{value!r} is not a length; write `5`, `5 m` or `1.5 px`"
+def _measure(what: str, *units: str) -> BeforeValidator:
+    """A number of the first unit, or text such as `1.5 px`, as (number, unit)."""
+
+    def parse(value: Any) -> Any:
+        if not isinstance(value, str):
+            return value if isinstance(value, list | tuple) else (value, units[0])
+        match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?)\s*([A-Za-z0-9²]*)\s*", value)
+        unit = match.group(2).replace("²", "2") or units[0] if match else ""
+        if match is None or unit not in units:
+            msg = f"{value!r} is not {what}; write `5`, `5 {units[0]}` or `5 {units[1]}`"
             raise ValueError(msg)
-        return float(match.group(1)), match.group(2) or "m"
-    return value if isinstance(value, list | tuple) else (value, "m")
+        return float(match.group(1)), unit
+
+    return BeforeValidator(parse)
 
 
 def _whole(value: Any) -> Any:
     """Digits become a number."""
     return int(value) if isinstance(value, str) and value.isdecimal() else value
-
-
-def _area(value: Any) -> Any:
-    """A number of square metres, or text such as `500 m2` or `12 px`."""
-    if isinstance(value, str):
-        match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?)\s*(m2|m²|px|)\s*", value)
-        if match is None:
-            msg = f"{value!r} is not an area; write `500`, `500 m2` or `12 px`"
-            raise ValueError(msg)
-        return float(match.group(1)), "px" if match.group(2) == "px" else "m2"
-    return value if isinstance(value, list | tuple) else (value, "m2")
 
 
 def _bytes(value: Any) -> Any:
@@ -108,7 +102,7 @@ def _vectors(value: Any) -> Any:
 
 Formats = Annotated[tuple[Literal["geojson", "gpkg", "fgb", "parquet"], ...], BeforeValidator(_vectors)]
 Pixels = Annotated[int, _quantity("px")]
-Area = Annotated[tuple[Annotated[float, Field(ge=0)], Literal["m2", "px"]], BeforeValidator(_area)]
+Area = Annotated[tuple[Annotated[float, Field(ge=0)], Literal["m2", "px"]], _measure("an area", "m2", "px")]
 Names = Annotated[tuple[str, ...], BeforeValidator(_texts)]
 AbsolutePath = Annotated[Path, AfterValidator(Path.absolute)]
 """Read from the folder in which the command was given: workers may stand in another one."""
@@ -118,7 +112,7 @@ Probabilities = Annotated[
 ]
 
 
-Length = Annotated[tuple[Annotated[float, Field(gt=0)], Literal["m", "px"]], BeforeValidator(_length)]
+Length = Annotated[tuple[Annotated[float, Field(gt=0)], Literal["m", "px"]], _measure("a length", "m", "px")]
 
 
 class SegmentSettings(BaseModel):

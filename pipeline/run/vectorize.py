@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 from textwrap import shorten
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 from rasterio.errors import RasterioError
 
@@ -25,19 +25,34 @@ if TYPE_CHECKING:
     from pipeline.vector import Outcome, PolygonSet, WrittenPolygons
 
 
+class Cleaning(TypedDict, total=False):
+    """What is done to polygons; each as in `SegmentSettings`, whose defaults hold."""
+
+    min_area: float | str | None
+    """Smallest polygon kept, in m2 on the ellipsoid or as `12 px`."""
+    fill_holes: float | str | None
+    """Holes below this are filled, in m2 or as `12 px`; polygons inside them go."""
+    connectivity: Literal[4, 8]
+    """8 makes one multi-polygon of regions of a class that touch at a corner."""
+    sieve: bool
+    """Give polygons below `min_area` to the neighbour with the longest shared border instead of leaving holes."""
+    smooth: bool
+    """Staircases become straight diagonals, without gaps or overlaps."""
+    simplify: float | str | None
+    """Corners whose triangle is smaller than the square of this go, in metres or as `1 px`; shared edges move once for
+    both sides."""
+    regularize: Sequence[str | int] | str
+    """Classes by name or value whose polygons get straight walls and right angles; neighbours follow."""
+    min_iou: float
+    """Polygons that regularization would change by more keep their outline."""
+
+
 def vectorize(
     mask: str | Path | Sequence[str | Path],
     *,
     only: Sequence[str | int] | None = None,
-    min_area: float | str | None = None,
-    fill_holes: float | str | None = None,
-    connectivity: Literal[4, 8] = 4,
-    sieve: bool = False,
-    smooth: bool = False,
-    simplify: float | str | None = None,
     probabilities: str | Path | None = None,
-    regularize: Sequence[str | int] | str = (),
-    min_iou: float = 0.8,
+    **cleaning: Unpack[Cleaning],
 ) -> geopandas.GeoDataFrame:
     """Polygons of a mask, exact across tiles, in the mask's CRS.
 
@@ -46,31 +61,13 @@ def vectorize(
             several that share one grid and their classes, traced as one. Where they overlap, the first that has a class
             at a pixel gives it.
         only: Classes by name or value; all but the background when None.
-        min_area: Smallest polygon kept, in m2 on the ellipsoid or as `12 px`.
-        fill_holes: Holes below this are filled, in m2 or as `12 px`; polygons inside them go.
-        connectivity: 8 makes one multi-polygon of regions of a class that touch at a corner.
-        sieve: Give smaller ones to the neighbour with the longest shared border instead of leaving holes.
-        smooth: Staircases become straight diagonals, without gaps or overlaps.
-        simplify: Corners whose triangle is smaller than the square of this go, in metres or as `1 px`; shared edges
-            move once for both sides. None leaves every pixel's edge.
         probabilities: The `probabilities.tif` of the same run, to tell how sure the network was of each polygon.
-        regularize: Classes by name or value whose polygons get straight walls and right angles; neighbours follow.
-        min_iou: Polygons that regularization would change by more keep their outline.
+        cleaning: See `Cleaning`.
 
     Raises:
         PipelineError: A mask cannot be read, has no such class, or does not fit the others.
     """
-    given = {
-        "min_area": min_area,
-        "fill_holes": fill_holes,
-        "connectivity": connectivity,
-        "sieve": sieve,
-        "smooth": smooth,
-        "simplify": simplify,
-        "regularize": regularize,
-        "min_iou": min_iou,
-    }
-    with _polygons(_paths(mask), only, given, probabilities=probabilities) as polygons:
+    with _polygons(_paths(mask), only, cleaning, probabilities=probabilities) as polygons:
         return to_geodataframe(polygons)
 
 
@@ -79,55 +76,29 @@ def vectorize_to_file(
     output: str | Path,
     *,
     only: Sequence[str | int] | None = None,
-    min_area: float | str | None = None,
-    fill_holes: float | str | None = None,
-    connectivity: Literal[4, 8] = 4,
-    sieve: bool = False,
-    smooth: bool = False,
-    simplify: float | str | None = None,
     probabilities: str | Path | None = None,
-    regularize: Sequence[str | int] | str = (),
-    min_iou: float = 0.8,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    **cleaning: Unpack[Cleaning],
 ) -> WrittenPolygons:
     """The same, written to a file; in bounded memory unless polygons are simplified or regularized.
 
     Args:
-        mask: GeoTIFF with one band of class values, or a mask of ours with a band for each of overlapping classes; or
-            several that share one grid and their classes, traced as one. Where they overlap, the first that has a class
-            at a pixel gives it.
+        mask: As for `vectorize`.
         output: `.geojson`, `.gpkg`, `.fgb` or `.parquet`.
-        only: Classes by name or value; all but the background when None.
-        min_area: Smallest polygon kept, in m2 on the ellipsoid or as `12 px`.
-        fill_holes: Holes below this are filled, in m2 or as `12 px`; polygons inside them go.
-        connectivity: 8 makes one multi-polygon of regions of a class that touch at a corner.
-        sieve: Give smaller ones to the neighbour with the longest shared border instead of leaving holes.
-        smooth: As for `vectorize`.
-        simplify: As for `vectorize`.
+        only: As for `vectorize`.
         probabilities: As for `vectorize`.
-        regularize: As for `vectorize`.
-        min_iou: As for `vectorize`.
         overwrite: Replace a file that is there.
         progress: Called with (steps done, steps in all).
+        cleaning: See `Cleaning`.
 
     Raises:
         PipelineError: As `vectorize`; or the file cannot be written.
     """
     output = Path(output)
-    given = {
-        "min_area": min_area,
-        "fill_holes": fill_holes,
-        "connectivity": connectivity,
-        "sieve": sieve,
-        "smooth": smooth,
-        "simplify": simplify,
-        "regularize": regularize,
-        "min_iou": min_iou,
-    }
     scratch = output.parent if output.parent.is_dir() else None
     with _polygons(
-        _paths(mask), only, given, probabilities=probabilities, scratch=scratch, progress=progress
+        _paths(mask), only, cleaning, probabilities=probabilities, scratch=scratch, progress=progress
     ) as polygons:
         return write_polygons(polygons, output, overwrite=overwrite)
 
@@ -169,7 +140,7 @@ def _no_class(what: str, values: dict[str, int]) -> UsageError:
     )
 
 
-def cleaning(settings: SegmentSettings, legend: Legend | None) -> dict[str, Any]:
+def cleaning_of(settings: SegmentSettings, legend: Legend | None) -> dict[str, Any]:
     """What settings say about small and jagged polygons, as options of `polygonize`.
 
     Raises:
@@ -208,13 +179,17 @@ def say_regularized(outcome: Outcome, min_iou: float) -> str:
 def _polygons(
     masks: list[Path],
     only: Sequence[str | int] | None,
-    given: dict[str, Any],
+    cleaning: Cleaning,
     *,
     probabilities: str | Path | None = None,
     scratch: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> PolygonSet:
-    settings = make_settings(given)  # read as `segment` reads them
+    unknown = cleaning.keys() - Cleaning.__annotations__
+    if unknown:
+        msg = f"unexpected keyword arguments {sorted(unknown)}"
+        raise TypeError(msg)
+    settings = make_settings(cleaning)  # read as `segment` reads them
     legend = _common_legend(masks)
     polygons = polygonize(
         masks,
@@ -222,7 +197,7 @@ def _polygons(
         include=classes_to_polygonize(legend, only),
         names=legend.names() if legend else None,
         bands_are_classes=legend is not None and legend.multilabel,
-        **cleaning(settings, legend),
+        **cleaning_of(settings, legend),
         probabilities=None if probabilities is None else Path(probabilities),
         progress=progress,
     )

@@ -1,7 +1,8 @@
 """Mask to polygons: trace, join across seams, attributes, files. Knows no torch, no Dask."""
 
 from pipeline.vector.area import PixelAreas
-from pipeline.vector.polygonize import SCENE_TAG, polygonize
+from pipeline.vector.mask_file import SCENE_TAG
+from pipeline.vector.polygonize import polygonize
 from pipeline.vector.polygonset import PolygonSet, to_geodataframe
 from pipeline.vector.regularize import Outcome, Regularization
 from pipeline.vector.simplify import Tolerance

@@ -7,7 +7,6 @@ share a corner touch there diagonally; with a side between them they would be on
 from __future__ import annotations
 
 import hashlib
-import itertools
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,35 +27,26 @@ if TYPE_CHECKING:
     from pipeline.vector.rings import Ints
     from pipeline.vector.spool import PolygonBatch, Smallest
 
-_CORNERS_AT_ONCE = 16_000_000
-"""Corners that are compared at once, in 24 bytes each; of more, band after band of rows."""
 _FEATURES_AT_ONCE = 8192
 _BYTES_AT_ONCE = 32 << 20
 
 
-def touching_groups(path: Path, width: int) -> Ints:
+def touching_groups(path: Path, scene_hw: tuple[int, int]) -> Ints:
     """Group of each polygon of a spool, in canonical order, numbered by the first polygon of each.
 
     Args:
         path: A spool whose outlines follow pixels.
-        width: Of the mask.
+        scene_hw: Height and width of the mask.
     """
-    reader = SpoolReader(path)
-    try:
-        corners = int(np.sum(reader.column("num_bytes"), dtype=np.int64)) // 16
-        bands = max(1, -(-corners // _CORNERS_AT_ONCE))
-        last_row = int(reader.first.max(initial=0)) // width  # of first pixels; corners below it are in the last band
-        edges = [*np.linspace(0, last_row, bands + 1).astype(np.int64).tolist()[:-1], np.iinfo(np.int64).max]
-        pairs = [_pairs(reader, rows, width + 1) for rows in itertools.pairwise(edges)]
-        return _groups(np.concatenate([np.empty((0, 2), np.int64), *pairs]), len(reader))
-    finally:
-        reader.close()
+    with SpoolReader(path) as reader:
+        pairs = [_pairs(reader, rows, scene_hw[1] + 1) for rows in reader.row_bands(scene_hw[0])]
+        return _groups(np.concatenate(pairs), len(reader))
 
 
 def _pairs(reader: SpoolReader, rows: tuple[int, int], line: int) -> NDArray[np.int64]:
     """Polygons of one class that share a corner in some rows, `(pair, 2)`."""
     keys, owners, count = [np.empty((0, 2), np.int64)], [np.empty(0, np.int64)], 0
-    for batch in reader.iter_batches(max_rows=_FEATURES_AT_ONCE, max_bytes=_BYTES_AT_ONCE):
+    for batch in reader.iter_batches():
         xy, polygon = shapely.get_coordinates(batch.polygons, return_index=True)
         x, y = xy.astype(np.int64).T
         inside = (y >= rows[0]) & (y < rows[1])
@@ -93,16 +83,11 @@ def connect_spool(path: Path, target: Path, groups: Ints, smallest: Smallest) ->
     Raises:
         ResourceError: RS-002, the disk is full.
     """
-    reader = SpoolReader(path)
-    try:
-        with disk_errors(target), pa.ipc.new_file(str(target), SCHEMA) as file:
-            for members in _chunks(groups, reader):
-                batch, own = reader.take(members), groups[members]
-                record = _joined(batch, np.searchsorted(np.unique(own), own), reader.first[members])
-                units, pixels = (record.column(name).to_numpy() for name in ("area_units", "area_px"))
-                file.write_batch(record.filter(pa.array(smallest.keeps(units, pixels))))
-    finally:
-        reader.close()
+    with SpoolReader(path) as reader, disk_errors(target), pa.ipc.new_file(str(target), SCHEMA) as file:
+        for members in _chunks(groups, reader):
+            record = _joined(reader.take(members), groups[members])
+            units, pixels = (record.column(name).to_numpy() for name in ("area_units", "area_px"))
+            file.write_batch(record.filter(pa.array(smallest.keeps(units, pixels))))
     return target
 
 
@@ -120,13 +105,15 @@ def _chunks(groups: Ints, reader: SpoolReader) -> Iterator[Ints]:
         start, done = int(ends[last]), int(sizes[last])
 
 
-def _joined(batch: PolygonBatch, owner: Ints, first: Ints) -> pa.RecordBatch:
+def _joined(batch: PolygonBatch, owner: Ints) -> pa.RecordBatch:
     """Features of a batch whose polygons belong to the features `owner`, ascending."""
     starts = np.flatnonzero(np.diff(owner, prepend=-1))
-    shapes = shapely.multipolygons(batch.polygons, indices=owner)
+    shapes = shapely.multipolygons(
+        batch.polygons, indices=np.repeat(np.arange(len(starts)), np.diff([*starts, len(owner)]))
+    )
     wkb = shapely.to_wkb(shapes, byte_order=1)
     columns = {
-        "first": first[starts],
+        "first": batch.first[starts],
         "class_id": batch.class_ids[starts],
         "area_px": np.add.reduceat(batch.area_px, starts),
         "area_units": np.add.reduceat(batch.area_units, starts),

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from pipeline.vector.spool import PolygonBatch, Smallest
 
 _HOLES_AT_ONCE = 100_000
-_POLYGONS_AT_ONCE = 8192
-_BYTES_AT_ONCE = 32 << 20
 
 
 def fill_spool(
@@ -52,19 +50,15 @@ def fill_spool(
     Raises:
         ResourceError: RS-002, the disk is full.
     """
-    reader = SpoolReader(path)
-    try:
+    done = 0
+    with SpoolReader(path) as reader, disk_errors(target), pa.ipc.new_file(str(target), SCHEMA) as file:
         inside = _inside_holes(reader, holes, width, by_class=by_class)
-        done = 0
-        with disk_errors(target), pa.ipc.new_file(str(target), SCHEMA) as file:
-            for batch in reader.iter_batches(max_rows=_POLYGONS_AT_ONCE, max_bytes=_BYTES_AT_ONCE):
-                numbers = np.arange(done, done + len(batch))
-                done += len(batch)
-                record = _filled(batch, reader.first[numbers], holes)
-                units, pixels = (record.column(name).to_numpy() for name in ("area_units", "area_px"))
-                file.write_batch(record.filter(pa.array(~inside[numbers] & smallest.keeps(units, pixels))))
-    finally:
-        reader.close()
+        for batch in reader.iter_batches():
+            record = _filled(batch, holes)
+            units, pixels = (record.column(name).to_numpy() for name in ("area_units", "area_px"))
+            kept = ~inside[done : done + len(batch)] & smallest.keeps(units, pixels)
+            file.write_batch(record.filter(pa.array(kept)))
+            done += len(batch)
     return target
 
 
@@ -88,7 +82,7 @@ def _filled_holes(reader: SpoolReader, holes: Smallest) -> Iterator[tuple[Geomet
     """Holes to fill as polygons, some at a time, with the class around them."""
     shapes: list[Geometries] = []
     classes: list[Ints] = []
-    for batch in reader.iter_batches(max_rows=_POLYGONS_AT_ONCE, max_bytes=_BYTES_AT_ONCE):
+    for batch in reader.iter_batches():
         rings = from_shapely(batch.polygons)
         gone = _gone(rings, holes)
         if gone.any():
@@ -116,7 +110,7 @@ def _gone(rings: Rings, holes: Smallest) -> NDArray[np.bool_]:
     return is_hole & ~holes.keeps(units, pixels)
 
 
-def _filled(batch: PolygonBatch, first: Ints, holes: Smallest) -> pa.RecordBatch:
+def _filled(batch: PolygonBatch, holes: Smallest) -> pa.RecordBatch:
     """A batch without its small holes; polygons that had some have another identity."""
     rings = from_shapely(batch.polygons)
     gone = _gone(rings, holes)
@@ -130,4 +124,4 @@ def _filled(batch: PolygonBatch, first: Ints, holes: Smallest) -> pa.RecordBatch
     turns = drop_collinear(left).to_shapely()[changed]
     ids[changed] = identities(batch.class_ids[changed], outlines(turns))
     filled = batch.filled_px + pixels - batch.area_px
-    return batch.record(first, polygons, area_px=pixels, area_units=units, filled_px=filled, id=ids)
+    return batch.record(polygons, area_px=pixels, area_units=units, filled_px=filled, id=ids)

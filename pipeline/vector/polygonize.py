@@ -1,52 +1,36 @@
-"""Mask files to a set of polygons, tile by tile, in bounded memory: opening, checks, and the order of the steps."""
+"""Mask files to a set of polygons, tile by tile, in bounded memory: checks, and the order of the steps."""
 
 from __future__ import annotations
 
 import math
 import shutil
 import tempfile
-import warnings
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import rasterio
-from rasterio.enums import MaskFlags
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
-from rasterio.windows import Window as RasterioWindow
 
-from pipeline.errors import InputError, UsageError
-from pipeline.grid import GeoBox
+from pipeline.errors import UsageError
+from pipeline.vector.after import After
 from pipeline.vector.area import PixelAreas, mean_pixel_m
 from pipeline.vector.confidence import Probabilities, open_probabilities
-from pipeline.vector.connect import connect_spool, touching_groups
 from pipeline.vector.facts import UNSURE_BELOW, Measure
 from pipeline.vector.faults import disk_errors
-from pipeline.vector.fill import fill_spool
 from pipeline.vector.join import iter_regions
-from pipeline.vector.mosaic import MaskSource, mosaic
+from pipeline.vector.mask_file import open_masks
 from pipeline.vector.polygonset import PolygonSet
-from pipeline.vector.regularize import Grid, Outcome, Regularization, regularize_spool
 from pipeline.vector.seams import Cells
 from pipeline.vector.sieve import sieved
-from pipeline.vector.simplify import Tolerance, simplify_spool
-from pipeline.vector.smooth import smooth_spool
 from pipeline.vector.spool import Smallest, SpoolWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-
-    from numpy.typing import NDArray
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from pipeline.grid import Window
-    from pipeline.vector.mosaic import Reader
-
-_CACHE_BYTES = 128 << 20
-_MAX_VALUE = 2**31 - 1
-SCENE_TAG = "SCENEMASK_SCENE"
-"""Tag of a mask: the scene that it was made of."""
+    from pipeline.vector.mosaic import MaskSource, Reader
+    from pipeline.vector.regularize import Regularization
+    from pipeline.vector.simplify import Tolerance
 
 
 def polygonize(
@@ -113,7 +97,7 @@ def polygonize(
     _check_options(min(min_area_m2, min_area_px, fill_holes_m2, fill_holes_px), tile_px, simplify, regularize)
     paths = [mask_path] if isinstance(mask_path, Path) else mask_path
     with ExitStack() as files:
-        mask = files.enter_context(_open_masks(paths, many_bands=bands_are_classes))
+        mask = files.enter_context(open_masks(paths, many_bands=bands_are_classes))
         geobox = mask.geobox
         kept = None if probabilities is None else files.enter_context(open_probabilities(probabilities, geobox))
         areas = PixelAreas.of(geobox)
@@ -128,7 +112,7 @@ def polygonize(
             min_area_m2 = min_area_px = 0.0  # what the sieve could not give away at once stays
         folder = _folder_in(scratch)
         try:
-            after = _After(
+            after = After(
                 folder=folder,
                 geobox=geobox,
                 smallest=Smallest(areas=areas, m2=min_area_m2, px=min_area_px),
@@ -141,13 +125,7 @@ def polygonize(
             )
             nodes = after.moves_vertices
             spool = SpoolWriter(folder / "regions.arrow", geobox.shape, areas, after.limit_of_regions, nodes=nodes)
-            for number, ((read, value), measure) in enumerate(zip(readers, measures, strict=True)):
-                advanced = _advanced(progress, number, len(readers))
-                for regions in iter_regions(
-                    read, geobox.shape, tile_hw=tile_hw, nodes=nodes, measure=measure, progress=advanced
-                ):
-                    spool.add(regions if value is None else regions.of_class(value))
-            spool.close()
+            _trace(spool, readers, measures, tile_hw, progress)
             path, regularized = after.finished(spool.path)
             return PolygonSet(
                 folder,
@@ -166,65 +144,6 @@ def polygonize(
             raise
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _After:
-    """What becomes of regions once all are traced, one file after the other in a folder."""
-
-    folder: Path
-    geobox: GeoBox
-    """Of the mask."""
-    smallest: Smallest
-    """Which features stay, once they are finished."""
-    holes: Smallest
-    """Which holes stay."""
-    joins: bool
-    """Whether regions that touch at corners are one feature."""
-    smooth: bool
-    """Whether staircases go."""
-    tolerance_px: float | None
-    """Of the simplification."""
-    regularize: Regularization | None
-    """Which polygons get straight walls."""
-    by_class: bool
-    """Whether classes overlap."""
-
-    @property
-    def limit_of_regions(self) -> Smallest:
-        """Which regions are worth keeping now: all, where they may yet grow."""
-        return self.smallest.but_all() if self.joins or self.holes.leaves_out else self.smallest
-
-    @property
-    def moves_vertices(self) -> bool:
-        """Whether outlines leave the pixels' edges, for which neighbours must share all vertices."""
-        return self.smooth or self.tolerance_px is not None or self.regularize is not None
-
-    def finished(self, path: Path) -> tuple[Path, Outcome | None]:
-        """The last file, from that of the regions, and what became of walls."""
-        if self.holes.leaves_out:
-            limit = self.smallest.but_all() if self.joins else self.smallest
-            path = fill_spool(
-                path, self.folder / "filled.arrow", holes=self.holes, smallest=limit, width=self.geobox.width,
-                by_class=self.by_class,
-            )  # fmt: skip
-        groups = touching_groups(path, self.geobox.width) if self.joins else None
-        traced = path
-        if self.smooth:
-            path = smooth_spool(path, self.folder / "smooth.arrow", scene_hw=self.geobox.shape, by_class=self.by_class)
-        if self.tolerance_px is not None:
-            path = simplify_spool(path, self.folder / "simplified.arrow", self.tolerance_px, by_class=self.by_class)
-        outcome = None
-        if self.regularize is not None:
-            straight = self.folder / "regularized.arrow"
-            outcome = regularize_spool(
-                traced, path, straight, self.regularize,
-                grid=Grid.of(self.geobox), tolerance_px=self.tolerance_px or 0.0, by_class=self.by_class,
-            )  # fmt: skip
-            path = straight
-        if groups is not None:
-            path = connect_spool(path, self.folder / "joined.arrow", groups, self.smallest)
-        return path, outcome
-
-
 def _sieved(
     read: Callable[[Window], Cells],
     shape_hw: tuple[int, int],
@@ -236,6 +155,23 @@ def _sieved(
         if areas is not None and least:
             read = sieved(read, shape_hw, tile_hw=tile_hw, areas=areas, min_area_m2=least)
     return read
+
+
+def _trace(
+    spool: SpoolWriter,
+    readers: Sequence[tuple[Reader, int | None]],
+    measures: Sequence[Measure],
+    tile_hw: tuple[int, int],
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """All regions into the spool, which is closed then."""
+    for number, ((read, value), measure) in enumerate(zip(readers, measures, strict=True)):
+        advanced = _advanced(progress, number, len(readers))
+        for regions in iter_regions(
+            read, spool.scene_hw, tile_hw=tile_hw, nodes=spool.nodes, measure=measure, progress=advanced
+        ):
+            spool.add(regions if value is None else regions.of_class(value))
+    spool.close()
 
 
 def _folder_in(scratch: Path) -> Path:
@@ -272,58 +208,6 @@ def _check_options(
             title="Option out of range",
             fix="give positive numbers",
         )
-
-
-@contextmanager
-def _open_masks(paths: Sequence[Path], *, many_bands: bool) -> Iterator[MaskSource]:
-    """All masks as one."""
-    with ExitStack() as stack:
-        yield mosaic([_source(stack.enter_context(_open_mask(path, many_bands=many_bands)), path) for path in paths])
-
-
-@contextmanager
-def _open_mask(path: Path, *, many_bands: bool) -> Iterator[rasterio.DatasetReader]:
-    """The mask, checked; reading it holds at most a small block cache."""
-    with rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES):
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", NotGeoreferencedWarning)  # allowed: polygons are then in pixels
-                mask = rasterio.open(path, driver="GTiff")  # pinned: a VRT under another name reads what it likes
-        except (RasterioError, OSError) as error:
-            raise _unreadable(path, str(error)) from error
-        with mask:
-            if mask.count != 1 and not many_bands:
-                raise _unreadable(path, f"expected one band of class numbers, got {mask.count} bands")
-            if np.dtype(mask.dtypes[0]).kind not in "iu":
-                raise InputError(
-                    f"expected class numbers (uint8 or uint16), got {mask.dtypes[0]}",
-                    code="IN-030",
-                    title="Mask is not of an integer type",
-                    where=str(path),
-                    fix="threshold probabilities or take their arg-max first, and store the result as uint8",
-                )
-            yield mask
-
-
-def _unreadable(path: Path, what: str) -> InputError:
-    return InputError(
-        what,
-        code="IN-031",
-        title="Mask cannot be used",
-        where=str(path),
-        fix="give a single-band GeoTIFF, complete and readable",
-    )
-
-
-def _source(mask: rasterio.DatasetReader, path: Path) -> MaskSource:
-    crs = mask.crs.to_wkt() if mask.crs else None
-    return MaskSource(
-        name=str(path),
-        scene=mask.tags().get(SCENE_TAG, path.stem),
-        geobox=GeoBox(shape=mask.shape, transform=mask.transform, crs_wkt=crs),
-        dtype=np.dtype(mask.dtypes[0]),
-        bands=tuple(_reader(mask, band) for band in mask.indexes),
-    )
 
 
 def _advanced(
@@ -363,32 +247,3 @@ def _chosen(read: Reader, include: frozenset[int]) -> Reader:
         return Cells(values, chosen if valid is None else valid & chosen, valid)
 
     return read_chosen
-
-
-def _reader(mask: rasterio.DatasetReader, band: int) -> Reader:
-    """Function that reads a window of a band, 1-based."""
-    has_mask_band = MaskFlags.per_dataset in mask.mask_flag_enums[band - 1]
-
-    def read(window: Window) -> Cells:
-        place = RasterioWindow(window.col_off, window.row_off, window.width, window.height)
-        try:
-            block = mask.read(band, window=place)
-            valid = mask.read_masks(band, window=place) != 0 if has_mask_band else _valid(block, mask.nodata)
-        except RasterioError as error:
-            raise _unreadable(Path(mask.name), f"cannot be read at {window}: {error}") from error
-        if block.dtype.itemsize >= 4 and (block > _MAX_VALUE).any():  # noqa: PLR2004 - bytes of int32 and up
-            raise InputError(
-                f"class number {block.max()} at {window}; expected at most {_MAX_VALUE}",
-                code="IN-032",
-                title="Class number too large",
-                where=mask.name,
-                fix="number the classes from 0",
-            )
-        return Cells(block, valid, valid)
-
-    return read
-
-
-def _valid(block: NDArray[np.generic], nodata: float | None) -> NDArray[np.bool_] | None:
-    """True where a pixel has a class; None where all have."""
-    return None if nodata is None else np.asarray(block != nodata)

@@ -93,12 +93,9 @@ def read_whole(path: Path) -> tuple[pa.Table, Geometries]:
     Raises:
         ResourceError: RS-006, more than can be worked on at once.
     """
-    reader = SpoolReader(path)
-    try:
+    with SpoolReader(path) as reader:
         _refuse_too_many(reader, path)
         table = reader.whole()
-    finally:
-        reader.close()
     return table, np.asarray(shapely.from_wkb(table.column("wkb").to_numpy(zero_copy_only=False)))
 
 

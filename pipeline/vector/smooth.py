@@ -7,7 +7,6 @@ sides of an edge are cut alike: whether a corner is free is known of the place, 
 
 from __future__ import annotations
 
-import itertools
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,10 +24,6 @@ if TYPE_CHECKING:
     from pipeline.vector.rings import Ints
     from pipeline.vector.spool import PolygonBatch
 
-_CORNERS_AT_ONCE = 16_000_000
-"""Corners that are compared at once, in 24 bytes each; of more, band after band of rows."""
-_POLYGONS_AT_ONCE = 8192
-_BYTES_AT_ONCE = 32 << 20
 _ALL_AROUND = 4
 """Pixels at a corner."""
 _MOST_CLASSES = 1 << 16
@@ -46,18 +41,12 @@ def smooth_spool(path: Path, target: Path, *, scene_hw: tuple[int, int], by_clas
     Raises:
         ResourceError: RS-002, the disk is full.
     """
-    reader = SpoolReader(path)
-    try:
+    with SpoolReader(path) as reader, disk_errors(target), pa.ipc.new_file(str(target), SCHEMA) as file:
         fixed = _fixed_places(reader, scene_hw, by_class=by_class)
-        done = 0
-        with disk_errors(target), pa.ipc.new_file(str(target), SCHEMA) as file:
-            for batch in reader.iter_batches(max_rows=_POLYGONS_AT_ONCE, max_bytes=_BYTES_AT_ONCE):
-                rings = from_shapely(batch.polygons)
-                cut = cut_corners(rings, ~np.isin(_places(rings, batch, scene_hw, by_class=by_class), fixed))
-                file.write_batch(batch.record(reader.first[done : done + len(batch)], cut.to_shapely()))
-                done += len(batch)
-    finally:
-        reader.close()
+        for batch in reader.iter_batches():
+            rings = from_shapely(batch.polygons)
+            free = ~np.isin(_places(rings, batch, scene_hw, by_class=by_class), fixed)
+            file.write_batch(batch.record(cut_corners(rings, free).to_shapely()))
     return target
 
 
@@ -76,7 +65,9 @@ def cut_corners(rings: Rings, free: NDArray[np.bool_]) -> Rings:
     kept = np.ones((len(pair), 2), bool)
     kept[~turns, 1] = False
     kept[rings.is_last] = False
-    return _closed(pair[kept], _kept_in_ring(kept.sum(axis=1), rings), ~np.repeat(turns, 2).reshape(-1, 2)[kept], rings)
+    counts = np.add.reduceat(kept.sum(axis=1), rings.ring_offsets[:-1])
+    must_stay = np.stack([~turns, ~turns], axis=1)[kept]
+    return _closed(pair[kept], np.repeat(np.arange(len(counts)), counts), must_stay, rings)
 
 
 def _edges(rings: Rings) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -90,23 +81,14 @@ def _edges(rings: Rings) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return before, step
 
 
-def _kept_in_ring(kept: Ints, rings: Rings) -> Ints:
-    return np.add.reduceat(kept, rings.ring_offsets[:-1]) if len(kept) else np.empty(0, np.int64)
-
-
-def _closed(coords: NDArray[np.float64], counts: Ints, must_stay: NDArray[np.bool_], rings: Rings) -> Rings:
-    """Open rings of so many vertices each, without those that tell nothing, closed."""
-    ring = np.repeat(np.arange(len(counts)), counts)
-    stops = np.cumsum(counts)
-    starts = stops - counts
-    previous = np.arange(len(coords)) - 1
-    previous[starts] = stops - 1
-    doubled = (coords == coords[previous]).all(axis=1)
-    coords, ring, must_stay = coords[~doubled], ring[~doubled], must_stay[~doubled]
-    straight = ~must_stay & _is_straight(coords, ring)
-    coords, ring = coords[~straight], ring[~straight]
-    counts = np.bincount(ring, minlength=len(counts))
-    offsets = np.concatenate([[0], np.cumsum(counts + 1)])
+def _closed(coords: NDArray[np.float64], ring: Ints, must_stay: NDArray[np.bool_], rings: Rings) -> Rings:
+    """Open rings without the vertices that tell nothing, closed; `ring` says which each vertex belongs to."""
+    previous, _ = _around(ring)
+    telling = (coords != coords[previous]).any(axis=1)
+    coords, ring, must_stay = coords[telling], ring[telling], must_stay[telling]
+    telling = must_stay | ~_is_straight(coords, ring)
+    coords, ring = coords[telling], ring[telling]
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(ring, minlength=len(rings.ring_offsets) - 1) + 1)])
     out = np.empty((offsets[-1], 2))
     closing = np.zeros(len(out), bool)
     closing[offsets[1:] - 1] = True
@@ -115,14 +97,18 @@ def _closed(coords: NDArray[np.float64], counts: Ints, must_stay: NDArray[np.boo
     return Rings(coords=out, ring_offsets=offsets, polygon_offsets=rings.polygon_offsets)
 
 
+def _around(ring: Ints) -> tuple[Ints, Ints]:
+    """(vertex before, vertex after) of each vertex of open rings."""
+    last = np.flatnonzero(np.diff(ring, append=-1))
+    first = np.append(0, last[:-1] + 1)
+    previous, following = np.arange(len(ring)) - 1, np.arange(len(ring)) + 1
+    previous[first], following[last] = last, first
+    return previous, following
+
+
 def _is_straight(coords: NDArray[np.float64], ring: Ints) -> NDArray[np.bool_]:
-    """Whether each vertex of some open rings lies on the line between its neighbours; exact for halves of pixels."""
-    counts = np.bincount(ring)
-    stops = np.cumsum(counts)
-    starts = stops - counts
-    previous, following = np.arange(len(coords)) - 1, np.arange(len(coords)) + 1
-    previous[starts[counts > 0]] = stops[counts > 0] - 1
-    following[stops[counts > 0] - 1] = starts[counts > 0]
+    """Whether each vertex of open rings lies on the line between its neighbours; exact for halves of pixels."""
+    previous, following = _around(ring)
     (ax, ay), (bx, by) = (coords - coords[previous]).T, (coords[following] - coords).T
     return np.asarray(ax * by == ay * bx)
 
@@ -137,11 +123,8 @@ def _places(rings: Rings, batch: PolygonBatch, scene_hw: tuple[int, int], *, by_
 
 def _fixed_places(reader: SpoolReader, scene_hw: tuple[int, int], *, by_class: bool) -> Ints:
     """Places where corners stay, ascending."""
-    corners = int(np.sum(reader.column("num_bytes"), dtype=np.int64)) // 16
-    bands = max(1, -(-corners // _CORNERS_AT_ONCE))
-    edges = np.linspace(0, scene_hw[0] + 1, bands + 1).astype(np.int64).tolist()
-    found = [_fixed_in(reader, rows, scene_hw, by_class=by_class) for rows in itertools.pairwise(edges)]
-    return np.unique(np.concatenate(found))
+    bands = reader.row_bands(scene_hw[0])
+    return np.unique(np.concatenate([_fixed_in(reader, rows, scene_hw, by_class=by_class) for rows in bands]))
 
 
 def _fixed_in(reader: SpoolReader, rows: tuple[int, int], scene_hw: tuple[int, int], *, by_class: bool) -> Ints:
@@ -151,7 +134,7 @@ def _fixed_in(reader: SpoolReader, rows: tuple[int, int], scene_hw: tuple[int, i
     of the other.
     """
     places, pixels, at_border = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    for batch in reader.iter_batches(max_rows=_POLYGONS_AT_ONCE, max_bytes=_BYTES_AT_ONCE):
+    for batch in reader.iter_batches():
         rings = from_shapely(batch.polygons)
         x, y = rings.coords.T
         inside = ~rings.is_last & (y >= rows[0]) & (y < rows[1])

@@ -6,8 +6,9 @@ The canonical order is that of each region's first pixel in the scene, row by ro
 from __future__ import annotations
 
 import hashlib
+import itertools
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -53,6 +54,10 @@ SCHEMA = pa.schema(
 )
 _FLUSH_ROWS = 8192
 _FLUSH_BYTES = 32 << 20
+_ROWS_AT_ONCE = 8192
+_BYTES_AT_ONCE = 32 << 20
+_CORNERS_AT_ONCE = 16_000_000
+"""In 24 bytes each."""
 _MOST_MAPPED = 128 << 20
 MOST_POLYGONS = 20_000_000
 """Putting them in order takes 50 bytes each in memory."""
@@ -64,6 +69,8 @@ class PolygonBatch:
 
     polygons: Geometries
     """Shapely polygons in pixel coordinates, normalised."""
+    first: Ints
+    """First pixel, row-major."""
     ids: list[str]
     """16 hexadecimal digits of a digest of class and polygon."""
     class_ids: Ints
@@ -93,21 +100,20 @@ class PolygonBatch:
         names = {"class_id": "class_ids", "id": "ids"}
         return {name: getattr(self, names.get(name, name)) for name in SCHEMA.names if name not in _OF_GEOMETRY}
 
-    def record(self, first: Ints, polygons: Geometries, **changes: Any) -> pa.RecordBatch:
+    def record(self, polygons: Geometries, **changes: Any) -> pa.RecordBatch:
         """Rows of a spool with other outlines, and other values of some columns of `SCHEMA`.
 
         Args:
-            first: First pixel of each polygon.
             polygons: Instead of these.
             changes: Column -> values.
         """
         wkb = shapely.to_wkb(polygons, byte_order=1)
         sizes = np.fromiter(map(len, wkb), np.int64, len(wkb))
-        columns = {**self.columns(), **changes, "first": first, "num_bytes": sizes, "wkb": wkb}
+        columns = {**self.columns(), **changes, "num_bytes": sizes, "wkb": wkb}
         return pa.record_batch([pa.array(columns[f.name], f.type) for f in SCHEMA], schema=SCHEMA)
 
 
-_OF_GEOMETRY = {"first", "num_bytes", "wkb"}
+_OF_GEOMETRY = {"num_bytes", "wkb"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -280,16 +286,23 @@ class SpoolReader:
             return SCHEMA.empty_table()
         return pa.Table.from_batches(self._batches).take(pa.array(self._order))
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def iter_batches(
-        self, *, max_rows: int, max_bytes: int, order: NDArray[np.intp] | None = None
+        self, *, max_rows: int | None = None, max_bytes: int | None = None, order: NDArray[np.intp] | None = None
     ) -> Iterator[PolygonBatch]:
         """Batches in canonical order; where they end depends on the regions only.
 
         Args:
-            max_rows: Most polygons of a batch.
+            max_rows: Most polygons of a batch; as many as are worth working on at once if not given.
             max_bytes: A batch ends with the polygon that brings it to this size.
             order: Another order: rows of the spool.
         """
+        max_rows, max_bytes = max_rows or _ROWS_AT_ONCE, max_bytes or _BYTES_AT_ONCE
         order = self._order if order is None else order
         ends = np.cumsum(self.column("num_bytes")[order])
         start = 0
@@ -303,6 +316,16 @@ class SpoolReader:
         """Let go of the file."""
         self._batches = []
         self._map.close()
+
+    def row_bands(self, height: int) -> list[tuple[int, int]]:
+        """Bands of rows of corners, (start, stop), each of about as many corners as can be compared at once.
+
+        Args:
+            height: Of the mask.
+        """
+        corners = int(self.num_bytes.sum()) // 16
+        count = max(1, -(-corners // _CORNERS_AT_ONCE))
+        return list(itertools.pairwise(np.linspace(0, height + 1, count + 1).astype(np.int64).tolist()))
 
     @property
     def first(self) -> Ints:
@@ -340,6 +363,7 @@ class SpoolReader:
         self._seen_bytes += sum(part.nbytes for part in parts)
         return PolygonBatch(
             polygons=np.asarray(shapely.from_wkb(taken.column("wkb").to_numpy(zero_copy_only=False))),
+            first=taken.column("first").to_numpy(),
             ids=taken.column("id").to_pylist(),
             class_ids=taken.column("class_id").to_numpy(),
             area_px=taken.column("area_px").to_numpy(),

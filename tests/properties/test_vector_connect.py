@@ -15,7 +15,7 @@ from scipy import ndimage
 
 import pipeline as sm
 from pipeline.errors import UsageError
-from pipeline.vector import Tolerance, connect, polygonize, to_geodataframe, write_polygons
+from pipeline.vector import Tolerance, connect, polygonize, spool, to_geodataframe, write_polygons
 from tests.properties.test_vector_law import CHECKERBOARD, LATTICE, NODATA, SIDES, masks
 from tests.scenes import NORTH_UP, write_scene
 
@@ -73,7 +73,7 @@ def test_e1_features_are_eight_connected_and_valid(mask: Mask, tile_px: int) -> 
 def test_many_corners_are_compared_band_after_band(monkeypatch: pytest.MonkeyPatch) -> None:
     mask = np.random.default_rng(0).integers(0, 3, (60, 70), dtype=np.uint8)
     whole = _vectorized(mask, 32)
-    monkeypatch.setattr(connect, "_CORNERS_AT_ONCE", 500)
+    monkeypatch.setattr(spool, "_CORNERS_AT_ONCE", 500)
     monkeypatch.setattr(connect, "_FEATURES_AT_ONCE", 7)
     assert _vectorized(mask, 32).equals(whole)
 

@@ -15,7 +15,7 @@ from rasterio.features import rasterize
 from scipy import ndimage
 
 import pipeline as sm
-from pipeline.vector import Tolerance, fill, polygonize, to_geodataframe
+from pipeline.vector import Tolerance, fill, polygonize, spool, to_geodataframe
 from tests.properties.test_vector_law import LATTICE, NODATA, SIDES, _rings, masks
 from tests.scenes import NORTH_UP, write_scene
 
@@ -83,7 +83,7 @@ def test_many_holes_are_looked_into_some_at_a_time(monkeypatch: pytest.MonkeyPat
     mask = np.random.default_rng(0).integers(0, 3, (60, 70), dtype=np.uint8)
     whole = _vectorized(mask, 32, fill_holes_px=6)
     monkeypatch.setattr(fill, "_HOLES_AT_ONCE", 3)
-    monkeypatch.setattr(fill, "_POLYGONS_AT_ONCE", 50)
+    monkeypatch.setattr(spool, "_ROWS_AT_ONCE", 50)
     assert _vectorized(mask, 32, fill_holes_px=6).equals(whole)
     assert len(whole) < len(_vectorized(mask, 32))
 

@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import pipeline as sm
-from pipeline.vector import Tolerance, polygonize, smooth, to_geodataframe, write_polygons
+from pipeline.vector import Tolerance, polygonize, spool, to_geodataframe, write_polygons
 from tests.properties.test_vector_law import CHECKERBOARD, LATTICE, NODATA, SIDES, masks
 from tests.scenes import NORTH_UP, write_scene
 
@@ -78,8 +78,8 @@ def test_a_single_pixel_becomes_a_diamond_for_both_sides() -> None:
 def test_many_corners_are_looked_at_band_after_band(monkeypatch: pytest.MonkeyPatch) -> None:
     mask = np.random.default_rng(0).integers(0, 3, (60, 70), dtype=np.uint8)
     whole = _vectorized(mask, smooth=True)
-    monkeypatch.setattr(smooth, "_CORNERS_AT_ONCE", 300)
-    monkeypatch.setattr(smooth, "_POLYGONS_AT_ONCE", 40)
+    monkeypatch.setattr(spool, "_CORNERS_AT_ONCE", 300)
+    monkeypatch.setattr(spool, "_ROWS_AT_ONCE", 40)
     assert _vectorized(mask, smooth=True).equals(whole)
 
 
