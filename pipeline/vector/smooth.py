@@ -130,8 +130,7 @@ def _fixed_places(reader: SpoolReader, scene_hw: tuple[int, int], *, by_class: b
 def _fixed_in(reader: SpoolReader, rows: tuple[int, int], scene_hw: tuple[int, int], *, by_class: bool) -> Ints:
     """Those in some rows.
 
-    A corner is free where one polygon turns against none, or two against each other: three pixels of one and the fourth
-    of the other.
+    A corner is free where one polygon turns against none, or two against each other: all four pixels are theirs.
     """
     places, pixels, at_border = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for batch in reader.iter_batches():
@@ -152,6 +151,5 @@ def _fixed_in(reader: SpoolReader, rows: tuple[int, int], scene_hw: tuple[int, i
     around = np.concatenate(pixels)[order]
     starts = np.cumsum(count) - count
     total = np.add.reduceat(around, starts) if len(starts) else around
-    most = np.maximum.reduceat(around, starts) if len(starts) else around
-    free = (count == 1) | ((count == 2) & (total == _ALL_AROUND) & (most == _ALL_AROUND - 1))  # noqa: PLR2004
+    free = (count == 1) | ((count == 2) & (total == _ALL_AROUND))  # noqa: PLR2004 - two that fill the place
     return np.concatenate([place[~free], *at_border])
