@@ -150,7 +150,12 @@ def inspect(
     "--probabilities", type=click.Path(path_type=Path), help="probabilities.tif of the same run, as attributes."
 )
 @click.option("--regularize", metavar="CLASS,…", help="Straight walls and right angles for classes such as buildings.")
-@click.option("--min-iou", type=click.FloatRange(0, 1), default=0.8, help="What that must keep.  [default: 0.8]")
+@click.option(
+    "--min-iou",
+    type=click.FloatRange(0, 1),
+    default=0.8,
+    help="Least overlap with what was traced, else the outline stays.  [default: 0.8]",
+)
 @click.option("--overwrite", is_flag=True, help="Replace the file if it is there.")
 @with_common_options
 def vectorize(
