@@ -12,6 +12,7 @@ from pipeline.store.files import (
     same_disk,
 )
 from pipeline.store.ledger import LedgerScan, LedgerWriter, TileRecord, merge_records, read_ledger, scan_ledger
+from pipeline.store.lines import LineWriter, iter_lines
 from pipeline.store.lock import RunLock
 from pipeline.store.probabilities import (
     PROBABILITY_NODATA,
@@ -39,6 +40,7 @@ __all__ = [
     "DamagedTilesError",
     "LedgerScan",
     "LedgerWriter",
+    "LineWriter",
     "OutputState",
     "ResultFile",
     "RunLock",
@@ -55,6 +57,7 @@ __all__ = [
     "describe_files",
     "foreign_output",
     "inspect_output",
+    "iter_lines",
     "merge_records",
     "private_folder",
     "quantize_probabilities",
