@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import deque
 from typing import TYPE_CHECKING
 
 from pipeline.run.failures import as_failure
@@ -50,7 +51,7 @@ class TileFeed:
         self._job = connection.share(job)
         self._scene = job.scene.name
         self._model = model
-        self._waiting = iter(tiles)
+        self._waiting = deque(tiles)
         self._attempts = attempts
         self._on_done = on_done
         self._on_end = on_end
@@ -60,12 +61,14 @@ class TileFeed:
 
     def next(self) -> Task | None:
         """The next tile; None when there are no more."""
-        tile = None if len(self._failures) >= _MOST_FAILURES else next(self._waiting, None)
-        if tile is None:
+        if len(self._failures) >= _MOST_FAILURES:
+            self._waiting.clear()
+        if not self._waiting:
             if not self._exhausted:
                 self._exhausted = True
                 self._maybe_end()
             return None
+        tile = self._waiting.popleft()
         self._running += 1
         return Task(
             name=f"tile {tile.index} of {self._scene}",
@@ -74,6 +77,11 @@ class TileFeed:
             on_done=self._done,
             on_failed=lambda error: self._failed(tile, error),
         )
+
+    @property
+    def left(self) -> int:
+        """Tiles that have not been given out."""
+        return len(self._waiting)
 
     def failure(self) -> PipelineError | None:
         """The first tile's failure, naming it; None when all are recorded."""

@@ -52,8 +52,16 @@ class Outcome:
     @classmethod
     def of_failure(cls, name: str, error: PipelineError, **more: Any) -> Outcome:
         """The record of a failure."""
-        told = {"code": error.code, "exit_code": error.exit_code, "what": error.what, "where": error.where}
-        return cls(name=name, status="failed", **told, fix=error.fix, **more)
+        return cls(
+            name=name,
+            status="failed",
+            code=error.code,
+            exit_code=error.exit_code,
+            what=error.what,
+            where=error.where,
+            fix=error.fix,
+            **more,
+        )
 
     @property
     def transient(self) -> bool:

@@ -47,7 +47,7 @@ def collect(scenes: Sequence[str | Path], lists: Sequence[Path], *, asset: str |
     Raises:
         UsageError: BA-001, a list cannot be read; BA-002, no scene is left; BA-003, scenes or folders are named twice.
     """
-    found = [(None, path) for given in scenes for path in _expanded(str(given))]
+    found: list[tuple[str | None, str]] = [(None, path) for given in scenes for path in _expanded(str(given))]
     for path in lists:
         found += list(_read_list(path, asset))
     if not found:

@@ -17,8 +17,8 @@ from pipeline.run.events import Listener, Notice, StageAdvanced, StageFinished, 
 from pipeline.run.feed import run_tiles
 from pipeline.run.finish import Finisher
 from pipeline.run.identity import refuse_differences
-from pipeline.run.plan import make_plan
-from pipeline.run.plan_there import plan_on_a_worker
+from pipeline.run.plan import make_plan, plan_from
+from pipeline.run.plan_there import basis_of_a_worker
 from pipeline.run.scene_run import Ongoing, SceneRun, adopt, begin, commit, inspect_for, prepare, warnings_of
 from pipeline.run.settings import OWN_CLUSTERS, SegmentSettings, make_settings
 from pipeline.run.stop import StopFlag, stop_on_signals
@@ -145,7 +145,8 @@ def _begin(run: SceneRun, scratch: Path, cluster: _Cluster) -> Ongoing:
     if run.settings.cluster in OWN_CLUSTERS:
         plan = make_plan(run.scene, run.model, run.settings)
     else:
-        plan = plan_on_a_worker(cluster.connection(), run.scene, run.model, run.settings)
+        basis = basis_of_a_worker(cluster.connection(), run.scene, run.model, run.settings)
+        plan = plan_from(run.scene, run.model, run.settings, basis)
     return begin(run, plan, scratch)
 
 
