@@ -156,7 +156,7 @@ def test_a9_a_tile_that_was_killed_on_two_workers_is_computed_by_itself(tmp_path
 
 
 def test_a10_workers_that_stand_still_are_started_anew(tmp_path: Path) -> None:
-    done, failed, told = _run(tmp_path, {4: "stands still once", 5: "stands still once"}, stuck_after_s=3)
+    done, failed, told = _run(tmp_path, {4: "stands still once", 5: "stands still once"}, stuck_after_s=1)
     assert sorted(done) == list(range(12))
     assert not failed
     assert any("nothing has moved" in getattr(event, "text", "") for event in told)
