@@ -105,13 +105,10 @@ def measure_cost(repeats: int) -> None:
 
             work: dict[str, Callable[[], float]] = {"ours": ours, "bare": lambda c=connection: _bare(c, _BARE)}
             medians = {key: values[0] for key, values in interleaved(repeats, **work).items()}
+            ratio = f"{medians['ours'] / medians['bare']:.2f}"
             rows += [
                 (f"milliseconds per null tile, {_TILES:,} tiles, {name}", f"**{medians['ours']:.2f}**", "≤ 6"),
-                (
-                    f"÷ a bare future of the same run, all submitted at once, {name}",
-                    f"{medians['ours'] / medians['bare']:.2f}",
-                    "",
-                ),
+                (f"÷ a bare future of the same run, all submitted at once, {name}", ratio, ""),
                 (f"growth of client and scheduler, bytes per tile, {name}", f"{max(grown) / _TILES:,.0f}", "flat"),
             ]
             facts[name] = {"ms": medians, "grown_bytes": grown}
