@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from pathlib import Path
@@ -22,11 +21,10 @@ from pydantic import (
 )
 
 from pipeline.errors import UsageError
+from pipeline.run.quantities import parse_bytes, sentence, unknown_key
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-_BYTES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 def _quantity(unit: str) -> BeforeValidator:
@@ -64,16 +62,6 @@ def _measure(what: str, *units: str) -> BeforeValidator:
 def _whole(value: Any) -> Any:
     """Digits become a number."""
     return int(value) if isinstance(value, str) and value.isdecimal() else value
-
-
-def _bytes(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?)\s*([A-Za-z]+)\s*", value)
-    if match is None or match.group(2).upper() not in _BYTES:
-        msg = f"{value!r} is not a size; write `8GB` or `512MiB`"
-        raise ValueError(msg)
-    return int(float(match.group(1)) * _BYTES[match.group(2).upper()])
 
 
 def _listed(value: Any) -> Any:
@@ -193,7 +181,7 @@ class SegmentSettings(BaseModel):
     (`tcp://host:port`)."""
     workers: int = Field(default=1, ge=1)
     """Local workers, with `cluster: cuda` for each GPU; more than one are processes, which take the GPUs in turn."""
-    memory: Annotated[int, BeforeValidator(_bytes)] | None = Field(default=None, ge=2**28)
+    memory: Annotated[int, BeforeValidator(parse_bytes)] | None = Field(default=None, ge=2**28)
     """Memory per worker, such as `8GB`; sets the patch."""
     scratch: AbsolutePath | None = None
     """Where unfinished tiles lie; inside the output folder if not given."""
@@ -304,7 +292,7 @@ def _validated(named: dict[str, Any]) -> tuple[SegmentSettings | None, list[str]
     except ValidationError as error:
         details = error.errors()
     wrong = {detail["loc"][0] for detail in details if detail["loc"]}
-    problems = [_sentence(detail) for detail in details]
+    problems = [sentence(detail) for detail in details]
     if wrong:
         problems += _validated({key: value for key, value in named.items() if key not in wrong})[1]
     return None, problems
@@ -313,11 +301,4 @@ def _validated(named: dict[str, Any]) -> tuple[SegmentSettings | None, list[str]
 def _unknown(key: str, known: list[str]) -> str:
     if key in _COMMAND_LINE:
         return f"{key!r} is no setting: give {_COMMAND_LINE[key]} on the command line"
-    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return f"unknown key {key!r}" + (f", did you mean {nearest[0]!r}?" if nearest else "")
-
-
-def _sentence(detail: Any) -> str:
-    place = ".".join(str(part) for part in detail["loc"])
-    text = str(detail["msg"]).removeprefix("Value error, ")
-    return f"{place}: {text}, got {detail['input']!r}" if place else text
+    return unknown_key(key, known)
