@@ -22,10 +22,11 @@ from pipeline.run.plan import Plan, make_plan
 from pipeline.run.record import run_record
 from pipeline.run.resolve import bare_options, matched_by_position, resolve_scene
 from pipeline.run.scratch import create_store, from_record, new_place, open_store, remove_store, to_record
-from pipeline.run.settings import OWN_CLUSTERS, SegmentSettings, make_settings
+from pipeline.run.settings import SegmentSettings, make_settings
 from pipeline.run.tile_task import Job, TileDone
 from pipeline.run.vectorize import cleaning_of
 from pipeline.run.verify import Verification, Verifier
+from pipeline.run.workers import starts_workers
 from pipeline.scene import Aoi
 from pipeline.store import (
     RunLock,
@@ -385,9 +386,15 @@ def _infer(run: _Run, plan: Plan, store: TileStore, ledger: Path, stop: StopFlag
             aoi=run.aoi,
             store=store,
             ledger=ledger,
-            own_cluster=run.settings.cluster in OWN_CLUSTERS,
+            own_cluster=starts_workers(run.settings),
         )
-        with connect(run.settings, device=plan.engine.device) as connection:
+        with connect(
+            run.settings,
+            device=plan.engine.device,
+            engine=plan.engine,
+            folders=(ledger.parent, store.path),
+            check_stop=lambda: stop.raise_if_set(f"{len(records)} of {total} tiles are kept"),
+        ) as connection:
             run_tiles(connection, job, missing, attempts=scan.attempts, on_done=on_done, stop=stop)
     stop.raise_if_set(f"{len(records)} of {total} tiles are kept")
     run.tell(StageFinished(name="infer", seconds=time.monotonic() - started))
@@ -448,7 +455,7 @@ def _clean_up(scratch: Path, store: TileStore, lock: RunLock, *, keep: bool) -> 
         return
     (scratch / PLAN_FILE).unlink(missing_ok=True)
     remove_store(store.path)
-    for name in ("ledger", "stage", "polygons"):
+    for name in ("ledger", "stage", "polygons", "cluster"):
         shutil.rmtree(scratch / name, ignore_errors=True)
     (scratch / "plan.kept.json").unlink(missing_ok=True)
     lock.sweep()
