@@ -11,6 +11,7 @@ import dask
 from pipeline.run.clusters.address import client_of, connected
 from pipeline.run.clusters.admission import require_workers
 from pipeline.run.clusters.jobqueue import job_workers
+from pipeline.run.clusters.kubernetes import pod_workers
 from pipeline.run.clusters.local import in_process, processes
 from pipeline.run.clusters.options import (
     AddressOptions,
@@ -101,7 +102,8 @@ def connect(
             )
             least = threads * workers_wanted(settings)
         elif isinstance(options, KubernetesOptions):
-            raise NotImplementedError
+            client = stack.enter_context(pod_workers(options, settings, device=device, check_stop=check_stop))
+            least = threads * workers_wanted(settings)
         else:
             cluster = stack.enter_context(in_process(threads) if here else processes(settings, threads, device))
             client = stack.enter_context(client_of(cluster, timeout_s=30, security=None))

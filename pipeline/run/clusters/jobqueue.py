@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from distributed.core import Status
 from distributed.utils import get_ip, get_ip_interface
 
 from pipeline.errors import InfrastructureError, UsageError
@@ -101,7 +102,8 @@ def _telling(base: Any, refusals: list[str]) -> Any:
             try:
                 await super().start()
             except (OSError, RuntimeError, ValueError) as error:
-                refusals.append(" ".join(str(error).split()))
+                refusals.append(" ".join(str(error).rpartition("stderr:")[2].split()))
+                self.status = Status.failed  # or closing the cluster fails on it
                 raise
 
     return Job
@@ -109,7 +111,7 @@ def _telling(base: Any, refusals: list[str]) -> Any:
 
 @contextlib.contextmanager
 def _place(folder: Path | None) -> Iterator[Path]:
-    """A private folder that all hosts see. Keys go when the workers are gone, the jobs' output unless the run failed."""
+    """A private folder that all hosts see. Keys go with the workers, the jobs' output unless the run failed."""
     if folder is None:
         with tempfile.TemporaryDirectory(prefix=".scenemask-", dir=Path.cwd(), ignore_cleanup_errors=True) as name:
             yield Path(name)

@@ -32,5 +32,9 @@ def temporary_files(folder: Path) -> Security:
     return Security(
         require_encryption=True,
         tls_ca_file=ca,
-        **{f"tls_{role}_{kind}": path for role in ("client", "scheduler", "worker") for kind, path in (("cert", cert), ("key", key))},
+        **{
+            f"tls_{role}_{kind}": path
+            for role in ("client", "scheduler", "worker")
+            for kind, path in (("cert", cert), ("key", key))
+        },
     )

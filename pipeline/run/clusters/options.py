@@ -63,6 +63,8 @@ class AddressOptions(Patience):
     """Certificate of this client."""
     key: AbsolutePath | None = None
     """Its private key."""
+    connect_timeout: Seconds = Field(default=10, ge=1)
+    """A scheduler that does not answer for this long is not there."""
     cores: int | None = Field(default=None, ge=1)
     """Cores of a worker, hence threads of a forward; those of this machine if not given."""
 
