@@ -23,8 +23,9 @@ def connected(options: AddressOptions) -> Client:
         UsageError: CF-042, `tls://` without files.
         InfrastructureError: CL-001 when the scheduler cannot be reached, CL-002 when it has no workers.
     """
+    security = _security(options)
     try:
-        client = client_of(options.address, timeout_s=options.connect_timeout, security=_security(options))
+        client = client_of(options.address, timeout_s=options.connect_timeout, security=security)
     except (OSError, TimeoutError, ValueError, RuntimeError) as error:
         raise InfrastructureError(
             f"no Dask scheduler answers at {options.address}",
