@@ -40,10 +40,10 @@ class Known:
 
 def make_known(folder: Path, *, side: int = 200) -> Known:
     scene = write_scene(folder / "scene.tif", smooth_values(2, (side, side)), names=("b0", "b1"))
-    model = save_unet(folder / "model", depth=2)
+    save_unet(folder / "model", depth=2)
     options = {"patch": 64, "tile": 1, "vectors": "none"}
-    here = sm.segment(scene, model, folder / "here", **options)
-    return Known(scene, model, sha256(here.mask_path), options)
+    here = sm.segment(scene, folder / "model", folder / "here", **options)
+    return Known(scene, folder / "model", sha256(here.mask_path), options)
 
 
 def environment(**variables: str) -> dict[str, str]:
