@@ -139,7 +139,7 @@ def test_a12_a_host_that_falls_silent_costs_its_tiles_only(hosts: Hosts, known: 
 def test_a12_a_link_that_is_cut_for_half_a_minute(hosts: Hosts, tmp_path: Path) -> None:
     """And comes back in mid-run: what the lost worker still does, or does again, changes nothing."""
     (tmp_path / "known").mkdir()
-    known = make_known(tmp_path / "known", side=1400)
+    known = make_known(tmp_path / "known", side=800)
     out, seconds = _run_with_cut(hosts, known, tmp_path, cut_s=CUT_S)
     assert sha256(out / "mask.tif") == known.sha256
     assert seconds > CUT_S, "the run was to go on after the cut"
