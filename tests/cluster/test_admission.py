@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +16,7 @@ from pipeline.model import EngineSpec
 from pipeline.run.cluster import connect
 from pipeline.run.clusters.admission import same_but_for_patch, versions, why_not
 from pipeline.run.settings import make_settings
-from tests.cluster.running import ROOT, Known, await_lines, dask, environment, free_port, process
+from tests.cluster.running import ROOT, Known, await_lines, can_mount, dask, environment, free_port, process
 from tests.scenes import sha256
 
 if TYPE_CHECKING:
@@ -115,11 +114,7 @@ def test_a_worker_without_scenemask_is_named(scheduler: tuple[str, Path], tmp_pa
     assert caught.value.code == "CL-015"
 
 
-def _mounts() -> bool:
-    return os.geteuid() == 0 and subprocess.run(["unshare", "-m", "true"], check=False).returncode == 0
-
-
-@pytest.mark.skipif(not _mounts(), reason="needs root and unshare, for a worker that sees other disks")
+@pytest.mark.skipif(not can_mount(), reason="needs root and unshare, for a worker that sees other disks")
 def test_a_worker_that_does_not_see_the_output_is_named(
     scheduler: tuple[str, Path], known: Known, tmp_path: Path
 ) -> None:

@@ -1,8 +1,12 @@
-"""What Kubernetes is asked for: against its own schemas and the operator's. There is none here to run it."""
+"""What Kubernetes is asked for: against its own schemas and the operator's. There is none here to run it.
+
+So `stand_in_kubernetes` does, as far as that can be done by processes.
+"""
 
 from __future__ import annotations
 
 import base64
+import sys
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +21,9 @@ from pipeline.run.clusters.keys import temporary_pem
 from pipeline.run.clusters.kubernetes import manifests
 from pipeline.run.clusters.options import cluster_options
 from pipeline.run.settings import make_settings
+from tests.cluster.running import Known, can_mount, process
+from tests.cluster.stand_in_kubernetes import Kubernetes
+from tests.scenes import sha256
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -93,3 +100,27 @@ def test_without_kubernetes_the_run_ends_in_words(tmp_path: Path, monkeypatch: p
     with pytest.raises(InfrastructureError) as caught, connect(make_settings({"cluster": "kubernetes"})):
         pass
     assert caught.value.code == "CL-017"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not can_mount(), reason="needs root and unshare, for a name that leads to the scheduler")
+def test_a_run_on_what_was_asked_for(known: Known, tmp_path: Path) -> None:
+    """Real requests, and a real Dask cluster of the commands, keys and variables in them."""
+    cluster = tmp_path / "cluster.yaml"
+    cluster.write_text("kind: kubernetes\nworkers: 2\ncores: 2\nmemory: 2GB\nwait: 2 min")
+    out, log = tmp_path / "out", tmp_path / "run.log"
+    with Kubernetes(tmp_path) as kubernetes:
+        command = ["-c", "from pipeline.cli import main; main()", "segment", str(known.scene), "-m", str(known.model)]
+        command += ["-o", str(out), "--cluster", str(cluster)]
+        command += [f"--{name}={value}" for name, value in known.options.items()]
+        inside = ["unshare", "-m", "sh", "-c", f'mount --bind "{kubernetes.hosts}" /etc/hosts && exec "$@"', "sh"]
+        variables = {"KUBECONFIG": kubernetes.kubeconfig, "KUBERNETES_SERVICE_HOST": "127.0.0.1"}
+        with process([*inside, sys.executable, *command], log, **variables) as run:
+            run.wait(timeout=200)
+        assert run.returncode == 0, log.read_text()[-3000:]
+        assert kubernetes.resources == {}, "all that was made is taken away"
+        assert kubernetes.health == 200
+        kinds = [line.split("/")[-1] for line in kubernetes.requests if line.startswith("POST")]
+        assert kinds == ["secrets", "daskclusters"]
+        assert all("/namespaces/maps/" in line for line in kubernetes.requests if line.startswith("POST"))
+    assert sha256(out / "mask.tif") == known.sha256

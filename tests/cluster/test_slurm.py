@@ -115,12 +115,16 @@ def test_a_run_on_two_nodes_loses_a_job_and_no_pixel(slurm: Path, known: Known, 
     _await_no_jobs()
 
 
-def test_a_lost_job_is_replaced_and_keeps_to_tls(slurm: Path, tmp_path: Path) -> None:
-    settings = make_settings({"cluster": _file(tmp_path, workers=1)})
+@pytest.mark.slow
+@pytest.mark.parametrize("ends", ["cancelled", "out of time"])
+def test_a_lost_job_is_replaced(slurm: Path, tmp_path: Path, ends: str) -> None:
+    brief = {"walltime": "2 min", "lifetime_margin": "100 s", "lifetime_stagger": "2 s"}
+    settings = make_settings({"cluster": _file(tmp_path, workers=1, **(brief if ends == "out of time" else {}))})
     with connect(settings, folders=(tmp_path,)) as connection:
         assert connection.client.scheduler.address.startswith("tls://127.0.0.1:")
         first = _jobs("%i")
-        subprocess.run(["scancel", *first], check=True)
+        if ends == "cancelled":
+            subprocess.run(["scancel", *first], check=True)
         deadline = time.monotonic() + 60
         while set(_jobs("%i")) <= set(first):
             assert time.monotonic() < deadline, "no other job came"
