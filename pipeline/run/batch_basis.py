@@ -11,8 +11,7 @@ from pipeline.infer import resolve_device
 from pipeline.run.basis import Basis
 from pipeline.run.plan_there import basis_of_a_worker
 from pipeline.run.resolve import resolve_scene
-from pipeline.run.settings import OWN_CLUSTERS
-from pipeline.run.workers import device_wanted
+from pipeline.run.workers import device_wanted, on_this_machine
 from pipeline.store import atomic_write_bytes, read_json
 
 if TYPE_CHECKING:
@@ -26,8 +25,9 @@ _FILE = "basis.json"
 
 
 def batch_device(settings: SegmentSettings) -> str:
-    """What the workers of a cluster of our own compute on; elsewhere they tell."""
-    return resolve_device(device_wanted(settings)) if settings.cluster in OWN_CLUSTERS else "cpu"
+    """What workers are prepared for before they can be asked."""
+    wanted = device_wanted(settings)
+    return resolve_device(wanted) if on_this_machine(settings) else "cuda" if wanted == "cuda" else "cpu"
 
 
 def batch_basis(

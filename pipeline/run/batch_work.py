@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import OutputError, PipelineError
 from pipeline.run.batch_basis import batch_basis, batch_device
-from pipeline.run.cluster import connect
+from pipeline.run.cluster import admit, connect
 from pipeline.run.events import BatchAdvanced, BatchStarted, Event, Listener, Notice, SceneEnded
 from pipeline.run.failures import as_failure
 from pipeline.run.feed import TileFeed
@@ -164,11 +164,18 @@ class BatchWork:
 
     def _compute(self, stop: StopFlag, total_px: int) -> None:
         folder = self.outcomes.folder
-        with connect(self.settings, device=batch_device(self.settings)) as connection:
+        connecting = connect(
+            self.settings,
+            device=batch_device(self.settings),
+            folders=(folder,),
+            check_stop=lambda: stop.raise_if_set("nothing was computed"),
+        )
+        with connecting as connection:
             largest = max(self._left, key=lambda row: self._pixels[row.name])
             basis = batch_basis(
                 connection, largest.scene, self.model, self.settings, folder=folder, num_pixels=total_px
             )
+            admit(connection, self.settings, engine=basis.engine.spec)
             self._crew = _Crew(connection=connection, model=connection.share(self.model), basis=basis, stop=stop)
             watch = Watch(stop=stop, tell=self.listener, stuck_after_s=self.settings.stuck_after, dump_to=folder)
             try:

@@ -4,16 +4,35 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
+from contextvars import ContextVar
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _GROUPS = Path("/sys/fs/cgroup")
 _MINE = Path("/proc/self/cgroup")
 
 
 def available_cores() -> int:
-    """Cores of this process's affinity, and no more than the CPU quota of its control group; at least 1."""
+    """Cores of this process's affinity, no more than its control group's CPU quota or `at_most` says; at least 1."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, int(cpu_quota(_GROUPS, _MINE))))
+    return max(1, min(cores, int(cpu_quota(_GROUPS, _MINE)), _told.get()))
+
+
+@contextlib.contextmanager
+def at_most(cores: int | None) -> Iterator[None]:
+    """Believe, in this thread, whoever gave this process fewer cores than its host shows."""
+    token = _told.set(cores or sys.maxsize)
+    try:
+        yield
+    finally:
+        _told.reset(token)
+
+
+_told: ContextVar[int] = ContextVar("cores", default=sys.maxsize)
 
 
 def cpu_quota(groups: Path, mine: Path) -> float:

@@ -13,7 +13,7 @@ import torch
 from pipeline.errors import ResourceError
 from pipeline.infer import resident_bytes
 from pipeline.model import left_out_px
-from pipeline.run.workers import decoding_threads, gpus, num_workers, tiles_in_flight
+from pipeline.run.workers import decoding_threads, gpus, memory_per_worker, num_workers, tiles_in_flight
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -195,7 +195,8 @@ def budget_left(settings: SegmentSettings, device: str) -> int:
 
 
 def _memory(settings: SegmentSettings, device: str) -> int:
-    return settings.memory or min(_DEFAULT_MEMORY[device], int(0.6 * _available_bytes() / num_workers(settings)))
+    there = memory_per_worker(settings) or int(0.6 * _available_bytes() / num_workers(settings))
+    return settings.memory or min(_DEFAULT_MEMORY[device], there)
 
 
 def check_least_patch(budget: int, bytes_per_px: float, traits: Traits, sizes: SizeRule, halo: int) -> None:

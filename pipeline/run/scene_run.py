@@ -17,9 +17,9 @@ from pipeline.run.plan import Plan
 from pipeline.run.record import run_record
 from pipeline.run.resolve import bare_options, matched_by_position, resolve_scene
 from pipeline.run.scratch import create_store, from_record, new_place, open_store, remove_store, to_record
-from pipeline.run.settings import OWN_CLUSTERS, SegmentSettings
 from pipeline.run.tile_task import Job
 from pipeline.run.vectorize import cleaning_of
+from pipeline.run.workers import on_this_machine, starts_workers
 from pipeline.scene import Aoi
 from pipeline.store import (
     RunLock,
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from pipeline.grid import Tile, Window
     from pipeline.run.finish import Finished
+    from pipeline.run.settings import SegmentSettings
     from pipeline.run.share import Share
     from pipeline.run.stop import StopFlag
     from pipeline.run.verify import Verification
@@ -96,7 +97,7 @@ class Ongoing:
             aoi=self.run.aoi,
             store=self.store,
             ledger=self.scratch / "ledger",
-            own_cluster=self.run.settings.cluster in OWN_CLUSTERS,
+            own_cluster=starts_workers(self.run.settings),
         )
 
     def read_ledger(self, stop: StopFlag, *, share: Share | None = None) -> list[Tile]:
@@ -252,7 +253,7 @@ def _new_store(run: SceneRun, plan: Plan, place: Path, scratch: Path) -> TileSto
 def _adopted(run: SceneRun, document: dict[str, Any], scratch: Path, *, alone: bool) -> Ongoing:
     refuse_differences(document["identity"], run.identity, explicit=run.explicit, where=run.out_dir)
     plan = Plan.from_json(document["plan"])
-    if plan.engine.device == "cuda" and run.settings.cluster in OWN_CLUSTERS:
+    if plan.engine.device == "cuda" and on_this_machine(run.settings):
         resolve_device("cuda")
     place = from_record(document["store"], scratch)
     store = open_store(place, plan)
@@ -351,7 +352,8 @@ def _clean_up(scratch: Path, store: TileStore, lock: RunLock, *, keep: bool) -> 
         return
     (scratch / PLAN_FILE).unlink(missing_ok=True)
     remove_store(store.path)
-    shutil.rmtree(scratch / "ledger", ignore_errors=True)
+    for name in ("ledger", "cluster"):
+        shutil.rmtree(scratch / name, ignore_errors=True)
     remove_staged(scratch)
     for left in (scratch / "plan.kept.json", *scratch.glob("stuck-*.json")):
         left.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import OutputError
 from pipeline.infer import give_back_freed
-from pipeline.run.cluster import connect
+from pipeline.run.cluster import admit, connect
 from pipeline.run.demand import budget_left
 from pipeline.run.events import Listener, Notice, StageAdvanced, StageFinished, StageStarted, silent
 from pipeline.run.feed import run_tiles
@@ -20,10 +20,11 @@ from pipeline.run.identity import refuse_differences
 from pipeline.run.plan import make_plan, plan_from
 from pipeline.run.plan_there import basis_of_a_worker
 from pipeline.run.scene_run import Ongoing, SceneRun, adopt, begin, commit, inspect_for, prepare, warnings_of
-from pipeline.run.settings import OWN_CLUSTERS, SegmentSettings, make_settings
+from pipeline.run.settings import make_settings
 from pipeline.run.stop import StopFlag, stop_on_signals
 from pipeline.run.tasks import Watch
 from pipeline.run.verify import Verification, Verifier
+from pipeline.run.workers import device_wanted, on_this_machine
 from pipeline.store import RunLock, Staging, changed_files, create_output_folder, foreign_output
 
 if TYPE_CHECKING:
@@ -100,21 +101,36 @@ def segment(
 class _Cluster:
     """Connected to once it is needed, until the end of the run's computing."""
 
-    def __init__(self, settings: SegmentSettings, stack: contextlib.ExitStack) -> None:
-        self._settings = settings
+    def __init__(self, run: SceneRun, scratch: Path, stop: StopFlag, stack: contextlib.ExitStack) -> None:
+        self._settings = run.settings
+        self._scratch = scratch
+        self._stop = stop
         self._stack = stack
         self._connection: Connection | None = None
 
-    def connection(self, *, device: str = "cpu") -> Connection:
+    def connection(self, *, device: str) -> Connection:
+        """The workers, before it is known what they are to do."""
         if self._connection is None:
-            self._connection = self._stack.enter_context(connect(self._settings, device=device))
+            connecting = connect(
+                self._settings,
+                device=device,
+                folders=(self._scratch,),
+                check_stop=lambda: self._stop.raise_if_set("finished tiles are kept"),
+            )
+            self._connection = self._stack.enter_context(connecting)
         return self._connection
+
+    def ready_for(self, ongoing: Ongoing) -> Connection:
+        """The workers, asked whether they can do what the plan says."""
+        connection = self.connection(device=ongoing.plan.engine.device)
+        admit(connection, self._settings, engine=ongoing.plan.engine, folders=(ongoing.store.path,))
+        return connection
 
 
 def _locked(run: SceneRun, scratch: Path, lock: RunLock, stop: StopFlag, *, overwrite: bool) -> RunResult:
     """Everything that happens while nobody else may touch the output."""
     with contextlib.ExitStack() as stack:
-        cluster = _Cluster(run.settings, stack)
+        cluster = _Cluster(run, scratch, stop, stack)
         ongoing = adopt(run, scratch, overwrite=overwrite) or _begin(run, scratch, cluster)
         for warning in warnings_of(run, ongoing.plan):
             run.tell(Notice(text=warning))
@@ -142,10 +158,11 @@ def _locked(run: SceneRun, scratch: Path, lock: RunLock, stop: StopFlag, *, over
 
 def _begin(run: SceneRun, scratch: Path, cluster: _Cluster) -> Ongoing:
     """A new plan, made where its work will be done: the machine that asks may have no GPU, or other cores."""
-    if run.settings.cluster in OWN_CLUSTERS:
+    if on_this_machine(run.settings):
         plan = make_plan(run.scene, run.model, run.settings)
     else:
-        basis = basis_of_a_worker(cluster.connection(), run.scene, run.model, run.settings)
+        device = "cuda" if device_wanted(run.settings) == "cuda" else "cpu"
+        basis = basis_of_a_worker(cluster.connection(device=device), run.scene, run.model, run.settings)
         plan = plan_from(run.scene, run.model, run.settings, basis)
     return begin(run, plan, scratch)
 
@@ -164,7 +181,7 @@ def _infer(ongoing: Ongoing, cluster: _Cluster, stop: StopFlag) -> None:
         run.tell(StageAdvanced(name="infer", done=len(records), total=total, pixels=done.pixels))
 
     if missing:
-        connection = cluster.connection(device=ongoing.plan.engine.device)
+        connection = cluster.ready_for(ongoing)
         stuck_after_s = run.settings.stuck_after
         watch = Watch(stop=stop, tell=run.tell, stuck_after_s=stuck_after_s, dump_to=ongoing.scratch)
         job, attempts = ongoing.job(), ongoing.attempts
