@@ -42,6 +42,7 @@ from pipeline.store import (
     scan_ledger,
 )
 from pipeline.store.runfile import PLAN_FILE
+from pipeline.syncpoint import reached
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -92,6 +93,8 @@ class _Run:
 
     def tell(self, event: Event) -> None:
         """Pass on an event; keeps how long stages took."""
+        if isinstance(event, StageStarted | StageFinished):
+            reached(f"{'begin' if isinstance(event, StageStarted) else 'end'}-{event.name}")
         if isinstance(event, StageFinished):
             self.timings[event.name] = round(event.seconds, 3)
         self.listener(event)
@@ -226,6 +229,11 @@ def _locked(run: _Run, scratch: Path, lock: RunLock, stop: StopFlag, *, overwrit
     stop.raise_if_set("all tiles are kept")
     staging = Staging(run.out_dir)
     staging.clear()
+
+    def check() -> None:
+        reached("step")
+        stop.raise_if_set("all tiles are kept")
+
     done = Finisher(
         scene=run.scene,
         model=run.model,
@@ -236,7 +244,7 @@ def _locked(run: _Run, scratch: Path, lock: RunLock, stop: StopFlag, *, overwrit
         staging=staging,
         scratch=scratch,
         tell=run.tell,
-        check=lambda: stop.raise_if_set("all tiles are kept"),
+        check=check,
     ).run()
     stop.raise_if_set("all tiles are kept")
     _refuse_changed_scene(run)
@@ -444,12 +452,17 @@ def _clean_up(scratch: Path, store: TileStore, lock: RunLock, *, keep: bool) -> 
     """Remove all that only an unfinished run needs; releasing the lock then removes the empty folder."""
     if keep:
         # Under its own name a plan means "unfinished".
+        reached("before-rename")
         (scratch / PLAN_FILE).replace(scratch / "plan.kept.json")
+        reached("after-rename")
         return
     (scratch / PLAN_FILE).unlink(missing_ok=True)
+    reached("after-remove")
     remove_store(store.path)
+    reached("after-remove")
     for name in ("ledger", "stage", "polygons"):
         shutil.rmtree(scratch / name, ignore_errors=True)
+        reached("after-remove")
     (scratch / "plan.kept.json").unlink(missing_ok=True)
     lock.sweep()
 

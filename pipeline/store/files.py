@@ -12,6 +12,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from pipeline.errors import ResourceError, UsageError
+from pipeline.syncpoint import reached
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -96,7 +97,9 @@ def fsync_path(path: Path) -> None:
     """Push a file or directory to the disk, so that a rename survives a power cut."""
     fd = os.open(path, os.O_RDONLY)
     try:
+        reached("before-fsync")
         os.fsync(fd)
+        reached("after-fsync")
     except OSError as error:  # some network file systems cannot sync a directory
         if error.errno not in {errno.EINVAL, errno.ENOTSUP}:
             raise
@@ -119,10 +122,14 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
         with disk_full_as_error(path.parent, needed_bytes=len(data)):
             fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
             write_all(fd, data)
+            reached("before-fsync")
             os.fsync(fd)
+            reached("after-fsync")
             os.close(fd)
             fd = -1
+            reached("before-rename")
             temp.replace(path)
+            reached("after-rename")
             fsync_path(path.parent)
     finally:
         if fd >= 0:

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Self
 
 from pipeline.errors import OutputError
 from pipeline.store.files import disk_full_as_error, fsync_path, private_folder, read_json
+from pipeline.syncpoint import reached
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -162,7 +163,9 @@ class RunLock:
         if self._is_mine():
             gone = self._folder / f"lock.gone-{self._owner.nonce}"
             with contextlib.suppress(OSError):
+                reached("before-rename")
                 self._path.rename(gone)
+                reached("after-rename")
                 shutil.rmtree(gone)
                 self._folder.rmdir()  # refused unless it is empty
 
@@ -188,7 +191,9 @@ class RunLock:
                 fresh.mkdir(mode=0o700)
                 (fresh / "owner.json").write_text(json.dumps(asdict(self._owner)), "utf-8")
                 (fresh / "beat").write_bytes(_beat_text(0))
+                reached("before-rename")
                 fresh.rename(self._path)  # fails on a folder that is not empty: someone's lock
+                reached("after-rename")
                 fsync_path(self._folder)
         except OSError as error:
             # Taken; or the folder went, with an owner that released its lock, before there was anything of ours in it.
@@ -226,7 +231,9 @@ class RunLock:
         # gone. All of them then try again.
         taken = self._folder / f"lock.taken-{holder.nonce}"
         try:
+            reached("before-rename")
             self._path.rename(taken)
+            reached("after-rename")
         except OSError as error:
             if error.errno not in {*_TAKEN, errno.ENOENT}:
                 raise

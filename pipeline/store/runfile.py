@@ -20,6 +20,7 @@ from pipeline.store.files import (
     private_folder,
     read_json,
 )
+from pipeline.syncpoint import reached
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -201,19 +202,26 @@ class Staging:
                 fsync_path(self.folder / name)
         replaced = _described(before or {}) | _described(read_json(self.out_dir / RUN_FILE) or {})
         atomic_write_json(self._begun, {"files": dict.fromkeys(sorted({*replaced, *names}))})
+        reached("before-remove")
         (self.out_dir / RUN_FILE).unlink(missing_ok=True)
+        reached("after-remove")
         fsync_path(self.out_dir)
         for name in replaced - set(names):
             remove_side_files(self.out_dir / name)
             (self.out_dir / name).unlink(missing_ok=True)
+            reached("after-remove")
         with disk_full_as_error(self.out_dir):
             for name in names:
                 if (self.folder / name).exists():  # else moved before the run was killed
                     remove_side_files(self.out_dir / name)
+                    reached("before-rename")
                     (self.folder / name).replace(self.out_dir / name)
+                    reached("after-rename")
         fsync_path(self.out_dir)
         atomic_write_json(self.out_dir / RUN_FILE, run)
+        reached("before-remove")
         self._begun.unlink()
+        reached("after-remove")
 
 
 def _described(run: Mapping[str, object]) -> set[str]:

@@ -18,6 +18,7 @@ from pipeline.store.damage import DamagedTilesError, list_windows
 from pipeline.store.digest import sha256_array
 from pipeline.store.files import disk_full_as_error, private_folder
 from pipeline.store.probabilities import PROBABILITY_NODATA
+from pipeline.syncpoint import reached
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -290,7 +291,9 @@ def _write_shard(folder: Path, array: zarr.Array[Any], window: Window, pixels: N
         whole[..., : window.height, : window.width] = pixels
         pixels = whole
     with disk_full_as_error(folder, needed_bytes=pixels.nbytes):
+        reached("before-shard")
         array[..., rows, cols] = pixels
+        reached("after-shard")
 
 
 def _damaged_tiles(array: zarr.Array[Any], window: Window) -> list[Window]:

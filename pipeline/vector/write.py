@@ -19,6 +19,7 @@ from pyproj import CRS
 
 from pipeline.errors import OutputError, ResourceError, UsageError
 from pipeline.sidefiles import remove_side_files
+from pipeline.syncpoint import reached
 from pipeline.vector.attributes import attribute_arrays, attribute_fields
 from pipeline.vector.faults import disk_errors
 from pipeline.vector.geojson import count_features, write_geojson
@@ -89,7 +90,9 @@ def write_polygons(polygons: PolygonSet, path: Path, *, overwrite: bool) -> Writ
             _sync(part)
             _refuse_existing(path, overwrite=overwrite)
             remove_side_files(path)
+            reached("before-rename")
             part.replace(path)
+            reached("after-rename")
         _sync(path.parent)
     return WrittenPolygons(path=path, num_polygons=found, num_dropped=dropped, regularized=polygons.regularized)
 
@@ -138,7 +141,9 @@ def _sync(path: Path) -> None:
     """Have the disk take what was written, so that a rename never outruns the data."""
     handle = os.open(path, os.O_RDONLY)
     try:
+        reached("before-fsync")
         os.fsync(handle)
+        reached("after-fsync")
     finally:
         os.close(handle)
 
