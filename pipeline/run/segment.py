@@ -18,10 +18,20 @@ from pipeline.run.events import Event, Listener, Notice, StageAdvanced, StageFin
 from pipeline.run.execute import StopFlag, run_tiles, stop_on_signals
 from pipeline.run.finish import Finisher
 from pipeline.run.identity import adopt_settings, identity, refuse_differences
+from pipeline.run.leftovers import clean_up, finish_cleaning
 from pipeline.run.plan import Plan, make_plan
 from pipeline.run.record import run_record
 from pipeline.run.resolve import bare_options, matched_by_position, resolve_scene
-from pipeline.run.scratch import create_store, from_record, new_place, open_store, remove_store, to_record
+from pipeline.run.scratch import (
+    create_store,
+    digest_of,
+    from_record,
+    new_place,
+    open_store,
+    remove_store,
+    require_room,
+    to_record,
+)
 from pipeline.run.settings import OWN_CLUSTERS, SegmentSettings, make_settings
 from pipeline.run.tile_task import Job, TileDone
 from pipeline.run.vectorize import cleaning_of
@@ -30,7 +40,6 @@ from pipeline.scene import Aoi
 from pipeline.store import (
     RunLock,
     Staging,
-    TileDigest,
     TileRecord,
     TileStore,
     atomic_write_json,
@@ -263,7 +272,7 @@ def _locked(run: _Run, scratch: Path, lock: RunLock, stop: StopFlag, *, overwrit
         started=run.started,
     )
     staging.commit(done.names, record)
-    _clean_up(scratch, store, lock, keep=run.settings.keep)
+    clean_up(scratch, store.path, lock, keep=run.settings.keep)
     return _result(run.out_dir, record, resumed=False)
 
 
@@ -304,6 +313,7 @@ def _already_done(run: _Run, state: OutputState) -> RunResult:
             where=str(run.out_dir),
             fix="restore them, choose another -o, or replace them with --overwrite",
         )
+    finish_cleaning(run.out_dir)
     run.tell(Notice(text="the same run ended here before and its files are whole; nothing to do"))
     return _result(run.out_dir, record, resumed=True)
 
@@ -334,8 +344,10 @@ def _plan_or_adopt(run: _Run, scratch: Path, *, overwrite: bool) -> tuple[Plan, 
 
 
 def _begin(run: _Run, plan: Plan, place: Path, scratch: Path) -> TileStore:
-    """An empty store, and the frozen plan on disk."""
-    store = create_store(place, out_dir=run.out_dir, plan=plan, legend=run.model.spec.legend())
+    """The frozen plan on disk, then an empty store: at no moment is there a store that no plan tells of."""
+    legend = run.model.spec.legend()
+    require_room(place, out_dir=run.out_dir, plan=plan, legend=legend)
+    begins = not (scratch / PLAN_FILE).exists()
     atomic_write_json(
         scratch / PLAN_FILE,
         {
@@ -344,9 +356,23 @@ def _begin(run: _Run, plan: Plan, place: Path, scratch: Path) -> TileStore:
             "settings": run.settings.model_dump(mode="json"),
             "plan": plan.to_json(),
             "store": to_record(place, scratch),
+            "inputs": {"scene": _path_of(run.scene), "model": _path_of(run.model)},
         },
     )
-    return store
+    try:
+        return create_store(place, plan=plan, legend=legend)
+    except PipelineError:
+        if begins:  # refused, not cut off
+            (scratch / PLAN_FILE).unlink()
+        raise
+
+
+def _path_of(what: Scene | Model) -> str | None:
+    """Where it lies, for the command that `status` tells; of an address not what may be a signature."""
+    path = getattr(what, "path", None)
+    if path is None or "://" in str(path):
+        return None if path is None else str(path).partition("?")[0]
+    return str(Path(path).absolute())
 
 
 def _adopt(run: _Run, document: dict[str, Any], scratch: Path) -> tuple[Plan, TileStore]:
@@ -357,8 +383,10 @@ def _adopt(run: _Run, document: dict[str, Any], scratch: Path) -> tuple[Plan, Ti
     place = from_record(document["store"], scratch)
     store = open_store(place, plan)
     if store is None:
-        run.tell(Notice(text=f"the finished tiles in {place} are gone; all tiles are computed again"))
+        if (scratch / "ledger").exists():
+            run.tell(Notice(text=f"the finished tiles in {place} are gone; all tiles are computed again"))
         shutil.rmtree(scratch / "ledger", ignore_errors=True)
+        remove_store(place)
         place = place if run.settings.scratch is None else new_place(scratch, run.settings.scratch)
         store = _begin(run, plan, place, scratch)
     store.remove_partials()
@@ -370,7 +398,7 @@ def _infer(run: _Run, plan: Plan, store: TileStore, ledger: Path, stop: StopFlag
     tiles = plan.tiling.tiles()
     scan = scan_ledger(ledger, plan_id=plan.digest)
     records = dict(scan.records)
-    damaged = store.find_damaged(_until(stop, tiles), {i: _digest(r) for i, r in records.items()})
+    damaged = store.find_damaged(_until(stop, tiles), {i: digest_of(r) for i, r in records.items()})
     for index in damaged:
         del records[index]
     if damaged:
@@ -431,12 +459,6 @@ def _verify(
     return made
 
 
-def _digest(record: TileRecord) -> TileDigest | None:
-    if record.mask_sha256 is None:
-        return None
-    return TileDigest(mask_sha256=record.mask_sha256, prob_sha256=record.prob_sha256)
-
-
 def _refuse_changed_scene(run: _Run) -> None:
     if run.scene.fingerprint() != run.identity["scene"]:
         raise OutputError(
@@ -446,25 +468,6 @@ def _refuse_changed_scene(run: _Run) -> None:
             where=run.scene.name,
             fix="run again with --overwrite once the file no longer changes",
         )
-
-
-def _clean_up(scratch: Path, store: TileStore, lock: RunLock, *, keep: bool) -> None:
-    """Remove all that only an unfinished run needs; releasing the lock then removes the empty folder."""
-    if keep:
-        # Under its own name a plan means "unfinished".
-        reached("before-rename")
-        (scratch / PLAN_FILE).replace(scratch / "plan.kept.json")
-        reached("after-rename")
-        return
-    (scratch / PLAN_FILE).unlink(missing_ok=True)
-    reached("after-remove")
-    remove_store(store.path)
-    reached("after-remove")
-    for name in ("ledger", "stage", "polygons"):
-        shutil.rmtree(scratch / name, ignore_errors=True)
-        reached("after-remove")
-    (scratch / "plan.kept.json").unlink(missing_ok=True)
-    lock.sweep()
 
 
 def _result(out_dir: Path, record: Mapping[str, Any], *, resumed: bool) -> RunResult:

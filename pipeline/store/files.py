@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -116,7 +117,7 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
         ResourceError: RS-001, the disk, quota or file-size limit is reached.
         OSError: Anything else.
     """
-    temp = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}.tmp")
+    temp = path.with_name(f".{path.name[:100]}.{secrets.token_hex(_NONCE_BYTES)}.tmp")
     fd = -1
     try:
         with disk_full_as_error(path.parent, needed_bytes=len(data)):
@@ -135,6 +136,23 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
         if fd >= 0:
             os.close(fd)
         temp.unlink(missing_ok=True)
+
+
+def remove_temporaries(folder: Path, name: str | None = None) -> None:
+    """Remove what killed writers of `atomic_write_bytes` left; call where no other writer can be.
+
+    Args:
+        folder: Where they wrote.
+        name: Of the file that they would have replaced; None for all.
+    """
+    for path in folder.glob(".*.tmp"):
+        match = _TEMPORARY.fullmatch(path.name)
+        if match is not None and name in (None, match[1]):
+            path.unlink(missing_ok=True)
+
+
+_NONCE_BYTES = 8
+_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{16}\.tmp", re.DOTALL)
 
 
 def write_all(fd: int, data: bytes) -> None:

@@ -19,6 +19,7 @@ from pipeline.store.files import (
     fsync_path,
     private_folder,
     read_json,
+    remove_temporaries,
 )
 from pipeline.syncpoint import reached
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 RUN_FILE = "run.json"
 SCRATCH_FOLDER = ".scenemask"
 PLAN_FILE = "plan.json"
+BEGUN_FILE = "commit-begun.json"
 _RESULTS = frozenset(
     {"mask.tif", "mask.tif.aux.xml", "mask.qml", "probabilities.tif", "preview.png", "item.json", RUN_FILE}
 )
@@ -166,7 +168,7 @@ class Staging:
     def __init__(self, out_dir: Path) -> None:
         self.out_dir = out_dir
         self.folder = private_folder(out_dir / SCRATCH_FOLDER / "stage")
-        self._begun = out_dir / SCRATCH_FOLDER / "commit-begun.json"
+        self._begun = out_dir / SCRATCH_FOLDER / BEGUN_FILE
 
     def path(self, name: str) -> Path:
         """Where to make the result called `name`."""
@@ -218,6 +220,7 @@ class Staging:
                     (self.folder / name).replace(self.out_dir / name)
                     reached("after-rename")
         fsync_path(self.out_dir)
+        remove_temporaries(self.out_dir, RUN_FILE)
         atomic_write_json(self.out_dir / RUN_FILE, run)
         reached("before-remove")
         self._begun.unlink()
