@@ -163,7 +163,8 @@ def _outcome(future: Future) -> TileDone | BaseException:
     try:
         if future.status == "finished":
             return cast("TileDone", future.result())
-        return cast("BaseException", future.exception(timeout=_GRACE_S))
+        # Of a scheduler that died there is neither an answer nor an error.
+        return future.exception(timeout=_GRACE_S) or ConnectionError(f"a tile is {future.status}")
     except BaseException as caught:  # noqa: BLE001 - a cancelled or lost future raises instead of returning
         return caught
 
