@@ -24,6 +24,7 @@ _MODEL = click.option(
     type=click.Path(path_type=Path),
     help="Model folder or network file (weights, ONNX, TorchScript, .pt2).",
 )
+_OUT_DIR = click.argument("out", type=click.Path(path_type=Path))
 _CONFIG = click.option("--config", type=click.Path(path_type=Path), help="Settings file (YAML); flags win over it.")
 
 
@@ -213,6 +214,48 @@ def vectorize(
         click.echo(f"{written.num_polygons} polygons -> {written.path}")
         if outcome is not None:
             click.echo(say_regularized(outcome, min_iou))
+
+
+@app.command()
+@_OUT_DIR
+@with_common_options
+def status(out: Path, *, verbose: int, quiet: bool, as_json: bool, debug: bool) -> None:
+    """Show what the output folder OUT holds: how far a run has come, who is at it, and how to go on.
+
+    Touches nothing. Exit code 0: complete; 75: unfinished, can be continued; 5: results of something else; 2: nothing.
+    """
+    del verbose, debug
+    from pipeline.cli.show import show_status
+    from pipeline.run.status import status_of
+
+    found = status_of(out)
+    if as_json:
+        click.echo(json.dumps(found.to_json(), indent=1, ensure_ascii=False))
+    elif not quiet:
+        show_status(out, found)
+    sys.exit(found.exit_code)
+
+
+@app.command()
+@_OUT_DIR
+@with_common_options
+def verify(out: Path, *, verbose: int, quiet: bool, as_json: bool, debug: bool) -> None:
+    """Read back all that run.json in OUT describes: files by hash, mask and probabilities block by block.
+
+    Exit code 0: as it was written; 5: damaged, and the damaged blocks are named.
+    """
+    del verbose, debug
+    from pipeline.run.audit import audit
+
+    found = audit(out)
+    if as_json:
+        click.echo(json.dumps(found.to_json(), indent=1, ensure_ascii=False))
+    elif found.whole and not quiet:
+        click.echo(f"{len(found.files)} files, {sum(found.blocks.values())} blocks: all as they were written")
+    if not found.whole:
+        error = found.error(out)
+        print(error.block(), file=sys.stderr)
+        sys.exit(error.exit_code)
 
 
 @app.command()
