@@ -79,6 +79,74 @@ def segment(
 
 
 @app.command(cls=SettingsCommand)
+@click.argument("scenes", nargs=-1)
+@click.option(
+    "--list",
+    "lists",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="File that lists scenes: .txt, .csv, .parquet (column `scene`, and `name` if wanted) or STAC items (.json).",
+)
+@click.option("--asset", metavar="KEY", help="Asset of STAC items, where they have several rasters.")
+@_MODEL
+@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Root of the output folders.")
+@click.option("--max-failures", type=click.IntRange(min=0), metavar="N", help="Begin no more once more have failed.")
+@click.option("--retry-failed", is_flag=True, help="Try scenes again that have failed for good.")
+@click.option("--share", metavar="I/N", help="Only every N-th scene from the I-th on, counted from 0.")
+@_CONFIG
+@with_common_options
+def batch(
+    scenes: tuple[str, ...],
+    lists: tuple[Path, ...],
+    asset: str | None,
+    model: Path,
+    out: Path,
+    *,
+    max_failures: int | None,
+    retry_failed: bool,
+    share: str | None,
+    config: Path | None,
+    verbose: int,
+    quiet: bool,
+    as_json: bool,
+    debug: bool,
+    **settings: Any,
+) -> None:
+    """Segment many SCENES on one cluster, each into a folder of its own: paths, patterns in quotes, lists.
+
+    The same command again continues; scenes that have failed for good are left out unless asked for. Without scenes it
+    continues with the list of before. Ends with 6 where scenes failed.
+    """
+    del debug
+    from pipeline.cli.batch_progress import batch_listener
+    from pipeline.cli.show import show_batch
+    from pipeline.run.batch import Share
+    from pipeline.run.batch import batch as run_batch
+
+    given = given_settings(settings, config)
+    part = None if share is None else Share.parse(share)
+    with batch_listener(quiet=quiet or as_json, verbose=verbose) as listener:
+        result = run_batch(
+            scenes,
+            model,
+            out,
+            lists=lists,
+            asset=asset,
+            max_failures=max_failures,
+            retry_failed=retry_failed,
+            share=part,
+            listener=listener,
+            **given,
+        )
+    if as_json:
+        click.echo(json.dumps(result.to_dict(), indent=1, ensure_ascii=False))
+    elif not quiet:
+        show_batch(result)
+    if result.exit_code:
+        sys.exit(result.exit_code)
+
+
+@app.command(cls=SettingsCommand)
 @_SCENE
 @_MODEL
 @_CONFIG

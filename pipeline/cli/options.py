@@ -17,7 +17,7 @@ _METAVARS = {
     "simplify": "M", "fill_holes": "M2", "regularize": "CLASS,…", "min_iou": "SHARE",
     "cluster": "local|tcp://HOST:PORT", "vectors": "geojson,gpkg,fgb,parquet|none", "class_names": "NAMES",
     "scale": "NUMBERS", "offset": "NUMBERS", "mean": "NUMBERS", "std": "NUMBERS", "threshold": "NUMBERS",
-    "halo_tolerance": "P", "max_flip": "SHARE",
+    "halo_tolerance": "P", "stuck_after": "S", "max_flip": "SHARE",
 }  # fmt: skip
 
 

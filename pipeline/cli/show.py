@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from pipeline.run.batch import BatchResult
     from pipeline.run.demo import DemoResult
     from pipeline.run.segment import RunResult
     from pipeline.run.status import Status
@@ -33,6 +35,21 @@ def show_run(result: RunResult) -> None:
         console.print(_verified(summary["verify"]))
     for name in summary["files"]:
         console.print(f"  {result.out_dir / name}", soft_wrap=True)
+
+
+def show_batch(result: BatchResult) -> None:
+    """Counts, what failed and why, and where to look."""
+    console = Console(highlight=False)
+    console.print("  ".join(f"{count} {status}" for status, count in result.counts.items()))
+    if result.failures:
+        table = Table("scene", "code", "what", box=box.SIMPLE)
+        for one in result.failures[:_LONG]:
+            table.add_row(one.name, one.code, escape(one.what.splitlines()[0]))
+        console.print(table)
+        if len(result.failures) > _LONG:
+            console.print(f"and {len(result.failures) - _LONG} more")
+        console.print(f"  {result.root / 'failed.csv'}", soft_wrap=True)
+    console.print(f"  {result.summary_path}", soft_wrap=True)
 
 
 def _verified(found: dict[str, Any]) -> str:

@@ -41,8 +41,8 @@ def clean_up(scratch: Path, store: Path, lock: RunLock, *, keep: bool) -> None:
         shutil.rmtree(scratch / name, ignore_errors=True)
         reached("after-remove")
     remove_temporaries(scratch)
-    for name in (_KEPT, BEGUN_FILE, PLAN_FILE):
-        (scratch / name).unlink(missing_ok=True)
+    for path in (*scratch.glob("stuck-*.json"), scratch / _KEPT, scratch / BEGUN_FILE, scratch / PLAN_FILE):
+        path.unlink(missing_ok=True)
         reached("after-remove")
     lock.sweep()
 

@@ -102,6 +102,7 @@ def _vectors(value: Any) -> Any:
 
 Formats = Annotated[tuple[Literal["geojson", "gpkg", "fgb", "parquet"], ...], BeforeValidator(_vectors)]
 Pixels = Annotated[int, _quantity("px")]
+Seconds = Annotated[float, _quantity("s")]
 Area = Annotated[tuple[Annotated[float, Field(ge=0)], Literal["m2", "px"]], _measure("an area", "m2", "px")]
 Names = Annotated[tuple[str, ...], BeforeValidator(_texts)]
 AbsolutePath = Annotated[Path, AfterValidator(Path.absolute)]
@@ -193,6 +194,9 @@ class SegmentSettings(BaseModel):
     (`tcp://host:port`)."""
     workers: int = Field(default=1, ge=1)
     """Local workers, with `cluster: cuda` for each GPU; more than one are processes, which take the GPUs in turn."""
+    stuck_after: Seconds = Field(default=300, gt=0)
+    """Seconds in which no tile ends, at least ten times as long as a tile takes, after which what runs is written down
+    and worker processes are started anew."""
     memory: Annotated[int, BeforeValidator(_bytes)] | None = Field(default=None, ge=2**28)
     """Memory per worker, such as `8GB`; sets the patch."""
     scratch: AbsolutePath | None = None
@@ -262,7 +266,7 @@ class SegmentSettings(BaseModel):
 OWN_CLUSTERS = ("local", "cuda")
 """Started for a run, on this machine."""
 # What may differ between a run and its resumption: it changes no output.
-COSMETIC = frozenset({"trust_model", "workers", "cluster", "memory", "scratch", "keep", "verify"})
+COSMETIC = frozenset({"trust_model", "workers", "cluster", "memory", "scratch", "keep", "verify", "stuck_after"})
 
 _COMMAND_LINE = {
     "scene": "SCENE", "model": "-m/--model", "out": "-o/--out", "config": "--config", "overwrite": "--overwrite",

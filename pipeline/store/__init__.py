@@ -14,6 +14,7 @@ from pipeline.store.files import (
     same_disk,
 )
 from pipeline.store.ledger import LedgerScan, LedgerWriter, TileRecord, merge_records, read_ledger, scan_ledger
+from pipeline.store.lines import LineWriter, iter_lines
 from pipeline.store.lock import RunLock
 from pipeline.store.probabilities import (
     PROBABILITY_NODATA,
@@ -42,6 +43,7 @@ __all__ = [
     "DamagedTilesError",
     "LedgerScan",
     "LedgerWriter",
+    "LineWriter",
     "OutputKind",
     "OutputState",
     "ResultFile",
@@ -61,6 +63,7 @@ __all__ = [
     "describe_files",
     "foreign_output",
     "inspect_output",
+    "iter_lines",
     "merge_records",
     "private_folder",
     "quantize_probabilities",

@@ -11,8 +11,12 @@ import pytest
 from distributed import Client, LocalCluster
 
 from pipeline.grid import Tile, Window
-from pipeline.run import execute, tile_task
+from pipeline.run import feed, tile_task
 from pipeline.run.cluster import Connection
+from pipeline.run.events import silent
+from pipeline.run.failures import as_failure
+from pipeline.run.stop import StopFlag
+from pipeline.run.tasks import Watch
 from pipeline.run.tile_task import TileDone
 from pipeline.store import TileRecord
 
@@ -21,15 +25,15 @@ def test_an_answer_that_died_with_its_worker_is_computed_again(tmp_path: Path, m
     """A worker is killed after its tiles ended and before anybody fetched what they returned."""
     calls = tmp_path / "calls"
 
-    def run_tile(_recipe: object, tile: Tile, attempt: int) -> TileDone:
+    def run_tile(_job: object, _model: object, tile: Tile, attempt: int) -> TileDone:
         again = calls.exists() and str(tile.index) in calls.read_text().split()
         with calls.open("a") as file:
             file.write(f"{tile.index}\n")
         time.sleep(4.0 if again else 0.0)
         return TileDone(record=_record(tile.index, attempt), patches=1, pixels=1)
 
-    monkeypatch.setattr(execute, "run_tile", run_tile)
-    monkeypatch.setattr(execute, "forget", lambda _key: None)
+    monkeypatch.setattr(feed, "run_tile", run_tile)
+    monkeypatch.setattr(feed, "forget", lambda _key: None)
     tiles = [Tile(index=i, core=Window(row_off=i, col_off=0, height=1, width=1)) for i in range(4)]
     seen: list[int] = []
     with _two_workers() as cluster, Client(cluster, set_as_default=False) as client:
@@ -44,7 +48,7 @@ def test_an_answer_that_died_with_its_worker_is_computed_again(tmp_path: Path, m
             seen.append(done.record.tile)
 
         connection = Connection(client, slots=2)
-        execute.run_tiles(connection, _Job(), tiles, attempts={}, on_done=on_done, stop=execute.StopFlag())
+        feed.run_tiles(connection, _Job(), None, tiles, attempts={}, on_done=on_done, watch=_watch(tmp_path))
     assert sorted(seen) == [0, 1, 2, 3]
     assert len(calls.read_text().splitlines()) > len(tiles)
 
@@ -54,29 +58,30 @@ def test_d10_a_worker_with_a_broken_gpu_is_replaced_and_its_tile_tried_again(
 ) -> None:
     marker = tmp_path / "failed once"
 
-    def compute(_job: object, tile: Tile, attempt: int) -> TileDone:
+    def compute(_job: object, _model: object, tile: Tile, attempt: int) -> TileDone:
         if tile.index == 1 and not marker.exists():
             marker.touch()
             raise RuntimeError("CUDA error: device-side assert triggered")
         return TileDone(record=_record(tile.index, attempt), patches=1, pixels=1)
 
-    def run_tile(job: object, tile: Tile, attempt: int) -> TileDone:
+    def run_tile(job: object, model: object, tile: Tile, attempt: int) -> TileDone:
         tile_task._compute_tile = compute  # in the worker's process
-        return tile_task.run_tile(job, tile, attempt)  # type: ignore[arg-type]
+        return tile_task.run_tile(job, model, tile, attempt)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(execute, "run_tile", run_tile)
-    monkeypatch.setattr(execute, "forget", lambda _key: None)
+    monkeypatch.setattr(feed, "run_tile", run_tile)
+    monkeypatch.setattr(feed, "forget", lambda _key: None)
     tiles = [Tile(index=i, core=Window(row_off=i, col_off=0, height=1, width=1)) for i in range(4)]
     seen: list[int] = []
     with _two_workers() as cluster, Client(cluster, set_as_default=False) as client:
         before = set(client.run(os.getpid).values())
-        execute.run_tiles(
+        feed.run_tiles(
             Connection(client, slots=2),
             _Job(),  # type: ignore[arg-type]
+            None,  # type: ignore[arg-type]
             tiles,
             attempts={},
             on_done=lambda done: seen.append(done.record.tile),
-            stop=execute.StopFlag(),
+            watch=_watch(tmp_path),
         )
         client.wait_for_workers(2, timeout=30)
         assert set(client.run(os.getpid).values()) != before
@@ -86,14 +91,23 @@ def test_d10_a_worker_with_a_broken_gpu_is_replaced_and_its_tile_tried_again(
 def test_d10_in_one_process_the_loss_is_told() -> None:
     error = RuntimeError("CUDA error: an illegal memory access was encountered")
     tile_task.leave_broken_process(error)  # no worker here: nothing ends
-    failure = execute._failure(Tile(index=3, core=Window(row_off=0, col_off=0, height=1, width=1)), error, count=1)
+    failure = as_failure(error, where="tile 3")
     assert (failure.code, failure.exit_code) == ("RS-005", 7)
     assert "illegal memory access" in str(failure)
     assert "tile 3" in failure.where
 
 
+class _Scene:
+    name = "scene"
+
+
 class _Job:
     key = "job"
+    scene = _Scene()
+
+
+def _watch(folder: Path, *, stuck_after_s: float = 300) -> Watch:
+    return Watch(stop=StopFlag(), tell=silent, stuck_after_s=stuck_after_s, dump_to=folder)
 
 
 def _record(index: int, attempt: int) -> TileRecord:
