@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pipeline import __version__
 from pipeline.cli.options import SettingsCommand, given_settings, with_common_options
 from pipeline.errors import PipelineError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _SCENE = click.argument("scene", type=click.Path(path_type=Path))
 _MODEL = click.option(
@@ -72,10 +76,11 @@ def segment(
     given = given_settings(settings, config)
     with run_listener(quiet=quiet or as_json, verbose=verbose) as listener:
         result = run_segment(scene, model, out, overwrite=overwrite, listener=listener, **given)
-    if as_json:
-        click.echo(json.dumps(result.summary, indent=1, ensure_ascii=False))
-    elif not quiet:
-        show_run(result)
+    with _reader_may_leave():
+        if as_json:
+            click.echo(json.dumps(result.summary, indent=1, ensure_ascii=False))
+        elif not quiet:
+            show_run(result)
 
 
 @app.command(cls=SettingsCommand)
@@ -297,10 +302,11 @@ def status(out: Path, *, verbose: int, quiet: bool, as_json: bool, debug: bool) 
     from pipeline.run.status import status_of
 
     found = status_of(out)
-    if as_json:
-        click.echo(json.dumps(found.to_json(), indent=1, ensure_ascii=False))
-    elif not quiet:
-        show_status(out, found)
+    with _reader_may_leave():
+        if as_json:
+            click.echo(json.dumps(found.to_json(), indent=1, ensure_ascii=False))
+        elif not quiet:
+            show_status(out, found)
     sys.exit(found.exit_code)
 
 
@@ -316,10 +322,11 @@ def verify(out: Path, *, verbose: int, quiet: bool, as_json: bool, debug: bool) 
     from pipeline.run.audit import audit
 
     found = audit(out)
-    if as_json:
-        click.echo(json.dumps(found.to_json(), indent=1, ensure_ascii=False))
-    elif found.whole and not quiet:
-        click.echo(f"{len(found.files)} files, {sum(found.blocks.values())} blocks: all as they were written")
+    with _reader_may_leave():
+        if as_json:
+            click.echo(json.dumps(found.to_json(), indent=1, ensure_ascii=False))
+        elif found.whole and not quiet:
+            click.echo(f"{len(found.files)} files, {sum(found.blocks.values())} blocks: all as they were written")
     if not found.whole:
         error = found.error(out)
         print(error.block(), file=sys.stderr)
@@ -384,7 +391,7 @@ def main() -> None:
         print(f"\ninterrupted: {hint}; the same command continues", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # `scenemask ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _close_stdout()
         sys.exit(128 + signal.SIGPIPE)
     except Exception as error:
         if debug:
@@ -392,6 +399,21 @@ def main() -> None:
         _report(_bug(error), as_json=as_json)
         sys.exit(1)
     sys.exit(0)
+
+
+@contextlib.contextmanager
+def _reader_may_leave() -> Iterator[None]:
+    """What is said of finished work may find nobody: `scenemask segment ... | head` has done it all the same."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _close_stdout()
+
+
+def _close_stdout() -> None:
+    """Nothing is left to be flushed into a closed pipe when the process ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _report(error: PipelineError, *, as_json: bool) -> None:

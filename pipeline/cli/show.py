@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rich import box
-from rich.console import Console
+from rich import box, console
 from rich.markup import escape
 from rich.table import Table
 
@@ -16,6 +15,14 @@ if TYPE_CHECKING:
     from pipeline.run.demo import DemoResult
     from pipeline.run.segment import RunResult
     from pipeline.run.status import Status
+
+
+class Console(console.Console):
+    """Leaves a closed pipe to those who print."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise on, in place of ending the process."""
+        raise BrokenPipeError
 
 
 _LONG = 20

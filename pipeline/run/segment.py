@@ -25,7 +25,7 @@ from pipeline.run.settings import OWN_CLUSTERS, SegmentSettings, make_settings
 from pipeline.run.stop import StopFlag, stop_on_signals
 from pipeline.run.tasks import Watch
 from pipeline.run.verify import Verification, Verifier
-from pipeline.store import RunLock, Staging, changed_files, create_output_folder, foreign_output
+from pipeline.store import RunLock, Staging, changed_files, create_output_folder, foreign_output, open_files_as_error
 from pipeline.syncpoint import reached
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ class RunResult:
         return self.polygons_paths[0] if self.polygons_paths else None
 
 
+@open_files_as_error()
 def segment(
     scene: Any,
     model: Model | str | Path,

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import re
+import resource
 import secrets
 import shutil
 import stat
@@ -82,6 +83,37 @@ def disk_full_as_error(folder: Path, *, needed_bytes: int | None = None) -> Iter
         if error.errno not in _NO_SPACE:
             raise
         raise disk_full(folder, needed_bytes=needed_bytes, reason=_NO_SPACE[error.errno]) from error
+
+
+@contextlib.contextmanager
+def open_files_as_error() -> Iterator[None]:
+    """Turn the limit on open files, however deep in the causes of an error, into RU-002; others pass unchanged."""
+    try:
+        yield
+    except Exception as error:
+        if not _ran_out_of_files(error):
+            raise
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        raise ResourceError(
+            f"this process may have {limit} files open at once, and needs more",
+            code="RU-002",
+            title="Too many open files",
+            fix="raise it, such as with `ulimit -n 1024`, and run the same command again: finished tiles are kept",
+        ) from error
+
+
+def _ran_out_of_files(error: BaseException) -> bool:
+    seen: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in seen:
+        seen.append(link)
+        link = link.__cause__ or link.__context__
+    return any(isinstance(e, OSError) and e.errno in _NO_FILES for e in seen) or any(
+        os.strerror(errno.EMFILE) in str(e) for e in seen
+    )
+
+
+_NO_FILES = {errno.EMFILE, errno.ENFILE}
 
 
 def human_bytes(count: int) -> str:

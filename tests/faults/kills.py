@@ -256,7 +256,11 @@ class Cluster:
         self.stop()
         self._scheduler = self._start("dask_scheduler", "--port", str(self._port))
         self._workers = [self._worker() for _ in range(2)]
-        self._wait()
+        try:
+            self._wait()
+        except BaseException:
+            self.stop()
+            raise
 
     def kill_scheduler(self) -> None:
         """SIGKILL; the workers are left to themselves."""
