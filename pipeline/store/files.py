@@ -13,7 +13,7 @@ import shutil
 import stat
 from typing import TYPE_CHECKING
 
-from pipeline.errors import ResourceError, UsageError
+from pipeline.errors import ResourceError, UsageError, visible
 from pipeline.syncpoint import reached
 
 if TYPE_CHECKING:
@@ -250,7 +250,7 @@ def cannot_write(folder: Path, reason: str, *, option: str = "-o") -> UsageError
     """The CF-002 error for `folder`, which `option` chose."""
     kind = "scratch" if option == "--scratch" else "output"
     return UsageError(
-        f"cannot write to {kind} folder {folder} as user id {os.geteuid()}: {reason}",
+        f"cannot write to {kind} folder {visible(str(folder))} as user id {os.geteuid()}: {reason}",
         code="CF-002",
         title=f"Cannot write to the {kind} folder",
         where=str(folder),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pipeline.errors import OutputError, PipelineError, UsageError
+from pipeline.errors import OutputError, PipelineError, UsageError, visible
 from pipeline.sidefiles import remove_side_files
 from pipeline.store.digest import sha256_file
 from pipeline.store.files import (
@@ -133,6 +133,8 @@ def create_output_folder(out_dir: Path) -> Path:
         ResourceError: RS-001, no space.
     """
     scratch = out_dir / SCRATCH_FOLDER
+    if visible(str(out_dir)) != str(out_dir):
+        raise cannot_write(out_dir, "its path holds control characters, which drivers of polygon formats refuse")
     try:
         with disk_full_as_error(out_dir):
             out_dir.mkdir(parents=True, exist_ok=True)
