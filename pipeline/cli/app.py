@@ -20,6 +20,8 @@ from pipeline.errors import PipelineError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pipeline.run.batch import Split
+
 _SCENE = click.argument("scene", type=click.Path(path_type=Path))
 _MODEL = click.option(
     "-m",
@@ -97,7 +99,16 @@ def segment(
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Root of the output folders.")
 @click.option("--max-failures", type=click.IntRange(min=0), metavar="N", help="Begin no more once more have failed.")
 @click.option("--retry-failed", is_flag=True, help="Try scenes again that have failed for good.")
-@click.option("--share", metavar="I/N", help="Only every N-th scene from the I-th on, counted from 0.")
+@click.option("--share", metavar="I/N", help="Only the I-th of N equal parts, counted from 0.")
+@click.option(
+    "--split",
+    type=click.Choice(["scenes", "tiles"]),
+    help="What --share and --array divide: scenes, or the tiles of each, whose files a run without --share then makes. "
+    "[default: scenes; with --array tiles where there are fewer scenes than tasks]",
+)
+@click.option("--array", type=click.IntRange(min=1), metavar="N", help="Submit N tasks to SLURM instead of computing.")
+@click.option("--sbatch", metavar="OPTIONS", default="", help='For --array, such as "--partition=gpu --gres=gpu:1".')
+@click.option("--dry-run", is_flag=True, help="With --array: write the job scripts, submit nothing.")
 @_CONFIG
 @with_common_options
 def batch(
@@ -110,6 +121,10 @@ def batch(
     max_failures: int | None,
     retry_failed: bool,
     share: str | None,
+    split: Split | None,
+    array: int | None,
+    sbatch: str,
+    dry_run: bool,
     config: Path | None,
     verbose: int,
     quiet: bool,
@@ -124,11 +139,30 @@ def batch(
     """
     del debug
     from pipeline.cli.batch_progress import batch_listener
-    from pipeline.cli.show import show_batch
-    from pipeline.run.batch import Share
+    from pipeline.cli.show import show_batch, show_submitted
+    from pipeline.run.array import submit_array
     from pipeline.run.batch import batch as run_batch
+    from pipeline.run.share import Share
 
     given = given_settings(settings, config)
+    if array is not None:
+        submitted = submit_array(
+            scenes,
+            model,
+            out,
+            tasks=array,
+            split=split,
+            sbatch_options=sbatch,
+            dry_run=dry_run,
+            lists=lists,
+            asset=asset,
+            **given,
+        )
+        if as_json:
+            click.echo(json.dumps(submitted.to_dict(), indent=1))
+        elif not quiet:
+            show_submitted(submitted)
+        return
     part = None if share is None else Share.parse(share)
     with batch_listener(quiet=quiet or as_json, verbose=verbose) as listener:
         result = run_batch(
@@ -140,6 +174,7 @@ def batch(
             max_failures=max_failures,
             retry_failed=retry_failed,
             share=part,
+            split=split or "scenes",
             listener=listener,
             **given,
         )

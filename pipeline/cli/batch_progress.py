@@ -55,7 +55,7 @@ def _ending(event: SceneEnded) -> str:
     counts = f"{event.done} done, {event.failed} failed, {event.left} left"
     if one.status == "failed":
         return f"FAILED {one.name}: {one.code} {one.what.splitlines()[0]}  ({counts})"
-    return f"{one.status} {one.name}  {one.pixels / 1e6:.1f} Mpx in {one.seconds:.1f} s  ({counts})"
+    return f"{one.status} {one.name}  {one.pixels / 1e6:.3g} Mpx in {one.seconds:.1f} s  ({counts})"
 
 
 class _Lines:
@@ -71,7 +71,7 @@ class _Lines:
             self._say(f"note: {event.text}")
         elif isinstance(event, BatchStarted):
             self._rate = _Rate(event)
-            self._say(f"{event.scenes} scenes, {event.to_do} to do ({event.pixels / 1e6:.1f} Mpx)")
+            self._say(f"{event.scenes} scenes, {event.to_do} to do ({event.pixels / 1e6:.3g} Mpx)")
         elif isinstance(event, SceneEnded):
             self._say(_ending(event))
         elif isinstance(event, BatchAdvanced) and self._rate and time.monotonic() - self._last >= self._every_s:

@@ -11,6 +11,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from pipeline.run.array import Submitted
     from pipeline.run.batch import BatchResult
     from pipeline.run.demo import DemoResult
     from pipeline.run.segment import RunResult
@@ -57,6 +58,18 @@ def show_batch(result: BatchResult) -> None:
             console.print(f"and {len(result.failures) - _LONG} more")
         console.print(f"  {result.root / 'failed.csv'}", soft_wrap=True)
     console.print(f"  {result.summary_path}", soft_wrap=True)
+
+
+def show_submitted(submitted: Submitted) -> None:
+    """Jobs, and where their scripts and logs lie."""
+    console = Console(highlight=False)
+    console.print(f"{submitted.scenes} scenes in {submitted.tasks} tasks, which share out {submitted.split}")
+    if submitted.jobs is None:
+        console.print("nothing was submitted (--dry-run)")
+    else:
+        console.print(f"array job {submitted.jobs[0]}, then job {submitted.jobs[1]}")
+    for path in (*submitted.scripts, submitted.logs):
+        console.print(f"  {path}", soft_wrap=True)
 
 
 def _verified(found: dict[str, Any]) -> str:

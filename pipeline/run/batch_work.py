@@ -8,13 +8,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import random
 import time
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import PipelineError
+from pipeline.errors import OutputError, PipelineError
 from pipeline.run.batch_basis import batch_basis, batch_device
 from pipeline.run.cluster import connect
 from pipeline.run.events import BatchAdvanced, BatchStarted, Event, Listener, Notice, SceneEnded
@@ -22,13 +23,14 @@ from pipeline.run.failures import as_failure
 from pipeline.run.feed import TileFeed
 from pipeline.run.finish_there import Finish, Made, abandon, finish_there
 from pipeline.run.identity import refuse_differences
+from pipeline.run.leftovers import finish_cleaning, remove_staged
 from pipeline.run.outcomes import Outcome, Outcomes
 from pipeline.run.plan import plan_from
 from pipeline.run.resolve import resolve_scene
 from pipeline.run.scene_run import Ongoing, SceneRun, adopt, begin, commit, inspect_for, prepare
 from pipeline.run.tasks import Task, Watch, run_tasks
 from pipeline.run.tile_task import forget
-from pipeline.store import RunLock, Staging, create_output_folder
+from pipeline.store import RunLock, create_output_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from pipeline.run.cluster import Connection
     from pipeline.run.scene_list import SceneRow
     from pipeline.run.settings import SegmentSettings
+    from pipeline.run.share import Share
     from pipeline.run.stop import StopFlag
     from pipeline.run.tile_task import TileDone
     from pipeline.store import OutputState
@@ -49,6 +52,8 @@ _LOOKING_THREADS = 8
 _MOST_OPEN = 256
 """Scenes that are locked at a time."""
 _HELD_ELSEWHERE = "OU-002"
+_PATIENCE_S = 600.0
+"""For the lock of a scene whose tiles are shared: each holder only makes or reads a plan."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -83,6 +88,8 @@ class BatchWork:
     max_failures: float
     """No more scenes are begun once more than these have failed."""
     retry_failed: bool
+    tiles_of: Share | None = None
+    """Compute only these tiles of each scene, beside others who compute theirs; nobody then makes files."""
     listener: Listener
     _pixels: dict[str, int] = field(default_factory=dict)
     """Name -> pixels of the scenes that can be opened."""
@@ -201,7 +208,8 @@ class BatchWork:
                     self._ended_before(row, run, state)
                     return
                 scratch = create_output_folder(out_dir)
-                lock = stack.enter_context(RunLock(scratch))
+                lock = self._locked(scratch)
+                stack.callback(lock.release)
                 now = inspect_for(out_dir, overwrite=False)
                 if now != state:  # another process ended or began it before we had the lock
                     run = self._prepare(row, now)
@@ -209,9 +217,23 @@ class BatchWork:
                         self._ended_before(row, run, now)
                         return
                 self._follow(row, run, scratch, lock)
-                stack.pop_all()  # released when the scene has ended
+                if self.tiles_of is None:  # else others wait for it, to read the plan that now lies there
+                    stack.pop_all()  # released when the scene has ended
             except PipelineError as error:
                 self._end(self._failure(row, error))
+
+    def _locked(self, scratch: Path) -> RunLock:
+        """The scene's lock; those who share its tiles hold it for a moment each, and wait for each other."""
+        lock, until = RunLock(scratch), time.monotonic() + _PATIENCE_S
+        while True:
+            try:
+                lock.acquire()
+            except OutputError:
+                if self.tiles_of is None or time.monotonic() > until:
+                    raise
+                time.sleep(random.uniform(0.2, 1.0))  # noqa: S311 - so that they do not come all at once again
+            else:
+                return lock
 
     def _prepare(self, row: SceneRow, state: OutputState) -> SceneRun:
         out_dir = self.outcomes.root / row.name
@@ -222,15 +244,16 @@ class BatchWork:
     def _ended_before(self, row: SceneRow, run: SceneRun, state: OutputState) -> None:
         record: dict[str, Any] = dict(state.run or {})
         refuse_differences(record["identity"], run.identity, explicit=run.explicit, where=run.out_dir)
+        finish_cleaning(run.out_dir)
         self._end(self._success(row, record, seconds=0.0))
 
     def _follow(self, row: SceneRow, run: SceneRun, scratch: Path, lock: RunLock) -> None:
         """Begin or continue a scene that is locked."""
         assert self._crew is not None
-        ongoing = adopt(run, scratch, overwrite=False)
+        ongoing = adopt(run, scratch, overwrite=False, alone=self.tiles_of is None)
         if ongoing is None:
             ongoing = begin(run, plan_from(run.scene, self.model, run.settings, self._crew.basis), scratch)
-        missing = ongoing.read_ledger(self._crew.stop)
+        missing = ongoing.read_ledger(self._crew.stop, share=self.tiles_of)
         member = _Member(row=row, ongoing=ongoing, lock=lock, since=time.monotonic())
         member.feed = TileFeed(
             self._crew.connection,
@@ -256,16 +279,17 @@ class BatchWork:
             failure = member.feed.failure()
         except Exception as error:  # noqa: BLE001 - a mistake of ours costs one scene, not the batch
             failure = _bug(error)
-        if failure is None:
+        if failure is not None:
+            self._fail(member, failure)
+        elif self.tiles_of is None:
             self._finishing.append(member)
         else:
-            self._fail(member, failure)
+            self._close(member)
 
     def _finish(self, member: _Member) -> Task:
         assert self._crew is not None
         ongoing = member.ongoing
-        staging = Staging(ongoing.run.out_dir)
-        staging.clear()
+        remove_staged(ongoing.scratch)
         recipe = Finish(
             scene=ongoing.run.scene,
             settings=ongoing.run.settings,
@@ -273,25 +297,25 @@ class BatchWork:
             aoi=ongoing.run.aoi,
             store=ongoing.store,
             records=ongoing.records,
-            staging=staging,
+            out_dir=ongoing.run.out_dir,
             scratch=ongoing.scratch,
         )
         return Task(
             name=f"files of {member.row.name}",
             function=finish_there,
             arguments=(recipe, self._crew.model),
-            on_done=functools.partial(self._finished, member, staging),
+            on_done=functools.partial(self._finished, member),
             on_failed=functools.partial(self._not_finished, member),
             first=True,
         )
 
-    def _finished(self, member: _Member, staging: Staging, made: Made) -> None:
+    def _finished(self, member: _Member, made: Made) -> None:
         """The files are staged: move them into place."""
         ongoing = member.ongoing
         seconds = time.monotonic() - member.since
         ongoing.run.timings.update(made.timings)
         try:
-            record = commit(ongoing, made.finished, made.verified, staging, member.lock)
+            record = commit(ongoing, made.finished, made.verified, made.staging, member.lock)
         except PipelineError as error:
             self._fail(member, error)
             return

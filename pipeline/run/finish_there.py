@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 import threading
 import time
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from pipeline.run.events import Event, StageFinished
 from pipeline.run.finish import Finished, Finisher
 from pipeline.run.travel import portable
 from pipeline.run.verify import Verification, Verifier
+from pipeline.store import Staging, private_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from pipeline.run.plan import Plan
     from pipeline.run.settings import SegmentSettings
     from pipeline.scene import Aoi, Scene
-    from pipeline.store import Staging, TileRecord, TileStore
+    from pipeline.store import TileRecord, TileStore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -37,7 +39,7 @@ class Finish:
     aoi: Aoi | None
     store: TileStore
     records: Mapping[int, TileRecord]
-    staging: Staging
+    out_dir: Path
     scratch: Path
 
 
@@ -45,6 +47,7 @@ class Finish:
 class Made:
     """What lies in the staging folder."""
 
+    staging: Staging
     finished: Finished
     verified: Verification | None
     timings: dict[str, float]
@@ -116,6 +119,8 @@ def _make(recipe: Finish, model: Model, check: _Check) -> Made:
             check_stop=check,
         ).run(recipe.records, count=recipe.settings.verify)
         timings["verify"] = round(time.monotonic() - started, 3)
+    apart = f"-{secrets.token_hex(8)}"  # a worker that was given up may still be making the same files
+    staging = Staging(recipe.out_dir, apart=apart)
     finished = Finisher(
         scene=recipe.scene,
         model=model,
@@ -123,9 +128,9 @@ def _make(recipe: Finish, model: Model, check: _Check) -> Made:
         plan=recipe.plan,
         store=recipe.store,
         records=recipe.records,
-        staging=recipe.staging,
-        scratch=recipe.scratch,
+        staging=staging,
+        scratch=private_folder(recipe.scratch / f"polygons{apart}"),
         tell=hear,
         check=check,
     ).run()
-    return Made(finished=finished, verified=verified, timings=timings)
+    return Made(staging=staging, finished=finished, verified=verified, timings=timings)

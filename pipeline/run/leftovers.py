@@ -37,14 +37,22 @@ def clean_up(scratch: Path, store: Path, lock: RunLock, *, keep: bool) -> None:
         return
     remove_store(store)
     reached("after-remove")
-    for name in ("ledger", "stage", "polygons"):
-        shutil.rmtree(scratch / name, ignore_errors=True)
-        reached("after-remove")
+    shutil.rmtree(scratch / "ledger", ignore_errors=True)
+    reached("after-remove")
+    remove_staged(scratch)
+    reached("after-remove")
     remove_temporaries(scratch)
     for path in (*scratch.glob("stuck-*.json"), scratch / _KEPT, scratch / BEGUN_FILE, scratch / PLAN_FILE):
         path.unlink(missing_ok=True)
         reached("after-remove")
     lock.sweep()
+
+
+def remove_staged(scratch: Path) -> None:
+    """Remove what was being made of the tiles, by whomever."""
+    for pattern in ("stage*", "polygons*"):
+        for folder in scratch.glob(pattern):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def finish_cleaning(out_dir: Path) -> None:

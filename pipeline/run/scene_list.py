@@ -68,7 +68,7 @@ def slug(name: str) -> str:
     What had to be changed gets a digest of the original, so that two names never become one.
     """
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")
-    if plain == name and len(plain) <= _MOST_NAME_BYTES and plain.partition(".")[0].lower() not in _RESERVED:
+    if plain and plain == name and len(plain) <= _MOST_NAME_BYTES and plain.partition(".")[0].lower() not in _RESERVED:
         return plain
     digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:8]
     return f"{plain[: _MOST_NAME_BYTES - 9]}-{digest}".lstrip("-")

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
     from pipeline.grid import Tile, Window
     from pipeline.run.finish import Finished
+    from pipeline.run.share import Share
     from pipeline.run.stop import StopFlag
     from pipeline.run.verify import Verification
     from pipeline.scene import Scene
@@ -110,11 +111,13 @@ class Ongoing:
             own_cluster=self.run.settings.cluster in OWN_CLUSTERS,
         )
 
-    def read_ledger(self, stop: StopFlag) -> list[Tile]:
-        """Tiles that the ledger does not have, or has with pixels that are no longer there."""
+    def read_ledger(self, stop: StopFlag, *, share: Share | None = None) -> list[Tile]:
+        """Tiles, of a share if one is given, that the ledger does not have, or with pixels that are no longer there."""
         tiles = self.plan.tiling.tiles()
+        tiles = tiles if share is None else share.of(tiles)
+        mine = {tile.index for tile in tiles}
         scan = scan_ledger(self.scratch / "ledger", plan_id=self.plan.digest)
-        self.records, self.attempts = dict(scan.records), scan.attempts
+        self.records, self.attempts = {i: r for i, r in scan.records.items() if i in mine}, scan.attempts
         digests = {index: digest_of(record) for index, record in self.records.items()}
         damaged = self.store.find_damaged(_until(stop, tiles), digests)
         for index in damaged:
@@ -200,8 +203,14 @@ def _open(
     )
 
 
-def adopt(run: SceneRun, scratch: Path, *, overwrite: bool) -> Ongoing | None:
+def adopt(run: SceneRun, scratch: Path, *, overwrite: bool, alone: bool = True) -> Ongoing | None:
     """The unfinished run that lies there, continued under its frozen plan; None where a new one is to begin.
+
+    Args:
+        run: What was asked for.
+        scratch: The run's private folder.
+        overwrite: Begin anew where it differs.
+        alone: Whether nobody else computes tiles of it, so that half-written ones are leftovers.
 
     Raises:
         OutputError: OU-011, it was begun with something else.
@@ -211,7 +220,7 @@ def adopt(run: SceneRun, scratch: Path, *, overwrite: bool) -> Ongoing | None:
         return None
     if document.get("format") == _FORMAT_VERSION:
         try:
-            return _adopted(run, dict(document), scratch)
+            return _adopted(run, dict(document), scratch, alone=alone)
         except OutputError:
             if not overwrite:
                 raise
@@ -269,7 +278,7 @@ def _path_of(what: Scene | Model) -> str | None:
     return str(Path(path).absolute())
 
 
-def _adopted(run: SceneRun, document: dict[str, Any], scratch: Path) -> Ongoing:
+def _adopted(run: SceneRun, document: dict[str, Any], scratch: Path, *, alone: bool) -> Ongoing:
     refuse_differences(document["identity"], run.identity, explicit=run.explicit, where=run.out_dir)
     plan = Plan.from_json(document["plan"])
     if plan.engine.device == "cuda" and run.settings.cluster in OWN_CLUSTERS:
@@ -283,7 +292,8 @@ def _adopted(run: SceneRun, document: dict[str, Any], scratch: Path) -> Ongoing:
         remove_store(place)
         place = place if run.settings.scratch is None else new_place(scratch, run.settings.scratch)
         store = _new_store(run, plan, place, scratch)
-    store.remove_partials()
+    if alone:
+        store.remove_partials()
     return Ongoing(run=run, plan=plan, store=store, scratch=scratch)
 
 

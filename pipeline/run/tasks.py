@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pipeline.run.stop import StopFlag
 
 _GRACE_S = 10.0
-"""Time given to a worker to say why a task failed."""
+"""Time given to a worker to say what became of a task."""
 _AGAIN = ("lost", "pending")
 """A worker that dies takes the answers with it that nobody fetched; Dask computes them again on another."""
 
@@ -80,7 +80,8 @@ def run_tasks(connection: Connection, source: Callable[[], Task | None], *, watc
         ended = crew.wait(_LOOK_EVERY_S)
         if ended is None:
             now = time.monotonic()
-            dog.look({one.task.name: now - one.since for one in crew.running.values()})
+            running = {one.task.name: now - one.since for one in crew.running.values()}
+            dog.look(running, keys={future.key for future in crew.running})
             continue
         dog.moved(time.monotonic() - ended.since)
         if isinstance(ended.outcome, _Done):
@@ -143,10 +144,11 @@ class _Crew:
         except queue.Empty:
             return None
         one = self.running.pop(future)
-        if future.status in _AGAIN:
+        outcome = None if future.status in _AGAIN else _outcome(future)
+        if outcome is None:
             self._follow(future, one)
             return None
-        return _Ended(one.task, one.apart, one.since, _outcome(future))
+        return _Ended(one.task, one.apart, one.since, outcome)
 
     def abandon(self) -> None:
         """Drop what has not started and give what runs a moment to be recorded."""
@@ -161,11 +163,16 @@ class _Crew:
         future.add_done_callback(self._finished.put)
 
 
-def _outcome(future: Future) -> _Done | BaseException:
-    """What became of a task whose future has ended."""
+def _outcome(future: Future) -> _Done | BaseException | None:
+    """What became of a task whose future has ended; None where its worker does not tell, which may be over."""
     try:
         if future.status == "finished":
-            return _Done(future.result())
+            return _Done(future.result(timeout=_GRACE_S))
+    except TimeoutError:
+        return None
+    except BaseException as caught:  # noqa: BLE001 - a cancelled or lost future raises instead of returning
+        return caught
+    try:
         # Of a scheduler that died there is neither an answer nor an error.
         error: BaseException = future.exception(timeout=_GRACE_S) or ConnectionError(f"a task is {future.status}")
     except BaseException as caught:  # noqa: BLE001 - a cancelled or lost future raises instead of returning

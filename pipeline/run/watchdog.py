@@ -16,12 +16,14 @@ from pipeline.store import atomic_write_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from collections.abc import Set as AbstractSet
     from pathlib import Path
 
     from pipeline.run.cluster import Connection
     from pipeline.run.events import Listener
 
 _TIMES_MEDIAN = 10
+_TIMES_AT_FIRST = 6
 _MOST_RESTARTS = 3
 """In a row, without a task that ended in between."""
 _RESTART_S = 60.0
@@ -30,8 +32,8 @@ _RESTART_S = 60.0
 class Watchdog:
     """Counts the time in which no task ends.
 
-    It waits for the first one: until then networks are compiled and workers are on their way. Then nothing may end for
-    ten times the median of what a task took, at least `stuck_after_s`.
+    Nothing may end for ten times the median of what tasks took, at least `stuck_after_s`; for six times that before the
+    first one, while networks are compiled and workers are on their way.
 
     Args:
         connection: Whose workers are started anew; those in this process cannot be.
@@ -56,18 +58,20 @@ class Watchdog:
         self._last = time.monotonic()
         self._restarts = 0
 
-    def look(self, running: Mapping[str, float]) -> None:
+    def look(self, running: Mapping[str, float], *, keys: AbstractSet[object]) -> None:
         """Act if it has been quiet for too long.
 
         Args:
             running: Name of each task on its way -> seconds since it was sent.
+            keys: Dask's names of them.
 
         Raises:
             InfrastructureError: CL-004, starting workers anew has not helped.
         """
-        if not self._took:
-            return
-        patience = max(_TIMES_MEDIAN * statistics.median(self._took), self._least_s)
+        if self._took:
+            patience = max(_TIMES_MEDIAN * statistics.median(self._took), self._least_s)
+        else:
+            patience = _TIMES_AT_FIRST * self._least_s
         quiet = time.monotonic() - self._last
         if quiet < patience:
             return
@@ -88,7 +92,7 @@ class Watchdog:
         self._tell(
             Notice(text=f"nothing has moved for {quiet:.0f} s; workers are started anew, what they did is in {seen}")
         )
-        self._restart()
+        self._restart(keys)
 
     def _dump(self, running: Mapping[str, float], quiet: float) -> Path:
         self._dumps += 1
@@ -118,10 +122,11 @@ class Watchdog:
             }
         return {}
 
-    def _restart(self) -> None:
-        """Every worker that has something to do; their nannies kill what does not listen."""
+    def _restart(self, keys: AbstractSet[object]) -> None:
+        """Every worker that has something to do, or an answer to give; their nannies kill what does not listen."""
         client = self._connection.client
         with contextlib.suppress(OSError, TimeoutError, RuntimeError, ValueError):  # a worker without a nanny stays
-            busy = [address for address, keys in client.processing().items() if keys]
-            client.restart_workers(busy, timeout=_RESTART_S, raise_for_error=False)
+            busy = {address for address, doing in client.processing().items() if doing}
+            busy |= {address for address, held in client.has_what().items() if not keys.isdisjoint(held)}
+            client.restart_workers(sorted(busy), timeout=_RESTART_S, raise_for_error=False)
         self._last = time.monotonic()

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from pipeline.run.cores import available_cores
+
 if TYPE_CHECKING:
     from pipeline.infer import Device
     from pipeline.run.settings import SegmentSettings
@@ -29,8 +31,7 @@ def num_workers(settings: SegmentSettings) -> int:
 
 def cores_per_worker(settings: SegmentSettings) -> int:
     """Cores that one worker may use: those of this process, shared out."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // num_workers(settings))
+    return max(1, available_cores() // num_workers(settings))
 
 
 def tiles_in_flight(settings: SegmentSettings, device: str) -> int:

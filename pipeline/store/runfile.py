@@ -165,11 +165,12 @@ class Staging:
 
     Args:
         out_dir: The output folder; `create_output_folder` has been called on it.
+        apart: Names a folder that nobody else stages in, for who may be one of two that do not know of each other.
     """
 
-    def __init__(self, out_dir: Path) -> None:
+    def __init__(self, out_dir: Path, *, apart: str = "") -> None:
         self.out_dir = out_dir
-        self.folder = private_folder(out_dir / SCRATCH_FOLDER / "stage")
+        self.folder = private_folder(out_dir / SCRATCH_FOLDER / f"stage{apart}")
         self._begun = out_dir / SCRATCH_FOLDER / BEGUN_FILE
 
     def path(self, name: str) -> Path:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from distributed import Client, LocalCluster
 
 from pipeline.grid import Tile, Window
 from pipeline.run import feed, tile_task
-from pipeline.run.cluster import Connection
-from pipeline.run.events import silent
+from pipeline.run.cluster import Connection, connect
+from pipeline.run.events import Event, silent
 from pipeline.run.failures import as_failure
+from pipeline.run.settings import make_settings
 from pipeline.run.stop import StopFlag
-from pipeline.run.tasks import Watch
+from pipeline.run.tasks import Task, Watch, run_tasks
 from pipeline.run.tile_task import TileDone
 from pipeline.store import TileRecord
 
@@ -95,6 +99,70 @@ def test_d10_in_one_process_the_loss_is_told() -> None:
     assert (failure.code, failure.exit_code) == ("RS-005", 7)
     assert "illegal memory access" in str(failure)
     assert "tile 3" in failure.where
+
+
+def _work(folder: Path, number: int, what: str = "") -> int:
+    """A task that does its work, or dies of it: always, by a signal of its own, or stands still once."""
+    marker = folder / f"{number}"
+    with marker.open("a") as file:
+        file.write("x")
+    if what == "abort":
+        os.abort()
+    if what == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if what == "killed twice" and len(marker.read_text()) <= 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if what == "stands still once" and len(marker.read_text()) == 1:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    time.sleep(0.2)
+    return number
+
+
+def _run(folder: Path, special: dict[int, str], *, count: int = 12, stuck_after_s: float = 300) -> tuple[Any, Any, Any]:
+    """Tasks on two worker processes: what was done, what failed, what was told."""
+    done: list[int] = []
+    failed: dict[int, BaseException] = {}
+    told: list[Event] = []
+    tasks = iter(
+        Task(
+            name=f"task {number}",
+            function=_work,
+            arguments=(folder, number, special.get(number, "")),
+            on_done=done.append,
+            on_failed=functools.partial(failed.__setitem__, number),
+        )
+        for number in range(count)
+    )
+    watch = Watch(stop=StopFlag(), tell=told.append, stuck_after_s=stuck_after_s, dump_to=folder)
+    with connect(make_settings({"workers": 2})) as connection:
+        run_tasks(connection, lambda: next(tasks, None), watch=watch)
+    return done, failed, told
+
+
+def test_a8_a_tile_that_crashes_workers_fails_alone_and_is_named(tmp_path: Path) -> None:
+    done, failed, _ = _run(tmp_path, {3: "abort", 7: "killed"})
+    assert sorted(done) == [0, 1, 2, 4, 5, 6, 8, 9, 10, 11]
+    assert set(failed) == {3, 7}
+    assert (failed[3].code, failed[3].exit_code) == ("RS-008", 7)
+    assert "SIGABRT" in str(failed[3])
+    assert failed[7].code == "RS-003"
+    assert len((tmp_path / "3").read_text()) == 3  # on two workers, then once by itself
+
+
+def test_a9_a_tile_that_was_killed_on_two_workers_is_computed_by_itself(tmp_path: Path) -> None:
+    done, failed, _ = _run(tmp_path, {5: "killed twice"})
+    assert sorted(done) == list(range(12))
+    assert not failed
+
+
+def test_a10_workers_that_stand_still_are_started_anew(tmp_path: Path) -> None:
+    done, failed, told = _run(tmp_path, {4: "stands still once", 5: "stands still once"}, stuck_after_s=1)
+    assert sorted(done) == list(range(12))
+    assert not failed
+    assert any("nothing has moved" in getattr(event, "text", "") for event in told)
+    seen = json.loads((tmp_path / "stuck-1.json").read_text())
+    assert {"task 4", "task 5"} & set(seen["running"])
+    assert len(seen["workers"]) == 2
 
 
 class _Scene:
