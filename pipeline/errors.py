@@ -15,6 +15,7 @@ Every error carries a code that `docs/errors.md` explains, what was got and expe
 
 from __future__ import annotations
 
+import unicodedata
 from typing import ClassVar
 
 
@@ -53,11 +54,11 @@ class PipelineError(Exception):
         """The block that the command line prints on stderr, several lines, without colour."""
         rows = [f"ERROR  {self.code}  {self.title}", f"  what   {self.what}"]
         if self.where:
-            rows.append(f"  where  {self.where}")
+            rows.append(f"  where  {visible(self.where)}")
         if self.fix:
             rows.append(f"  fix    {self.fix}")
         rows.append(f"  more   docs/errors.md#{self.code.lower()}")
-        return "\n".join(rows)
+        return "\n".join(visible(line) for row in rows for line in row.split("\n"))
 
     def to_dict(self) -> dict[str, str | int]:
         """The same fields for `--json`."""
@@ -73,6 +74,11 @@ class PipelineError(Exception):
 
 def _rebuild(kind: type[PipelineError], what: str, code: str, title: str, where: str, fix: str) -> PipelineError:
     return kind(what, code=code, title=title, where=where, fix=fix)
+
+
+def visible(text: str) -> str:
+    """Control characters as escapes: the name of a file must not move somebody's cursor."""
+    return "".join(f"\\x{ord(c):02x}" if unicodedata.category(c) == "Cc" else c for c in text)
 
 
 class UsageError(PipelineError, ValueError):

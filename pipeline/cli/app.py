@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -17,6 +18,8 @@ from pipeline.cli.options import SettingsCommand, given_settings, with_common_op
 from pipeline.errors import PipelineError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from pipeline.run.batch import Split
 
 _SCENE = click.argument("scene", type=click.Path(path_type=Path))
@@ -27,6 +30,7 @@ _MODEL = click.option(
     type=click.Path(path_type=Path),
     help="Model folder or network file (weights, ONNX, TorchScript, .pt2).",
 )
+_OUT_DIR = click.argument("out", type=click.Path(path_type=Path))
 _CONFIG = click.option("--config", type=click.Path(path_type=Path), help="Settings file (YAML); flags win over it.")
 
 
@@ -74,10 +78,11 @@ def segment(
     given = given_settings(settings, config)
     with run_listener(quiet=quiet or as_json, verbose=verbose) as listener:
         result = run_segment(scene, model, out, overwrite=overwrite, listener=listener, **given)
-    if as_json:
-        click.echo(json.dumps(result.summary, indent=1, ensure_ascii=False))
-    elif not quiet:
-        show_run(result)
+    with _reader_may_leave():
+        if as_json:
+            click.echo(json.dumps(result.summary, indent=1, ensure_ascii=False))
+        elif not quiet:
+            show_run(result)
 
 
 @app.command(cls=SettingsCommand)
@@ -320,6 +325,50 @@ def vectorize(
 
 
 @app.command()
+@_OUT_DIR
+@with_common_options
+def status(out: Path, *, verbose: int, quiet: bool, as_json: bool, debug: bool) -> None:
+    """Show what the output folder OUT holds: how far a run has come, who is at it, and how to go on.
+
+    Touches nothing. Exit code 0: complete; 75: unfinished, can be continued; 5: results of something else; 2: nothing.
+    """
+    del verbose, debug
+    from pipeline.cli.show import show_status
+    from pipeline.run.status import status_of
+
+    found = status_of(out)
+    with _reader_may_leave():
+        if as_json:
+            click.echo(json.dumps(found.to_json(), indent=1, ensure_ascii=False))
+        elif not quiet:
+            show_status(out, found)
+    sys.exit(found.exit_code)
+
+
+@app.command()
+@_OUT_DIR
+@with_common_options
+def verify(out: Path, *, verbose: int, quiet: bool, as_json: bool, debug: bool) -> None:
+    """Read back all that run.json in OUT describes: files by hash, mask and probabilities block by block.
+
+    Exit code 0: as it was written; 5: damaged, and the damaged blocks are named.
+    """
+    del verbose, debug
+    from pipeline.run.audit import audit
+
+    found = audit(out)
+    with _reader_may_leave():
+        if as_json:
+            click.echo(json.dumps(found.to_json(), indent=1, ensure_ascii=False))
+        elif found.whole and not quiet:
+            click.echo(f"{len(found.files)} files, {sum(found.blocks.values())} blocks: all as they were written")
+    if not found.whole:
+        error = found.error(out)
+        print(error.block(), file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+@app.command()
 @with_common_options
 def doctor(*, verbose: int, quiet: bool, as_json: bool, debug: bool) -> None:
     """Show versions, drivers, devices and disk: paste it into a question."""
@@ -377,7 +426,7 @@ def main() -> None:
         print(f"\ninterrupted: {hint}; the same command continues", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # `scenemask ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _close_stdout()
         sys.exit(128 + signal.SIGPIPE)
     except Exception as error:
         if debug:
@@ -385,6 +434,21 @@ def main() -> None:
         _report(_bug(error), as_json=as_json)
         sys.exit(1)
     sys.exit(0)
+
+
+@contextlib.contextmanager
+def _reader_may_leave() -> Iterator[None]:
+    """What is said of finished work may find nobody: `scenemask segment ... | head` has done it all the same."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _close_stdout()
+
+
+def _close_stdout() -> None:
+    """Nothing is left to be flushed into a closed pipe when the process ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _report(error: PipelineError, *, as_json: bool) -> None:

@@ -23,10 +23,11 @@ from pipeline.run.failures import as_failure
 from pipeline.run.feed import TileFeed
 from pipeline.run.finish_there import Finish, Made, abandon, finish_there
 from pipeline.run.identity import refuse_differences
+from pipeline.run.leftovers import finish_cleaning, remove_staged
 from pipeline.run.outcomes import Outcome, Outcomes
 from pipeline.run.plan import plan_from
 from pipeline.run.resolve import resolve_scene
-from pipeline.run.scene_run import Ongoing, SceneRun, adopt, begin, commit, inspect_for, prepare, remove_staged
+from pipeline.run.scene_run import Ongoing, SceneRun, adopt, begin, commit, inspect_for, prepare
 from pipeline.run.tasks import Task, Watch, run_tasks
 from pipeline.run.tile_task import forget
 from pipeline.store import RunLock, create_output_folder
@@ -250,6 +251,7 @@ class BatchWork:
     def _ended_before(self, row: SceneRow, run: SceneRun, state: OutputState) -> None:
         record: dict[str, Any] = dict(state.run or {})
         refuse_differences(record["identity"], run.identity, explicit=run.explicit, where=run.out_dir)
+        finish_cleaning(run.out_dir)
         self._end(self._success(row, record, seconds=0.0))
 
     def _follow(self, row: SceneRow, run: SceneRun, scratch: Path, lock: RunLock) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from distributed.comm import CommClosedError
 from distributed.scheduler import KilledWorker
 
 from pipeline.errors import InfrastructureError, PipelineError, ResourceError
@@ -42,7 +43,7 @@ def as_failure(error: BaseException, *, where: str) -> PipelineError:
             fix="run the same command again, finished tiles are kept; if it repeats, look at nvidia-smi and the kernel "
             "log, or use --device cpu",
         )
-    elif isinstance(error, ConnectionError | TimeoutError) or "Cancelled" in type(error).__name__:
+    elif isinstance(error, ConnectionError | TimeoutError | CommClosedError) or "Cancelled" in type(error).__name__:
         failure = InfrastructureError(
             f"the cluster was lost ({type(error).__name__})",
             code="CL-003",

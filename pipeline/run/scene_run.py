@@ -11,12 +11,22 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import OutputError, PipelineError
 from pipeline.infer import resolve_device
 from pipeline.model import Model, load_model
-from pipeline.run.events import Event, Listener, Notice, StageFinished
+from pipeline.run.events import Event, Listener, Notice, StageFinished, StageStarted
 from pipeline.run.identity import adopt_settings, identity, refuse_differences
+from pipeline.run.leftovers import clean_up
 from pipeline.run.plan import Plan
 from pipeline.run.record import run_record
 from pipeline.run.resolve import bare_options, matched_by_position, resolve_scene
-from pipeline.run.scratch import create_store, from_record, new_place, open_store, remove_store, to_record
+from pipeline.run.scratch import (
+    create_store,
+    digest_of,
+    from_record,
+    new_place,
+    open_store,
+    remove_store,
+    require_room,
+    to_record,
+)
 from pipeline.run.tile_task import Job
 from pipeline.run.vectorize import cleaning_of
 from pipeline.run.workers import on_this_machine, starts_workers
@@ -24,7 +34,6 @@ from pipeline.scene import Aoi
 from pipeline.store import (
     RunLock,
     Staging,
-    TileDigest,
     TileRecord,
     TileStore,
     atomic_write_json,
@@ -34,6 +43,7 @@ from pipeline.store import (
     scan_ledger,
 )
 from pipeline.store.runfile import PLAN_FILE
+from pipeline.syncpoint import reached
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -70,6 +80,8 @@ class SceneRun:
 
     def tell(self, event: Event) -> None:
         """Pass on an event; keeps how long stages took."""
+        if isinstance(event, StageStarted | StageFinished):
+            reached(f"{'begin' if isinstance(event, StageStarted) else 'end'}-{event.name}")
         if isinstance(event, StageFinished):
             self.timings[event.name] = round(event.seconds, 3)
         self.listener(event)
@@ -107,7 +119,7 @@ class Ongoing:
         mine = {tile.index for tile in tiles}
         scan = scan_ledger(self.scratch / "ledger", plan_id=self.plan.digest)
         self.records, self.attempts = {i: r for i, r in scan.records.items() if i in mine}, scan.attempts
-        digests = {index: _digest(record) for index, record in self.records.items()}
+        digests = {index: digest_of(record) for index, record in self.records.items()}
         damaged = self.store.find_damaged(_until(stop, tiles), digests)
         for index in damaged:
             del self.records[index]
@@ -225,7 +237,7 @@ def adopt(run: SceneRun, scratch: Path, *, overwrite: bool, alone: bool = True) 
 
 
 def begin(run: SceneRun, plan: Plan, scratch: Path) -> Ongoing:
-    """A new run: an empty store, and the frozen plan on disk; a run that lies there is removed."""
+    """A new run: the frozen plan on disk, and an empty store; a run that lies there is removed."""
     replaced = inspect_output(run.out_dir).plan
     if replaced is not None:
         remove_store(from_record(replaced.get("store"), scratch))
@@ -236,7 +248,10 @@ def begin(run: SceneRun, plan: Plan, scratch: Path) -> Ongoing:
 
 
 def _new_store(run: SceneRun, plan: Plan, place: Path, scratch: Path) -> TileStore:
-    store = create_store(place, out_dir=run.out_dir, plan=plan, legend=run.model.spec.legend())
+    """The plan first: at no moment is there a store that no plan tells of."""
+    legend = run.model.spec.legend()
+    require_room(place, out_dir=run.out_dir, plan=plan, legend=legend)
+    begins = not (scratch / PLAN_FILE).exists()
     atomic_write_json(
         scratch / PLAN_FILE,
         {
@@ -245,9 +260,23 @@ def _new_store(run: SceneRun, plan: Plan, place: Path, scratch: Path) -> TileSto
             "settings": run.settings.model_dump(mode="json"),
             "plan": plan.to_json(),
             "store": to_record(place, scratch),
+            "inputs": {"scene": _path_of(run.scene), "model": _path_of(run.model)},
         },
     )
-    return store
+    try:
+        return create_store(place, plan=plan, legend=legend)
+    except PipelineError:
+        if begins:  # refused, not cut off
+            (scratch / PLAN_FILE).unlink()
+        raise
+
+
+def _path_of(what: Scene | Model) -> str | None:
+    """Where it lies, for the command that `status` tells; of an address not what may be a signature."""
+    path = getattr(what, "path", None)
+    if path is None or "://" in str(path):
+        return None if path is None else str(path).partition("?")[0]
+    return str(Path(path).absolute())
 
 
 def _adopted(run: SceneRun, document: dict[str, Any], scratch: Path, *, alone: bool) -> Ongoing:
@@ -258,8 +287,10 @@ def _adopted(run: SceneRun, document: dict[str, Any], scratch: Path, *, alone: b
     place = from_record(document["store"], scratch)
     store = open_store(place, plan)
     if store is None:
-        run.tell(Notice(text=f"the finished tiles in {place} are gone; all tiles are computed again"))
+        if (scratch / "ledger").exists():
+            run.tell(Notice(text=f"the finished tiles in {place} are gone; all tiles are computed again"))
         shutil.rmtree(scratch / "ledger", ignore_errors=True)
+        remove_store(place)
         place = place if run.settings.scratch is None else new_place(scratch, run.settings.scratch)
         store = _new_store(run, plan, place, scratch)
     if alone:
@@ -309,21 +340,8 @@ def commit(
         started=run.started,
     )
     staging.commit(finished.names, record)
-    _clean_up(ongoing.scratch, ongoing.store, lock, keep=run.settings.keep)
+    clean_up(ongoing.scratch, ongoing.store.path, lock, keep=run.settings.keep)
     return record
-
-
-def remove_staged(scratch: Path) -> None:
-    """Remove what was being made of the tiles, by whomever."""
-    for pattern in ("stage*", "polygons*"):
-        for folder in scratch.glob(pattern):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _digest(record: TileRecord) -> TileDigest | None:
-    if record.mask_sha256 is None:
-        return None
-    return TileDigest(mask_sha256=record.mask_sha256, prob_sha256=record.prob_sha256)
 
 
 def _until(stop: StopFlag, tiles: Sequence[Tile]) -> Iterator[Window]:
@@ -342,19 +360,3 @@ def _refuse_changed_scene(run: SceneRun) -> None:
             where=run.scene.name,
             fix="run again with --overwrite once the file no longer changes",
         )
-
-
-def _clean_up(scratch: Path, store: TileStore, lock: RunLock, *, keep: bool) -> None:
-    """Remove all that only an unfinished run needs; releasing the lock then removes the empty folder."""
-    if keep:
-        # Under its own name a plan means "unfinished".
-        (scratch / PLAN_FILE).replace(scratch / "plan.kept.json")
-        return
-    (scratch / PLAN_FILE).unlink(missing_ok=True)
-    remove_store(store.path)
-    for name in ("ledger", "cluster"):
-        shutil.rmtree(scratch / name, ignore_errors=True)
-    remove_staged(scratch)
-    for left in (scratch / "plan.kept.json", *scratch.glob("stuck-*.json")):
-        left.unlink(missing_ok=True)
-    lock.sweep()

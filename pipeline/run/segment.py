@@ -17,6 +17,7 @@ from pipeline.run.events import Listener, Notice, StageAdvanced, StageFinished, 
 from pipeline.run.feed import run_tiles
 from pipeline.run.finish import Finisher
 from pipeline.run.identity import refuse_differences
+from pipeline.run.leftovers import finish_cleaning
 from pipeline.run.plan import make_plan, plan_from
 from pipeline.run.plan_there import basis_of_a_worker
 from pipeline.run.scene_run import Ongoing, SceneRun, adopt, begin, commit, inspect_for, prepare, warnings_of
@@ -25,7 +26,8 @@ from pipeline.run.stop import StopFlag, stop_on_signals
 from pipeline.run.tasks import Watch
 from pipeline.run.verify import Verification, Verifier
 from pipeline.run.workers import device_wanted, on_this_machine
-from pipeline.store import RunLock, Staging, changed_files, create_output_folder, foreign_output
+from pipeline.store import RunLock, Staging, changed_files, create_output_folder, foreign_output, open_files_as_error
+from pipeline.syncpoint import reached
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -55,6 +57,7 @@ class RunResult:
         return self.polygons_paths[0] if self.polygons_paths else None
 
 
+@open_files_as_error()
 def segment(
     scene: Any,
     model: Model | str | Path,
@@ -139,6 +142,11 @@ def _locked(run: SceneRun, scratch: Path, lock: RunLock, stop: StopFlag, *, over
     stop.raise_if_set("all tiles are kept")
     staging = Staging(run.out_dir)
     staging.clear()
+
+    def check() -> None:
+        reached("step")
+        stop.raise_if_set("all tiles are kept")
+
     done = Finisher(
         scene=run.scene,
         model=run.model,
@@ -149,7 +157,7 @@ def _locked(run: SceneRun, scratch: Path, lock: RunLock, stop: StopFlag, *, over
         staging=staging,
         scratch=scratch,
         tell=run.tell,
-        check=lambda: stop.raise_if_set("all tiles are kept"),
+        check=check,
     ).run()
     stop.raise_if_set("all tiles are kept")
     record = commit(ongoing, done, verified, staging, lock)
@@ -234,6 +242,7 @@ def _already_done(run: SceneRun, state: OutputState) -> RunResult:
             where=str(run.out_dir),
             fix="restore them, choose another -o, or replace them with --overwrite",
         )
+    finish_cleaning(run.out_dir)
     run.tell(Notice(text="the same run ended here before and its files are whole; nothing to do"))
     return _result(run.out_dir, record, resumed=True)
 

@@ -173,7 +173,8 @@ def _outcome(future: Future) -> _Done | BaseException | None:
     except BaseException as caught:  # noqa: BLE001 - a cancelled or lost future raises instead of returning
         return caught
     try:
-        error: BaseException = future.exception(timeout=_GRACE_S)
+        # Of a scheduler that died there is neither an answer nor an error.
+        error: BaseException = future.exception(timeout=_GRACE_S) or ConnectionError(f"a task is {future.status}")
     except BaseException as caught:  # noqa: BLE001 - a cancelled or lost future raises instead of returning
         return caught
     return error

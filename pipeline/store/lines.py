@@ -13,6 +13,7 @@ import zlib
 from typing import TYPE_CHECKING, Literal, Self
 
 from pipeline.store.files import disk_full_as_error, fsync_path, private_folder, write_all
+from pipeline.syncpoint import reached
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,7 +60,9 @@ class LineWriter:
             data = b"\n" + line if self._torn else line
             self._torn = True
             with disk_full_as_error(self._folder, needed_bytes=len(data)):
+                reached("before-append")
                 write_all(self._fd, data)
+                reached("after-append")
                 if self._fsync == "record":
                     os.fsync(self._fd)
             self._torn = False
@@ -68,7 +71,9 @@ class LineWriter:
         """Push everything to the disk itself."""
         with self._lock, disk_full_as_error(self._folder):
             if self._fd >= 0:
+                reached("before-fsync")
                 os.fsync(self._fd)
+                reached("after-fsync")
 
     def close(self) -> None:
         """Flush unless told never to, and close. Closing twice is fine."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pipeline.errors import OutputError, PipelineError, UsageError
+from pipeline.errors import OutputError, PipelineError, UsageError, visible
 from pipeline.sidefiles import remove_side_files
 from pipeline.store.digest import sha256_file
 from pipeline.store.files import (
@@ -19,7 +19,9 @@ from pipeline.store.files import (
     fsync_path,
     private_folder,
     read_json,
+    remove_temporaries,
 )
+from pipeline.syncpoint import reached
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 RUN_FILE = "run.json"
 SCRATCH_FOLDER = ".scenemask"
 PLAN_FILE = "plan.json"
+BEGUN_FILE = "commit-begun.json"
 _RESULTS = frozenset(
     {"mask.tif", "mask.tif.aux.xml", "mask.qml", "probabilities.tif", "preview.png", "item.json", RUN_FILE}
 )
@@ -130,6 +133,8 @@ def create_output_folder(out_dir: Path) -> Path:
         ResourceError: RS-001, no space.
     """
     scratch = out_dir / SCRATCH_FOLDER
+    if visible(str(out_dir)) != str(out_dir):
+        raise cannot_write(out_dir, "its path holds control characters, which drivers of polygon formats refuse")
     try:
         with disk_full_as_error(out_dir):
             out_dir.mkdir(parents=True, exist_ok=True)
@@ -166,7 +171,7 @@ class Staging:
     def __init__(self, out_dir: Path, *, apart: str = "") -> None:
         self.out_dir = out_dir
         self.folder = private_folder(out_dir / SCRATCH_FOLDER / f"stage{apart}")
-        self._begun = out_dir / SCRATCH_FOLDER / "commit-begun.json"
+        self._begun = out_dir / SCRATCH_FOLDER / BEGUN_FILE
 
     def path(self, name: str) -> Path:
         """Where to make the result called `name`."""
@@ -202,19 +207,27 @@ class Staging:
                 fsync_path(self.folder / name)
         replaced = _described(before or {}) | _described(read_json(self.out_dir / RUN_FILE) or {})
         atomic_write_json(self._begun, {"files": dict.fromkeys(sorted({*replaced, *names}))})
+        reached("before-remove")
         (self.out_dir / RUN_FILE).unlink(missing_ok=True)
+        reached("after-remove")
         fsync_path(self.out_dir)
         for name in replaced - set(names):
             remove_side_files(self.out_dir / name)
             (self.out_dir / name).unlink(missing_ok=True)
+            reached("after-remove")
         with disk_full_as_error(self.out_dir):
             for name in names:
                 if (self.folder / name).exists():  # else moved before the run was killed
                     remove_side_files(self.out_dir / name)
+                    reached("before-rename")
                     (self.folder / name).replace(self.out_dir / name)
+                    reached("after-rename")
         fsync_path(self.out_dir)
+        remove_temporaries(self.out_dir, RUN_FILE)
         atomic_write_json(self.out_dir / RUN_FILE, run)
+        reached("before-remove")
         self._begun.unlink()
+        reached("after-remove")
 
 
 def _described(run: Mapping[str, object]) -> set[str]:
