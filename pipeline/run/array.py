@@ -134,7 +134,7 @@ def _refuse_options(options: Sequence[str]) -> None:
 
 
 def _directives(options: str) -> str:
-    return "\n".join(f"#SBATCH {one}" for one in shlex.split(options))
+    return "\n".join(f"#SBATCH {shlex.quote(one)}" for one in shlex.split(options))
 
 
 def _write(path: Path, common: dict[str, str], *, command: str, array: str | None) -> Path:

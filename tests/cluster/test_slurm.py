@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import stat
 import subprocess
 import time
@@ -21,30 +20,11 @@ from pipeline.run.clusters.jobqueue import _job, _walltime
 from pipeline.run.clusters.options import make_options
 from pipeline.run.events import Event, StageAdvanced
 from pipeline.run.settings import make_settings
-from tests.cluster.running import ROOT, Known
+from tests.cluster.running import Known
 from tests.scenes import sha256
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-SCRIPT = ROOT / "tests" / "infra" / "slurm_local.sh"
-TELLS = ("slurmctld", "slurmd", "munged", "sbatch")
-
-
-@pytest.fixture(scope="module")
-def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Its configuration; SLURM's commands find it by the environment."""
-    missing = [name for name in TELLS if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") is None]
-    if missing or os.geteuid():
-        pytest.skip(f"needs root and SLURM (apt install slurm-wlm munge): {', '.join(missing) or 'not root'}")
-    state = tmp_path_factory.mktemp("slurm")
-    subprocess.run(["bash", SCRIPT, "start", state], check=True)
-    variables = {"SLURM_CONF": str(state / "slurm.conf"), "PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "PASSIVE"}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in variables.items():
-            patch.setenv(name, value)
-        yield state
-        subprocess.run(["bash", SCRIPT, "stop", state], check=True)
+    pass
 
 
 def _jobs(what: str) -> list[str]:
