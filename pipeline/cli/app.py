@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import traceback
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,15 +15,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline import __version__
-from pipeline.cli.options import SettingsCommand, given_settings, with_common_options
+from pipeline.cli.options import Place, SettingsCommand, given_settings, with_common_options, with_servers
 from pipeline.errors import PipelineError, UsageError
+from pipeline.redact import redact
 
 if TYPE_CHECKING:
+    import types
     from collections.abc import Iterator
 
     from pipeline.run.batch import Split
 
-_SCENE = click.argument("scene", type=click.Path(path_type=Path))
+_SCENE = click.argument("scene", type=Place())
 _MODEL = click.option(
     "-m",
     "--model",
@@ -54,7 +57,7 @@ def app(context: click.Context) -> None:
 @_CONFIG
 @with_common_options
 def segment(
-    scene: Path,
+    scene: Path | str,
     model: Path,
     out: Path,
     *,
@@ -192,7 +195,7 @@ def batch(
 @_CONFIG
 @with_common_options
 def plan(
-    scene: Path,
+    scene: Path | str,
     model: Path,
     *,
     config: Path | None,
@@ -215,19 +218,21 @@ def plan(
 
 
 @app.command()
-@click.argument("target", type=click.Path(path_type=Path), metavar="SCENE|MODEL")
+@click.argument("target", type=Place(), metavar="SCENE|MODEL")
 @click.option("--assume-crs", metavar="CRS", help="CRS of a scene that has none.")
 @click.option("--nodata", metavar="V", type=float, help="Value that means no data.")
 @click.option("--trust-model", is_flag=True, help="Run a TorchScript or torch.export model, which is a program.")
 @click.option("--write", is_flag=True, help="Write what was measured of a model into its model.json.")
+@with_servers
 @with_common_options
 def inspect(
-    target: Path,
+    target: Path | str,
     *,
     assume_crs: str | None,
     nodata: float | None,
     trust_model: bool,
     write: bool,
+    access: Any,
     verbose: int,
     quiet: bool,
     as_json: bool,
@@ -238,7 +243,9 @@ def inspect(
     from pipeline.cli.show import show_facts
     from pipeline.run.inspect import inspect_target
 
-    facts = inspect_target(target, assume_crs=assume_crs, nodata=nodata, trust_model=trust_model, write=write)
+    facts = inspect_target(
+        target, assume_crs=assume_crs, nodata=nodata, trust_model=trust_model, write=write, access=access
+    )
     if as_json:
         click.echo(json.dumps(facts, indent=1, ensure_ascii=False, default=str))
     else:
@@ -409,6 +416,7 @@ def main() -> None:
     # neighbour the same forwards took 1.15 s of CPU in place of 2.06 s. PyTorch reads this when it is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     debug, as_json = "--debug" in sys.argv, "--json" in sys.argv
+    sys.excepthook = _print_redacted
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # libraries' notes to developers; ours are printed
     try:
@@ -449,6 +457,11 @@ def _reader_may_leave() -> Iterator[None]:
 def _close_stdout() -> None:
     """Nothing is left to be flushed into a closed pipe when the process ends."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _print_redacted(kind: type[BaseException], error: BaseException, trace: types.TracebackType | None) -> None:
+    """A traceback without secrets: libraries put whole addresses into their messages."""
+    print(redact("".join(traceback.format_exception(kind, error, trace))), file=sys.stderr, end="")
 
 
 def _report(error: PipelineError, *, as_json: bool) -> None:
