@@ -51,6 +51,9 @@ class Location:
         """The whole web address, secrets included."""
         return f"{self.scheme}://{self.host}{self.target}"
 
+    def __truediv__(self, name: str) -> Location:
+        return self.child(name)
+
     def child(self, name: str) -> Location:
         """What is called `name` under this prefix."""
         return replace(self, key=f"{self.key.rstrip('/')}/{name}".lstrip("/"))

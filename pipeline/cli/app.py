@@ -52,14 +52,14 @@ def app(context: click.Context) -> None:
 @app.command(cls=SettingsCommand)
 @_SCENE
 @_MODEL
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Output folder.")
+@click.option("-o", "--out", required=True, type=Place(), help="Output folder, or s3://bucket/prefix.")
 @click.option("--overwrite", is_flag=True, help="Replace results that are there, in one step at the end.")
 @_CONFIG
 @with_common_options
 def segment(
     scene: Path | str,
     model: Path,
-    out: Path,
+    out: Path | str,
     *,
     overwrite: bool,
     config: Path | None,
