@@ -41,6 +41,11 @@ class Location:
         return os.path.splitext(self.name)[1].lower()  # noqa: PTH122 - no path of this machine
 
     @property
+    def parent(self) -> Location:
+        """What it lies in; queries belong to one file and stay with it."""
+        return replace(self, key=self.key.rstrip("/").rpartition("/")[0], query="")
+
+    @property
     def target(self) -> str:
         """Path and query as they are asked for, secrets included."""
         path = "/" + quote(self.key, safe="/%:@!$&'()*+,;=~-._")

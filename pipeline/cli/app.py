@@ -253,8 +253,8 @@ def inspect(
 
 
 @app.command()
-@click.argument("masks", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="MASK...")
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help=".geojson, .gpkg, .fgb or .parquet")
+@click.argument("masks", nargs=-1, required=True, type=Place(), metavar="MASK...")
+@click.option("-o", "--out", required=True, type=Place(), help=".geojson, .gpkg, .fgb or .parquet")
 @click.option("--only", metavar="CLASS,…", help="Classes by name or number; all but the background if not given.")
 @click.option("--min-area", metavar="M2", help='Smallest polygon, such as "500 m2" or "12 px".')
 @click.option("--fill-holes", metavar="M2", help="Fill smaller holes; what lies inside them goes.")
@@ -262,9 +262,7 @@ def inspect(
 @click.option("--sieve", is_flag=True, help="Give smaller ones to their neighbours instead of leaving holes.")
 @click.option("--smooth", is_flag=True, help="Make straight diagonals of staircases, without gaps or overlaps.")
 @click.option("--simplify", metavar="M", help='Simplify without gaps or overlaps: metres, or such as "1 px".')
-@click.option(
-    "--probabilities", type=click.Path(path_type=Path), help="probabilities.tif of the same run, as attributes."
-)
+@click.option("--probabilities", type=Place(), help="probabilities.tif of the same run, as attributes.")
 @click.option("--regularize", metavar="CLASS,…", help="Straight walls and right angles for classes such as buildings.")
 @click.option(
     "--min-iou",
@@ -273,10 +271,11 @@ def inspect(
     help="Least overlap with what was traced, else the outline stays.  [default: 0.8]",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the file if it is there.")
+@with_servers
 @with_common_options
 def vectorize(
-    masks: tuple[Path, ...],
-    out: Path,
+    masks: tuple[Path | str, ...],
+    out: Path | str,
     *,
     only: str | None,
     min_area: str | None,
@@ -285,10 +284,11 @@ def vectorize(
     sieve: bool,
     smooth: bool,
     simplify: str | None,
-    probabilities: Path | None,
+    probabilities: Path | str | None,
     regularize: str | None,
     min_iou: float,
     overwrite: bool,
+    access: Any,
     verbose: int,
     quiet: bool,
     as_json: bool,
@@ -317,16 +317,17 @@ def vectorize(
         min_iou=min_iou,
         probabilities=probabilities,
         overwrite=overwrite,
+        access=access,
     )
     outcome = written.regularized
     if as_json:
         click.echo(json.dumps({
-            "path": str(written.path),
+            "path": str(out),
             "polygons": written.num_polygons,
             **({} if outcome is None else {"regularized": outcome._asdict()}),
         }))  # fmt: skip
     elif not quiet:
-        click.echo(f"{written.num_polygons} polygons -> {written.path}")
+        click.echo(f"{written.num_polygons} polygons -> {out}")
         if outcome is not None:
             click.echo(say_regularized(outcome, min_iou))
 

@@ -66,9 +66,28 @@ class RemoteFile:
         """
         return self._ask(0, 1).facts
 
-    def read(self, start: int, stop: int) -> bytes:
-        """Bytes `start` to `stop` (excluded); fewer at the end of the file. Raises as `facts`."""
-        return self._ask(start, stop).body
+    def read(self, start: int, stop: int, *, version: str | None = None) -> bytes:
+        """Bytes `start` to `stop` (excluded); fewer at the end of the file.
+
+        Args:
+            start: First byte.
+            stop: The one after the last.
+            version: ETag of the version that they must be of; any if None.
+
+        Raises:
+            InputError: As `facts`; IN-015, it is another version.
+            InfrastructureError: As `facts`.
+        """
+        answer = self._ask(start, stop)
+        if version is not None and answer.facts.etag != version:
+            raise InputError(
+                f"{self} changed while it was read",
+                code="IN-015",
+                title="Scene changed",
+                where=str(self),
+                fix="leave files alone while they are read, and run again",
+            )
+        return answer.body
 
     def ends(self, count: int) -> tuple[bytes, bytes, ObjectFacts]:
         """First and last `count` bytes, and the facts. Raises as `facts`."""

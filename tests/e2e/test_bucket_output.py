@@ -200,3 +200,40 @@ def test_the_same_command_finds_its_folder_and_another_endpoint_does_not(tmp_pat
     assert made("s3://bucket/a") == made("s3://bucket/a")
     assert len({made("s3://bucket/a"), made("s3://bucket/b"), made("s3://bucket/a", endpoint="http://h:1")}) == 3
     assert made("s3://bucket/a").stat().st_mode & 0o777 == 0o700
+
+
+def test_masks_in_a_bucket_become_polygons_there(folder: Path, prefix: str, endpoint: str, cli: Cli) -> None:
+    bucket, start = Bucket(BUCKET, Access(endpoint=endpoint)), prefix.removeprefix(f"s3://{BUCKET}/")
+    for name in ("mask.tif", "mask.tif.aux.xml"):
+        bucket.put_file(f"{start}/{name}", folder / "local" / name)
+    args = ("vectorize", f"{prefix}/mask.tif", "-o", f"{prefix}/x.geojson", "--endpoint", endpoint)
+    code, out, err = cli(*args)
+    assert code == 0, err
+    assert out.rstrip().endswith(f"-> {prefix}/x.geojson")
+    local = folder / "x.geojson"
+    code, _, _ = cli("vectorize", folder / "local" / "mask.tif", "-o", local)
+    assert objects(endpoint, prefix)["x.geojson"] == local.read_bytes()
+    code, _, err = cli(*args)
+    assert code == 5
+    assert_block(err, "OU-030")
+    assert cli(*args, "--overwrite", "-q")[0] == 0
+    code, _, err = cli(
+        "vectorize", f"{prefix}/none.tif", "-o", f"{prefix}/x.geojson", "--endpoint", endpoint, "--overwrite"
+    )
+    assert code == 3
+    assert_block(err, "IN-040")
+    assert objects(endpoint, prefix)["x.geojson"] == local.read_bytes()
+
+
+def test_a_batch_writes_into_folders(folder: Path, prefix: str, cli: Cli) -> None:
+    code, _, err = cli("batch", folder / "scene.tif", "-m", folder / "model", "-o", prefix)
+    assert code == 2
+    assert_block(err, "CF-055")
+
+
+def test_t13_a_batch_takes_no_signatures(folder: Path, tmp_path: Path, cli: Cli) -> None:
+    code, _, err = cli("batch", "https://host/a.tif?sig=canary", "-m", folder / "model", "-o", tmp_path / "out")
+    assert code == 2
+    assert_block(err, "CF-056")
+    assert "canary" not in err
+    assert not (tmp_path / "out").exists()
