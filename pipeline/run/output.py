@@ -27,12 +27,17 @@ from pipeline.store import (
     private_folder,
     read_json,
 )
+from pipeline.store.object_lock import BucketLock
 from pipeline.store.runfile import RESULT_NAMES, RUN_FILE, described_files, is_result_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from pipeline.run.settings import SegmentSettings
+
+
+LOCK = ".scenemask/lock.json"
 
 
 class Output(Protocol):
@@ -60,8 +65,16 @@ class Output(Protocol):
         """Names of the described results that are gone or no longer the same."""
         ...
 
+    def locked(self) -> AbstractContextManager[object]:
+        """Holds off runs on machines that share no disk with this one.
+
+        Raises:
+            OutputError: OU-002.
+        """
+        ...
+
     def staging(self) -> Staging:
-        """Where results are made before they appear all at once."""
+        """Where results are made before they appear all at once; while locked."""
         ...
 
     def refuse_input(self, scene: object) -> None:
@@ -115,6 +128,10 @@ class FolderOutput:
         """See `Output`."""
         return changed_files(self.folder, files)
 
+    def locked(self) -> AbstractContextManager[object]:
+        """Nothing: the run's lock lies in the folder."""
+        return contextlib.nullcontext()
+
     def staging(self) -> Staging:
         """See `Output`."""
         return Staging(self.folder)
@@ -126,13 +143,15 @@ class FolderOutput:
         """Nothing: the folder is the result."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class BucketOutput:
     """Results in a bucket. What is there is read by key, never by listing: listings lag on some stores."""
 
     place: Location
     folder: Path
     bucket: Bucket
+    lock: BucketLock | None = None
+    """Held while a run writes here."""
 
     def inspect(self, *, overwrite: bool) -> OutputState:
         """See `Output`; an unfinished run lies on the machine that began it."""
@@ -149,6 +168,11 @@ class BucketOutput:
     def changed(self, files: Mapping[str, Mapping[str, object]]) -> list[str]:
         """See `Output`; told by size and ETag."""
         return [name for name, told in files.items() if not self._is_same(name, told)]
+
+    def locked(self) -> AbstractContextManager[object]:
+        """See `Output`."""
+        self.lock = BucketLock(self.bucket, self.key(LOCK))
+        return self.lock
 
     def staging(self) -> Staging:
         """See `Output`."""
@@ -215,7 +239,11 @@ class BucketStaging(Staging):
 
         Raises:
             InfrastructureError: ST-010 to ST-013; what was sent of the file on its way is taken back.
+            OutputError: OU-003, the lock was taken over.
         """
+        assert self._output.lock is not None
+        held = self._output.lock.ensure_held
+        held()
         bucket, key = self._output.bucket, self._output.key
         replaced = described_files(read_json(self.begun) or {})
         replaced |= described_files(read_object(bucket, key(RUN_FILE)) or {})
@@ -225,6 +253,7 @@ class BucketStaging(Staging):
         for name in names:
             bucket.put_file(key(name), self.folder / name)
             etags[name] = bucket.head(key(name)).etag
+            held()  # before the next step, each of which may take long
         for name in replaced - set(names):
             bucket.delete(key(name))
         files = run.get("files")

@@ -100,6 +100,7 @@ def segment(
     with contextlib.ExitStack() as ending:
         ending.callback(output.tidy)
         stop, lock = ending.enter_context(stop_on_signals()), ending.enter_context(RunLock(scratch))
+        ending.enter_context(output.locked())
         now = output.inspect(overwrite=overwrite)
         if now != state:  # another run began or ended before we had the lock
             run = opened(now)

@@ -22,6 +22,7 @@ from pydantic import (
 
 from pipeline.access import Access
 from pipeline.errors import UsageError
+from pipeline.location import is_remote
 from pipeline.run.clusters.options import NAMES, absolute_file, check_cluster, is_file
 from pipeline.run.quantities import parse_bytes, sentence, unknown_key
 
@@ -95,7 +96,16 @@ Pixels = Annotated[int, _quantity("px")]
 Seconds = Annotated[float, _quantity("s")]
 Area = Annotated[tuple[Annotated[float, Field(ge=0)], Literal["m2", "px"]], _measure("an area", "m2", "px")]
 Names = Annotated[tuple[str, ...], BeforeValidator(_texts)]
-AbsolutePath = Annotated[Path, AfterValidator(Path.absolute)]
+
+
+def _on_disk(value: Any) -> Any:
+    if is_remote(value):
+        msg = "is an address, expected a path on a disk"
+        raise ValueError(msg)
+    return value
+
+
+AbsolutePath = Annotated[Path, BeforeValidator(_on_disk), AfterValidator(Path.absolute)]
 """Read from the folder in which the command was given: workers may stand in another one."""
 Numbers = Annotated[tuple[float, ...], BeforeValidator(_listed)]
 Probabilities = Annotated[

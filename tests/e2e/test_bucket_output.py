@@ -16,6 +16,7 @@ from pipeline.errors import InfrastructureError, OutputError, UsageError
 from pipeline.run.events import StageStarted
 from pipeline.run.output import BucketOutput, output_at
 from pipeline.run.settings import make_settings
+from pipeline.store.object_lock import BucketLock
 from tests.commands import Cli, assert_block
 from tests.infra.fault_proxy import FaultProxy
 from tests.infra.moto_server import BUCKET, KEYS, SECRET, moto_server
@@ -172,11 +173,13 @@ def test_the_old_record_goes_first_and_the_new_one_comes_last(folder: Path, pref
         run(folder, prefix, endpoint=proxy.endpoint)
         proxy.requests.clear()
         run(folder, prefix, endpoint=proxy.endpoint, overwrite=True)
-        writes = [(method, path) for method, path in proxy.requests if method in {"PUT", "POST", "DELETE"}]
-    removals = [number for number, (method, path) in enumerate(writes) if method == "DELETE" or "delete" in path]
-    assert removals == [0]
-    assert writes[-1][1].endswith("run.json")
-    assert sum(path.endswith("run.json") for _, path in writes[1:]) == 1
+        writes = [
+            path
+            for method, path in proxy.requests
+            if method in {"PUT", "POST", "DELETE"} and not path.endswith("lock.json")
+        ]
+    assert ["delete" in path for path in writes] == [True, *[False] * (len(writes) - 2), True]  # the last is the lock's
+    assert [path.endswith("run.json") for path in writes[1:-1]] == [*[False] * (len(writes) - 3), True]
 
 
 def test_a_scene_among_the_results_is_refused(folder: Path, prefix: str, endpoint: str) -> None:
@@ -237,3 +240,21 @@ def test_t13_a_batch_takes_no_signatures(folder: Path, tmp_path: Path, cli: Cli)
     assert_block(err, "CF-056")
     assert "canary" not in err
     assert not (tmp_path / "out").exists()
+
+
+def test_b8_two_machines_do_not_write_at_once(
+    folder: Path, prefix: str, endpoint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    bucket = Bucket(BUCKET, Access(endpoint=endpoint))
+    key = f"{prefix}/.scenemask/lock.json".removeprefix(f"s3://{BUCKET}/")
+    with BucketLock(bucket, key), pytest.raises(OutputError, match="OU-002"):
+        run(folder, prefix, endpoint, scratch=tmp_path)
+    assert objects(endpoint, prefix) == {}
+    assert not run(folder, prefix, endpoint, scratch=tmp_path).resumed
+    assert not any(name.startswith(".scenemask") for name in objects(endpoint, prefix))
+
+
+def test_scratch_is_a_folder(folder: Path, cli: Cli) -> None:
+    code, _, err = cli("segment", folder / "scene.tif", "-m", folder / "model", "-o", "x", "--scratch", "s3://b1/x")
+    assert code == 2
+    assert_block(err, "CF-005")
