@@ -186,7 +186,9 @@ def failed(where: str, reason: str) -> InfrastructureError:
     return InfrastructureError(
         f"{where} fails, after retries: {told[:300]}",
         where=where,
-        fix="run the same command again later: finished tiles are kept; --retries and --read-timeout set the patience",
+        fix="set AWS_REGION to the bucket's region"
+        if "configured region" in told
+        else "run the same command again later: finished tiles are kept; --retries and --read-timeout set the patience",
         **kind,
     )
 

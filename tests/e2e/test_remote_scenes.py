@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -100,6 +100,25 @@ def test_t13_a_signed_address_leaves_no_trace(folder: Path, tmp_path: Path, cli:
             said += out + err
     assert CANARY not in said
     assert canaries(tmp_path) == []
+
+
+def test_c41_a_fresh_signature_continues_a_run(folder: Path, tmp_path: Path) -> None:
+    def expire(event: object) -> None:
+        if type(event).__name__ == "StageStarted" and getattr(event, "name", "") == "infer":
+            server.misbehave("403", after=3)
+
+    with RangeServer(folder) as server:
+
+        def run(signature: str, **options: Any) -> sm.RunResult:
+            where, given = server.url(f"scene.tif?sig={signature}"), {"patch": 64, "tile": 64, "allow_loopback": True}
+            return sm.segment(where, folder / "model", tmp_path / "out", **given, **options)
+
+        with pytest.raises(sm.PipelineError, match="ST-010"):
+            run("expired", listener=expire)
+        assert (tmp_path / "out" / ".scenemask" / "plan.json").exists()
+        server.misbehave("")
+        assert run("fresh").mask_path == tmp_path / "out" / "mask.tif"
+    assert sha256(tmp_path / "out" / "mask.tif") == sha256(folder / "local" / "mask.tif")
 
 
 def test_t13_a_traceback_holds_no_secret(

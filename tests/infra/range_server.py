@@ -88,7 +88,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.stop.wait(HANG_S)
             self.close_connection = True
         elif fault == "redirect":
-            self._send(302, b"", {"Location": self.server.target})
+            self._send(302, b"", {"Location": self.server.target} if self.server.target else {})
         elif fault in _STATUS or not path.is_file():
             self._send(int(fault or 404), b"no" if with_body else b"")
         else:

@@ -207,3 +207,10 @@ def test_no_server_at_all() -> None:
     with pytest.raises(InfrastructureError, match="ST-012"):
         open_scene("http://127.0.0.1:9/a.tif", access=Access(allow_loopback=True, retries=1))
     assert time.monotonic() - started < 5
+
+
+def test_c42_another_region_says_which_option(server: RangeServer) -> None:
+    server.misbehave("redirect")
+    with pytest.raises(InfrastructureError) as caught:
+        opened(server, "s3")
+    assert "AWS_REGION" in caught.value.fix
