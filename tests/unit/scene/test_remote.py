@@ -122,12 +122,10 @@ def test_c39_c40_passing_faults_change_nothing(
 ) -> None:
     server.misbehave(fault, times=1)
     scene = opened(server, kind)
-    close_all()
-    server.misbehave(fault, times=1)
-    assert (scene.read(WHOLE) == values).all()
     scene.read(Window(row_off=0, col_off=0, height=8, width=8))
-    server.misbehave(fault, times=1)
+    server.misbehave(fault, times=1)  # meets GDAL: the file is open, and most of it was not read yet
     assert (scene.read(WHOLE) == values).all()
+    assert server.times <= 0
 
 
 @pytest.mark.parametrize("kind", KINDS)
