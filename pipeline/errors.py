@@ -10,13 +10,16 @@
     ├── Interrupted          exit 75  stopped by a signal or time limit; resumable
     └── (KeyboardInterrupt   exit 130 Ctrl-C; resumable)
 
-Every error carries a code that `docs/errors.md` explains, what was got and expected, where, and how to fix it.
+Every error carries a code that `docs/errors.md` explains, what was got and expected, where, and how to fix it. Secrets
+are taken out of its texts when it is made.
 """
 
 from __future__ import annotations
 
 import unicodedata
 from typing import ClassVar
+
+from pipeline.redact import redact
 
 
 class PipelineError(Exception):
@@ -33,12 +36,13 @@ class PipelineError(Exception):
     exit_code: ClassVar[int] = 1
 
     def __init__(self, what: str, *, code: str, title: str, where: str = "", fix: str = "") -> None:
+        what = redact(what)
         super().__init__(what)
         self.what = what
         self.code = code
         self.title = title
-        self.where = where
-        self.fix = fix
+        self.where = redact(where)
+        self.fix = redact(fix)
 
     def __reduce__(self) -> tuple[object, ...]:
         """Survive pickling: errors travel from workers to the client."""

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import traceback
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,15 +15,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline import __version__
-from pipeline.cli.options import SettingsCommand, given_settings, with_common_options
+from pipeline.cli.options import Place, SettingsCommand, given_settings, with_common_options, with_servers
 from pipeline.errors import PipelineError, UsageError
+from pipeline.redact import redact
 
 if TYPE_CHECKING:
+    import types
     from collections.abc import Iterator
 
     from pipeline.run.batch import Split
 
-_SCENE = click.argument("scene", type=click.Path(path_type=Path))
+_SCENE = click.argument("scene", type=Place())
 _MODEL = click.option(
     "-m",
     "--model",
@@ -49,14 +52,14 @@ def app(context: click.Context) -> None:
 @app.command(cls=SettingsCommand)
 @_SCENE
 @_MODEL
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Output folder.")
+@click.option("-o", "--out", required=True, type=Place(), help="Output folder, or s3://bucket/prefix.")
 @click.option("--overwrite", is_flag=True, help="Replace results that are there, in one step at the end.")
 @_CONFIG
 @with_common_options
 def segment(
-    scene: Path,
+    scene: Path | str,
     model: Path,
-    out: Path,
+    out: Path | str,
     *,
     overwrite: bool,
     config: Path | None,
@@ -192,7 +195,7 @@ def batch(
 @_CONFIG
 @with_common_options
 def plan(
-    scene: Path,
+    scene: Path | str,
     model: Path,
     *,
     config: Path | None,
@@ -215,19 +218,21 @@ def plan(
 
 
 @app.command()
-@click.argument("target", type=click.Path(path_type=Path), metavar="SCENE|MODEL")
+@click.argument("target", type=Place(), metavar="SCENE|MODEL")
 @click.option("--assume-crs", metavar="CRS", help="CRS of a scene that has none.")
 @click.option("--nodata", metavar="V", type=float, help="Value that means no data.")
 @click.option("--trust-model", is_flag=True, help="Run a TorchScript or torch.export model, which is a program.")
 @click.option("--write", is_flag=True, help="Write what was measured of a model into its model.json.")
+@with_servers
 @with_common_options
 def inspect(
-    target: Path,
+    target: Path | str,
     *,
     assume_crs: str | None,
     nodata: float | None,
     trust_model: bool,
     write: bool,
+    access: Any,
     verbose: int,
     quiet: bool,
     as_json: bool,
@@ -238,7 +243,9 @@ def inspect(
     from pipeline.cli.show import show_facts
     from pipeline.run.inspect import inspect_target
 
-    facts = inspect_target(target, assume_crs=assume_crs, nodata=nodata, trust_model=trust_model, write=write)
+    facts = inspect_target(
+        target, assume_crs=assume_crs, nodata=nodata, trust_model=trust_model, write=write, access=access
+    )
     if as_json:
         click.echo(json.dumps(facts, indent=1, ensure_ascii=False, default=str))
     else:
@@ -246,8 +253,8 @@ def inspect(
 
 
 @app.command()
-@click.argument("masks", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="MASK...")
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help=".geojson, .gpkg, .fgb or .parquet")
+@click.argument("masks", nargs=-1, required=True, type=Place(), metavar="MASK...")
+@click.option("-o", "--out", required=True, type=Place(), help=".geojson, .gpkg, .fgb or .parquet")
 @click.option("--only", metavar="CLASS,…", help="Classes by name or number; all but the background if not given.")
 @click.option("--min-area", metavar="M2", help='Smallest polygon, such as "500 m2" or "12 px".')
 @click.option("--fill-holes", metavar="M2", help="Fill smaller holes; what lies inside them goes.")
@@ -255,9 +262,7 @@ def inspect(
 @click.option("--sieve", is_flag=True, help="Give smaller ones to their neighbours instead of leaving holes.")
 @click.option("--smooth", is_flag=True, help="Make straight diagonals of staircases, without gaps or overlaps.")
 @click.option("--simplify", metavar="M", help='Simplify without gaps or overlaps: metres, or such as "1 px".')
-@click.option(
-    "--probabilities", type=click.Path(path_type=Path), help="probabilities.tif of the same run, as attributes."
-)
+@click.option("--probabilities", type=Place(), help="probabilities.tif of the same run, as attributes.")
 @click.option("--regularize", metavar="CLASS,…", help="Straight walls and right angles for classes such as buildings.")
 @click.option(
     "--min-iou",
@@ -266,10 +271,11 @@ def inspect(
     help="Least overlap with what was traced, else the outline stays.  [default: 0.8]",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the file if it is there.")
+@with_servers
 @with_common_options
 def vectorize(
-    masks: tuple[Path, ...],
-    out: Path,
+    masks: tuple[Path | str, ...],
+    out: Path | str,
     *,
     only: str | None,
     min_area: str | None,
@@ -278,10 +284,11 @@ def vectorize(
     sieve: bool,
     smooth: bool,
     simplify: str | None,
-    probabilities: Path | None,
+    probabilities: Path | str | None,
     regularize: str | None,
     min_iou: float,
     overwrite: bool,
+    access: Any,
     verbose: int,
     quiet: bool,
     as_json: bool,
@@ -310,16 +317,17 @@ def vectorize(
         min_iou=min_iou,
         probabilities=probabilities,
         overwrite=overwrite,
+        access=access,
     )
     outcome = written.regularized
     if as_json:
         click.echo(json.dumps({
-            "path": str(written.path),
+            "path": str(out),
             "polygons": written.num_polygons,
             **({} if outcome is None else {"regularized": outcome._asdict()}),
         }))  # fmt: skip
     elif not quiet:
-        click.echo(f"{written.num_polygons} polygons -> {written.path}")
+        click.echo(f"{written.num_polygons} polygons -> {out}")
         if outcome is not None:
             click.echo(say_regularized(outcome, min_iou))
 
@@ -409,6 +417,7 @@ def main() -> None:
     # neighbour the same forwards took 1.15 s of CPU in place of 2.06 s. PyTorch reads this when it is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     debug, as_json = "--debug" in sys.argv, "--json" in sys.argv
+    sys.excepthook = _print_redacted
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # libraries' notes to developers; ours are printed
     try:
@@ -449,6 +458,11 @@ def _reader_may_leave() -> Iterator[None]:
 def _close_stdout() -> None:
     """Nothing is left to be flushed into a closed pipe when the process ends."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _print_redacted(kind: type[BaseException], error: BaseException, trace: types.TracebackType | None) -> None:
+    """A traceback without secrets: libraries put whole addresses into their messages."""
+    print(redact("".join(traceback.format_exception(kind, error, trace))), file=sys.stderr, end="")
 
 
 def _report(error: PipelineError, *, as_json: bool) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import OutputError
@@ -18,20 +17,23 @@ from pipeline.run.feed import run_tiles
 from pipeline.run.finish import Finisher
 from pipeline.run.identity import refuse_differences
 from pipeline.run.leftovers import finish_cleaning
+from pipeline.run.output import Output, output_at
 from pipeline.run.plan import make_plan, plan_from
 from pipeline.run.plan_there import basis_of_a_worker
-from pipeline.run.scene_run import Ongoing, SceneRun, adopt, begin, commit, inspect_for, prepare, warnings_of
+from pipeline.run.scene_run import Ongoing, SceneRun, adopt, begin, commit, prepare, warnings_of
 from pipeline.run.settings import make_settings
 from pipeline.run.stop import StopFlag, stop_on_signals
 from pipeline.run.tasks import Watch
 from pipeline.run.verify import Verification, Verifier
 from pipeline.run.workers import device_wanted, on_this_machine
-from pipeline.store import RunLock, Staging, changed_files, create_output_folder, foreign_output, open_files_as_error
+from pipeline.store import RunLock, create_output_folder, foreign_output, open_files_as_error
 from pipeline.syncpoint import reached
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
+    from pipeline.location import Location
     from pipeline.model import Model
     from pipeline.run.cluster import Connection
     from pipeline.run.tile_task import TileDone
@@ -42,9 +44,9 @@ if TYPE_CHECKING:
 class RunResult:
     """What a finished run left."""
 
-    out_dir: Path
-    mask_path: Path
-    polygons_paths: tuple[Path, ...]
+    out_dir: Path | Location
+    mask_path: Path | Location
+    polygons_paths: tuple[Path | Location, ...]
     """One per format asked for."""
     summary: dict[str, Any]
     """Content of run.json."""
@@ -52,7 +54,7 @@ class RunResult:
     """True when nothing had to be computed: the same run had ended here before."""
 
     @property
-    def polygons_path(self) -> Path | None:
+    def polygons_path(self) -> Path | Location | None:
         """The first of `polygons_paths`; None without vectors."""
         return self.polygons_paths[0] if self.polygons_paths else None
 
@@ -61,7 +63,7 @@ class RunResult:
 def segment(
     scene: Any,
     model: Model | str | Path,
-    out_dir: str | Path,
+    out_dir: str | Path | Location,
     *,
     overwrite: bool = False,
     listener: Listener = silent,
@@ -70,9 +72,10 @@ def segment(
     """Segment a whole scene into `out_dir`.
 
     Args:
-        scene: Path, `xarray.DataArray` (band, y, x) with a CRS, or a `Scene`.
+        scene: Path or address, `xarray.DataArray` (band, y, x) with a CRS, or a `Scene`.
         model: From `load_model`, or its path.
-        out_dir: Made when missing. A rerun of the same call resumes, or returns at once when all is done.
+        out_dir: Made when missing; or `s3://bucket/prefix`, where results are sent when they are whole. A rerun of the
+            same call resumes, or returns at once when all is done.
         overwrite: Replace results that are there already, in one step at the end.
         listener: Hears of stages and tiles.
         **options: Fields of `SegmentSettings`.
@@ -85,20 +88,25 @@ def segment(
         KeyboardInterrupt: After Ctrl-C; the same call resumes.
     """
     given = make_settings(options)
-    out_dir = Path(out_dir).absolute()  # workers, and a resumption, may stand in another folder
-    opened = functools.partial(prepare, scene, model, given, out_dir=out_dir, overwrite=overwrite, listener=listener)
-    state = inspect_for(out_dir, overwrite=overwrite)
+    output = output_at(out_dir, given)  # absolute: workers, and a resumption, may stand in another folder
+    output.refuse_input(getattr(scene, "path", scene))
+    folder = output.folder
+    opened = functools.partial(prepare, scene, model, given, out_dir=folder, overwrite=overwrite, listener=listener)
+    state = output.inspect(overwrite=overwrite)
     run = opened(state)
     if state.kind == "complete" and not overwrite:
-        return _already_done(run, state)
-    scratch = create_output_folder(out_dir)
-    with stop_on_signals() as stop, RunLock(scratch) as lock:
-        now = inspect_for(out_dir, overwrite=overwrite)
+        return _already_done(run, output, state)
+    scratch = create_output_folder(folder)
+    with contextlib.ExitStack() as ending:
+        ending.callback(output.tidy)
+        stop, lock = ending.enter_context(stop_on_signals()), ending.enter_context(RunLock(scratch))
+        ending.enter_context(output.locked())
+        now = output.inspect(overwrite=overwrite)
         if now != state:  # another run began or ended before we had the lock
             run = opened(now)
             if now.kind == "complete" and not overwrite:
-                return _already_done(run, now)
-        return _locked(run, scratch, lock, stop, overwrite=overwrite)
+                return _already_done(run, output, now)
+        return _locked(run, output, scratch, lock, stop, overwrite=overwrite)
 
 
 class _Cluster:
@@ -130,7 +138,9 @@ class _Cluster:
         return connection
 
 
-def _locked(run: SceneRun, scratch: Path, lock: RunLock, stop: StopFlag, *, overwrite: bool) -> RunResult:
+def _locked(
+    run: SceneRun, output: Output, scratch: Path, lock: RunLock, stop: StopFlag, *, overwrite: bool
+) -> RunResult:
     """Everything that happens while nobody else may touch the output."""
     with contextlib.ExitStack() as stack:
         cluster = _Cluster(run, scratch, stop, stack)
@@ -140,7 +150,7 @@ def _locked(run: SceneRun, scratch: Path, lock: RunLock, stop: StopFlag, *, over
         _infer(ongoing, cluster, stop)
     verified = _verify(ongoing, stop)
     stop.raise_if_set("all tiles are kept")
-    staging = Staging(run.out_dir)
+    staging = output.staging()
     staging.clear()
 
     def check() -> None:
@@ -161,7 +171,7 @@ def _locked(run: SceneRun, scratch: Path, lock: RunLock, stop: StopFlag, *, over
     ).run()
     stop.raise_if_set("all tiles are kept")
     record = commit(ongoing, done, verified, staging, lock)
-    return _result(run.out_dir, record, resumed=False)
+    return _result(output.place, record, resumed=False)
 
 
 def _begin(run: SceneRun, scratch: Path, cluster: _Cluster) -> Ongoing:
@@ -219,35 +229,35 @@ def _verify(ongoing: Ongoing, stop: StopFlag) -> Verification | None:
     return made
 
 
-def _already_done(run: SceneRun, state: OutputState) -> RunResult:
+def _already_done(run: SceneRun, output: Output, state: OutputState) -> RunResult:
     """The same run ended here before: check it, and compute nothing."""
     record: dict[str, Any] = dict(state.run or {})
     if "identity" not in record or "files" not in record:
-        raise foreign_output(run.out_dir, state)
-    refuse_differences(record["identity"], run.identity, explicit=run.explicit, where=run.out_dir)
+        raise foreign_output(output.place, state)
+    refuse_differences(record["identity"], run.identity, explicit=run.explicit, where=output.place)
     if run.settings.verify and record.get("verify") is None:
         raise OutputError(
             "--verify was given, but the run that ended here was not verified and its tiles are gone",
             code="OU-014",
             title="Results were not verified",
-            where=str(run.out_dir),
+            where=str(output.place),
             fix="leave --verify out, or segment again with --overwrite",
         )
-    changed = changed_files(run.out_dir, record["files"])
+    changed = output.changed(record["files"])
     if changed:
         raise OutputError(
             f"{', '.join(changed)} changed since the run that run.json records",
             code="OU-012",
             title="Results were changed",
-            where=str(run.out_dir),
+            where=str(output.place),
             fix="restore them, choose another -o, or replace them with --overwrite",
         )
     finish_cleaning(run.out_dir)
     run.tell(Notice(text="the same run ended here before and its files are whole; nothing to do"))
-    return _result(run.out_dir, record, resumed=True)
+    return _result(output.place, record, resumed=True)
 
 
-def _result(out_dir: Path, record: Mapping[str, Any], *, resumed: bool) -> RunResult:
+def _result(out_dir: Path | Location, record: Mapping[str, Any], *, resumed: bool) -> RunResult:
     names = record["files"]
     return RunResult(
         out_dir=out_dir,

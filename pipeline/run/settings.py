@@ -20,7 +20,9 @@ from pydantic import (
     model_validator,
 )
 
+from pipeline.access import Access
 from pipeline.errors import UsageError
+from pipeline.location import is_remote
 from pipeline.run.clusters.options import NAMES, absolute_file, check_cluster, is_file
 from pipeline.run.quantities import parse_bytes, sentence, unknown_key
 
@@ -94,7 +96,16 @@ Pixels = Annotated[int, _quantity("px")]
 Seconds = Annotated[float, _quantity("s")]
 Area = Annotated[tuple[Annotated[float, Field(ge=0)], Literal["m2", "px"]], _measure("an area", "m2", "px")]
 Names = Annotated[tuple[str, ...], BeforeValidator(_texts)]
-AbsolutePath = Annotated[Path, AfterValidator(Path.absolute)]
+
+
+def _on_disk(value: Any) -> Any:
+    if is_remote(value):
+        msg = "is an address, expected a path on a disk"
+        raise ValueError(msg)
+    return value
+
+
+AbsolutePath = Annotated[Path, BeforeValidator(_on_disk), AfterValidator(Path.absolute)]
 """Read from the folder in which the command was given: workers may stand in another one."""
 Numbers = Annotated[tuple[float, ...], BeforeValidator(_listed)]
 Probabilities = Annotated[
@@ -198,6 +209,17 @@ class SegmentSettings(BaseModel):
     """Where unfinished tiles lie; inside the output folder if not given."""
     keep: bool = False
     """Keep the scratch store after success."""
+    endpoint: str | None = None
+    """Address of an S3-compatible service, for all `s3://` addresses; AWS, or what AWS_ENDPOINT_URL says, if not given.
+    Keys come from where AWS's tools look: environment, profile, role."""
+    allow_loopback: bool = False
+    """Follow web addresses that lead to this machine."""
+    retries: int = Field(default=5, ge=0)
+    """Further attempts where a server answers with a passing trouble (429, 500, 502, 503, 504) or cuts its answer."""
+    connect_timeout: Annotated[float, _quantity("s")] = Field(default=10.0, gt=0)
+    """Seconds until a connection to a server must stand."""
+    read_timeout: Annotated[float, _quantity("s")] = Field(default=30.0, gt=0)
+    """Seconds that a transfer from a server may stand still."""
     scale: Numbers = (1.0,)
     """For a bare weights file: input = (DN x scale + offset - mean) / std, one value or one per band."""
     offset: Numbers = (0.0,)
@@ -257,10 +279,26 @@ class SegmentSettings(BaseModel):
         return self
 
 
+def access_of(settings: SegmentSettings) -> Access:
+    """How servers are reached.
+
+    Raises:
+        UsageError: CF-054, the endpoint is no address.
+    """
+    return Access(
+        endpoint=settings.endpoint,
+        allow_loopback=settings.allow_loopback,
+        retries=settings.retries,
+        connect_s=settings.connect_timeout,
+        stall_s=settings.read_timeout,
+    ).resolved()
+
+
 # What may differ between a run and its resumption: it changes no output.
 COSMETIC = frozenset({
     "trust_model", "workers", "cluster", "memory", "scratch", "keep", "verify", "stuck_after",
     "insecure_cluster", "allow_version_skew",
+    "endpoint", "allow_loopback", "retries", "connect_timeout", "read_timeout",
 })  # fmt: skip
 
 _COMMAND_LINE = {

@@ -71,6 +71,19 @@ class Owner:
             heartbeat_s=heartbeat_s,
         )
 
+    @classmethod
+    def unknown(cls, name: str) -> Owner:
+        """Somebody whose lock cannot be read, told apart from others by `name`."""
+        return cls(
+            host="an unknown host",
+            machine="",
+            pid=0,
+            pid_start=None,
+            nonce=f"unknown-{name}",
+            started="an unknown time",
+            heartbeat_s=HEARTBEAT_S,
+        )
+
     def is_dead(self) -> bool | None:
         """True or False when the owner ran on this machine; None when only its heartbeat can tell."""
         return None if self.machine != machine() else is_dead(self.pid, self.pid_start)
@@ -285,12 +298,4 @@ def _read_owner(lock: Path) -> Owner | None:
         stat = lock.stat()
     except OSError:
         return None
-    return Owner(
-        host="an unknown host",
-        machine="",
-        pid=0,
-        pid_start=None,
-        nonce=f"unknown-{stat.st_ino}-{stat.st_ctime_ns}",
-        started="an unknown time",
-        heartbeat_s=HEARTBEAT_S,
-    )
+    return Owner.unknown(f"{stat.st_ino}-{stat.st_ctime_ns}")

@@ -26,6 +26,8 @@ from pipeline.syncpoint import reached
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from pipeline.location import Location
+
 RUN_FILE = "run.json"
 SCRATCH_FOLDER = ".scenemask"
 PLAN_FILE = "plan.json"
@@ -34,6 +36,9 @@ _RESULTS = frozenset(
     {"mask.tif", "mask.tif.aux.xml", "mask.qml", "probabilities.tif", "preview.png", "item.json", RUN_FILE}
 )
 _POLYGONS = frozenset({".geojson", ".gpkg", ".fgb", ".parquet"})
+
+RESULT_NAMES = (*sorted(_RESULTS), *sorted(f"polygons{ending}" for ending in _POLYGONS))
+"""All names that results may have."""
 
 OutputKind = Literal["absent", "empty", "complete", "unfinished", "foreign"]
 
@@ -85,7 +90,7 @@ def inspect_output(out_dir: Path) -> OutputState:
     return OutputState(kind=kind, run=run, plan=plan, names=names)
 
 
-def foreign_output(out_dir: Path, state: OutputState) -> OutputError:
+def foreign_output(out_dir: Path | Location, state: OutputState) -> OutputError:
     """The OU-001 error for a folder with results that no finished or unfinished run of ours accounts for."""
     torn = RUN_FILE in state.names
     reason = "a run.json that cannot be read" if torn else "no run.json, so nothing tells whether they are whole"
@@ -171,7 +176,7 @@ class Staging:
     def __init__(self, out_dir: Path, *, apart: str = "") -> None:
         self.out_dir = out_dir
         self.folder = private_folder(out_dir / SCRATCH_FOLDER / f"stage{apart}")
-        self._begun = out_dir / SCRATCH_FOLDER / BEGUN_FILE
+        self.begun = out_dir / SCRATCH_FOLDER / BEGUN_FILE
 
     def path(self, name: str) -> Path:
         """Where to make the result called `name`."""
@@ -200,13 +205,13 @@ class Staging:
             ResourceError: RS-001, no space.
         """
         assert RUN_FILE not in names
-        before = read_json(self._begun)
+        before = read_json(self.begun)
         for name in names:
             moved = before is not None and not (self.folder / name).exists() and (self.out_dir / name).exists()
             if not moved:
                 fsync_path(self.folder / name)
-        replaced = _described(before or {}) | _described(read_json(self.out_dir / RUN_FILE) or {})
-        atomic_write_json(self._begun, {"files": dict.fromkeys(sorted({*replaced, *names}))})
+        replaced = described_files(before or {}) | described_files(read_json(self.out_dir / RUN_FILE) or {})
+        atomic_write_json(self.begun, {"files": dict.fromkeys(sorted({*replaced, *names}))})
         reached("before-remove")
         (self.out_dir / RUN_FILE).unlink(missing_ok=True)
         reached("after-remove")
@@ -226,11 +231,12 @@ class Staging:
         remove_temporaries(self.out_dir, RUN_FILE)
         atomic_write_json(self.out_dir / RUN_FILE, run)
         reached("before-remove")
-        self._begun.unlink()
+        self.begun.unlink()
         reached("after-remove")
 
 
-def _described(run: Mapping[str, object]) -> set[str]:
+def described_files(run: Mapping[str, object]) -> set[str]:
+    """Names of results that a `run.json` tells of."""
     files = run.get("files")
     return {name for name in files if is_result_name(name)} if isinstance(files, dict) else set()
 

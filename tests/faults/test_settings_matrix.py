@@ -30,6 +30,7 @@ OTHER: dict[str, Any] = {
     "verify": 1, "cluster": "tcp://127.0.0.1:1", "workers": 2, "memory": "2GB", "keep": True, "scale": 2.0,
     "offset": 1.0, "mean": 1.0, "std": 2.0, "class_names": "a,b", "activation": "softmax", "multilabel": True,
     "threshold": 0.4, "stuck_after": 999.0, "insecure_cluster": True, "allow_version_skew": True,
+    "endpoint": "http://127.0.0.1:9", "allow_loopback": True, "retries": 1, "connect_timeout": 1.0, "read_timeout": 1.0,
 }  # fmt: skip
 """Setting -> a value that differs from the default; `aoi` and `scratch` are paths and tested by themselves."""
 NEEDS: dict[str, dict[str, Any]] = {"sieve": {"min_area": "5 px"}, "overlap": {"tiling": "blend"}}

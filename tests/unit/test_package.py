@@ -56,7 +56,7 @@ def test_each_room_lists_its_names(room: str) -> None:
 def test_every_error_code_is_explained() -> None:
     used = set()
     for path in (ROOT / "pipeline").rglob("*.py"):
-        used |= set(re.findall(r'code="([A-Z]+-\d+)"', path.read_text()))
+        used |= set(re.findall(r'"?code"?[=:] ?"([A-Z]+-\d+)"', path.read_text()))
     explained = set(re.findall(r'<a id="[a-z]+-\d+"></a>([A-Z]+-\d+)', (ROOT / "docs" / "errors.md").read_text()))
     assert used == explained
 
