@@ -1,6 +1,6 @@
 """What a tile costs beside its work: null tiles, nothing read or written; and what a second worker process brings.
 
-python -m tests.bench.scheduling [--only cost|workers|sizes] [--repeats N]
+python -m tests.bench.scheduling [--only cost|sizes|simulation|workers] [--repeats N]
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
+from distributed import Client
 
 from pipeline.grid import Tile, Window
 from pipeline.run import feed
 from pipeline.run.cluster import Connection, connect
+from pipeline.run.clusters.local import in_process
 from pipeline.run.events import Event, StageAdvanced, StageStarted, silent
 from pipeline.run.segment import segment
 from pipeline.run.settings import make_settings
@@ -129,6 +131,31 @@ def measure_sizes() -> None:
     publish("scheduling", _TITLE, "make bench-scheduling (--only sizes)", rows, facts, part="sizes")
 
 
+def _sleeping_tile(_job: object, _model: object, tile: Tile, attempt: int) -> TileDone:
+    """A tile that takes a second of somebody else's device."""
+    time.sleep(1.0)
+    return _null_tile(_job, _model, tile, attempt)
+
+
+def measure_simulation() -> None:
+    """How many workers one client and scheduler keep busy: each tile sleeps for a second."""
+    feed.run_tile = _sleeping_tile  # type: ignore[assignment]
+    feed.forget = lambda _key: None  # type: ignore[assignment]
+    rows, facts = [], {}
+    for workers in (1, 8, 64, 256, 512):
+        count = 20 * workers
+        with in_process(workers) as cluster, Client(cluster, set_as_default=False) as client:
+            per_tile, _ = _ours(Connection(client, slots=workers, in_process=True), count)
+        share = 1000.0 / workers / per_tile
+        rows.append((
+            f"{workers} workers, tiles of one second: tiles per second, share of what they could do",
+            f"{1000 / per_tile:.1f}, {share:.0%}",
+            "",
+        ))  # fmt: skip
+        facts[str(workers)] = {"ms_per_tile": per_tile, "share": share}
+    publish("scheduling", _TITLE, "make bench-scheduling (--only simulation)", rows, facts, part="simulation")
+
+
 def _steady_rate(workers: int, number: int) -> float:
     """Pixels per second of the inference stage from the first tile that ends to the last, one thread per worker."""
     times: list[tuple[float, int]] = []
@@ -193,7 +220,7 @@ _TITLE = "What a tile costs beside its work, and what a second worker brings"
 def main() -> None:
     """Measure and publish."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--only", choices=["cost", "sizes", "workers"])
+    parser.add_argument("--only", choices=["cost", "sizes", "simulation", "workers"])
     parser.add_argument("--repeats", type=int, default=3)
     given = parser.parse_args()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -201,6 +228,8 @@ def main() -> None:
         measure_cost(given.repeats)
     if given.only in (None, "sizes"):
         measure_sizes()
+    if given.only in (None, "simulation"):
+        measure_simulation()
     if given.only in (None, "workers"):
         measure_workers(given.repeats)
 
