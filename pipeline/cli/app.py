@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import signal
 import sys
 import traceback
@@ -16,7 +17,7 @@ import click
 
 from pipeline import __version__
 from pipeline.cli.options import Place, SettingsCommand, given_settings, with_common_options, with_servers
-from pipeline.errors import PipelineError, UsageError
+from pipeline.errors import InfrastructureError, Interrupted, PipelineError, UsageError
 from pipeline.redact import redact
 
 if TYPE_CHECKING:
@@ -432,7 +433,7 @@ def main() -> None:
         sys.exit(UsageError.exit_code)
     except (KeyboardInterrupt, click.Abort) as stop:
         hint = str(stop) or str(stop.__cause__ or "") or "stopped"  # click wraps it
-        print(f"\ninterrupted: {hint}; the same command continues", file=sys.stderr)
+        print(f"\ninterrupted: {hint}; the same command continues:\n  {_command_given()}", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # `scenemask ... | head`
         _close_stdout()
@@ -467,8 +468,15 @@ def _print_redacted(kind: type[BaseException], error: BaseException, trace: type
 
 def _report(error: PipelineError, *, as_json: bool) -> None:
     print(error.block(), file=sys.stderr)
+    if isinstance(error, Interrupted | InfrastructureError):  # what is finished is kept
+        print(f"continues with: {_command_given()}", file=sys.stderr)
     if as_json:
         print(json.dumps({"error": error.to_dict()}, indent=1))
+
+
+def _command_given() -> str:
+    """What was typed, to be typed again; secrets are left out."""
+    return redact(shlex.join(["scenemask", *sys.argv[1:]]))
 
 
 def _usage(error: click.ClickException) -> UsageError:
