@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import OutputError, PipelineError
+from pipeline.errors import Interrupted, OutputError, PipelineError
 from pipeline.run.batch_basis import batch_basis, batch_device
 from pipeline.run.cluster import admit, connect
 from pipeline.run.events import BatchAdvanced, BatchStarted, Event, Listener, Notice, SceneEnded
@@ -226,6 +226,8 @@ class BatchWork:
                 self._follow(row, run, scratch, lock)
                 if self.tiles_of is None:  # else others wait for it, to read the plan that now lies there
                     stack.pop_all()  # released when the scene has ended
+            except Interrupted:
+                raise
             except PipelineError as error:
                 self._end(self._failure(row, error))
 

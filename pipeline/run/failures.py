@@ -9,6 +9,13 @@ from pipeline.errors import InfrastructureError, PipelineError, ResourceError
 from pipeline.infer import is_device_lost, is_out_of_memory
 
 
+def is_cluster_lost(error: BaseException) -> bool:
+    """Whether there is no scheduler any more, so that no task can end well."""
+    if isinstance(error, PipelineError):
+        return False
+    return isinstance(error, ConnectionError | TimeoutError | CommClosedError) or "Cancelled" in type(error).__name__
+
+
 def as_failure(error: BaseException, *, where: str) -> PipelineError:
     """One of ours, whatever it was, and where.
 
@@ -43,7 +50,7 @@ def as_failure(error: BaseException, *, where: str) -> PipelineError:
             fix="run the same command again, finished tiles are kept; if it repeats, look at nvidia-smi and the kernel "
             "log, or use --device cpu",
         )
-    elif isinstance(error, ConnectionError | TimeoutError | CommClosedError) or "Cancelled" in type(error).__name__:
+    elif is_cluster_lost(error):
         failure = InfrastructureError(
             f"the cluster was lost ({type(error).__name__})",
             code="CL-003",

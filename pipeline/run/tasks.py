@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from distributed.scheduler import KilledWorker
 
 from pipeline.run.apart import run_apart
+from pipeline.run.failures import as_failure, is_cluster_lost
 from pipeline.run.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def run_tasks(connection: Connection, source: Callable[[], Task | None], *, watc
         watch: Who looks after them.
 
     Raises:
-        InfrastructureError: CL-004, nothing moves although workers were started anew.
+        InfrastructureError: CL-003, the scheduler is gone; CL-004, nothing moves although workers were started anew.
     """
     crew = _Crew(connection)
     dog = Watchdog(connection, stuck_after_s=watch.stuck_after_s, dump_to=watch.dump_to, tell=watch.tell)
@@ -88,6 +89,8 @@ def run_tasks(connection: Connection, source: Callable[[], Task | None], *, watc
             ended.task.on_done(ended.outcome.value)
         elif isinstance(ended.outcome, KilledWorker) and not ended.apart:
             crew.submit(ended.task, apart=True)
+        elif is_cluster_lost(ended.outcome):
+            raise as_failure(ended.outcome, where=ended.task.name)
         else:
             ended.task.on_failed(ended.outcome)
         crew.fill(source)

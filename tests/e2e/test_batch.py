@@ -20,6 +20,7 @@ import pytest
 import pipeline as sm
 from pipeline.run.batch import batch
 from pipeline.run.share import Share
+from tests.cluster.running import await_lines, dask, free_port, process
 from tests.commands import assert_block
 from tests.scenes import save_unet, sha256, smooth_values, write_scene
 
@@ -159,10 +160,10 @@ def test_processes_that_share_tiles_at_the_same_time(
 ) -> None:
     out = tmp_path / "out"
     shares = [[*_command(scenes, model, out), "--share", f"{i}/2", "--split", "tiles"] for i in range(2)]
-    running = [subprocess.Popen(one, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for one in shares]
-    for process in running:
-        _, err = process.communicate(timeout=300)
-        assert process.returncode == 0, err
+    running = [subprocess.Popen(share, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for share in shares]
+    for one in running:
+        _, err = one.communicate(timeout=300)
+        assert one.returncode == 0, err
     assert batch([], model, out, **OPTIONS).exit_code == 0
     assert _all_hashes(out) == alone
 
@@ -221,6 +222,30 @@ def _strike(command: list[str], moment: Any, signum: int) -> tuple[int, str]:
         (os.killpg if signum == signal.SIGKILL else os.kill)(process.pid, signum)
     _, err = process.communicate(timeout=60)
     return process.returncode, err
+
+
+def test_a11_a_batch_whose_scheduler_dies_says_so_and_continues_on_another(
+    scenes: list[Path], model: Path, alone: dict[str, tuple[str, str]], tmp_path: Path
+) -> None:
+    out, port = tmp_path / "out", free_port()
+    address = f"tcp://127.0.0.1:{port}"
+    scheduler = dask("scheduler", "--host", "127.0.0.1", "--port", str(port))
+    worker = dask("worker", address, "--nthreads", "2", "--host", "127.0.0.1")
+    command = _command(scenes, model, out, "--cluster", address)
+    with contextlib.ExitStack() as stack:
+        first = stack.enter_context(process(scheduler, tmp_path / "first.log"))
+        await_lines(tmp_path / "first.log", "Scheduler at:")
+        stack.enter_context(process(worker, tmp_path / "worker.log"))
+        await_lines(tmp_path / "worker.log", "Registered to")
+        status, err = _strike(command, lambda: _ledger(out) and (first.kill() or True), 0)
+        assert status == 8, err
+        assert "CL-003" in err
+        assert "continues with: scenemask batch" in err
+    told = json.loads((out / "batch.json").read_text())
+    assert told["counts"]["failed"] == 0, "no scene is to blame"
+    assert told["counts"]["left"] >= 1
+    assert batch(scenes, model, out, **OPTIONS).exit_code == 0
+    assert _all_hashes(out) == alone
 
 
 @pytest.mark.slow
