@@ -1,23 +1,27 @@
 """What a tile costs beside its work: null tiles, nothing read or written; and what a second worker process brings.
 
-python -m tests.bench.scheduling [--only cost|sizes|simulation|workers] [--repeats N]
+python -m tests.bench.scheduling [--only cost|scenes|sizes|simulation|workers] [--repeats N]
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import json
 import multiprocessing
 import os
+import shutil
 import time
 from typing import TYPE_CHECKING, Any
 
 import psutil
+import rasterio
 import torch
 from distributed import Client
 
 from pipeline.grid import Tile, Window
 from pipeline.run import feed
+from pipeline.run.batch import batch
 from pipeline.run.cluster import Connection, connect
 from pipeline.run.clusters.local import in_process
 from pipeline.run.events import Event, StageAdvanced, StageStarted, silent
@@ -156,6 +160,35 @@ def measure_simulation() -> None:
     publish("scheduling", _TITLE, "make bench-scheduling (--only simulation)", rows, facts, part="simulation")
 
 
+def measure_scenes(count: int = 100) -> None:
+    """What a scene of a batch costs beside its pixels: scenes of 256 px, all files but polygons, on one machine."""
+    folder = OUT / "small-scenes"
+    folder.mkdir(exist_ok=True)
+    with rasterio.open(scene_of(2048)) as whole:
+        profile = {**whole.profile, "height": 256, "width": 256, "tiled": False}
+        for key in ("blockxsize", "blockysize"):
+            profile.pop(key, None)
+        for number in range(count):
+            row, col = divmod(number, 8)
+            data = whole.read(window=((256 * (row % 8), 256 * (row % 8) + 256), (256 * col, 256 * col + 256)))
+            with rasterio.open(folder / f"s{number}.tif", "w", **profile) as file:
+                file.write(data)
+                file.descriptions = whole.descriptions
+    shutil.rmtree(OUT / "small-out", ignore_errors=True)
+    model = unet()
+    started = time.perf_counter()
+    made = batch([folder / "*.tif"], model, OUT / "small-out", vectors="none", precision="float32", backend="torch")
+    seconds = time.perf_counter() - started
+    assert made.counts["done"] == count
+    one = json.loads((OUT / "small-out" / "s0" / "run.json").read_text())
+    rows = [
+        (f"batch of {count} scenes of 256 px, whole: ms per scene", f"{1e3 * seconds / count:.0f}", ""),
+        ("— of them inside workers, files of one scene", f"{1e3 * sum(one['timings_s'].values()):.0f}", ""),
+    ]
+    facts = {"seconds": seconds, "count": count, "timings_s": one["timings_s"]}
+    publish("scheduling", _TITLE, "make bench-scheduling (--only scenes)", rows, facts, part="scenes")
+
+
 def _steady_rate(workers: int, number: int) -> float:
     """Pixels per second of the inference stage from the first tile that ends to the last, one thread per worker."""
     times: list[tuple[float, int]] = []
@@ -220,7 +253,7 @@ _TITLE = "What a tile costs beside its work, and what a second worker brings"
 def main() -> None:
     """Measure and publish."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--only", choices=["cost", "sizes", "simulation", "workers"])
+    parser.add_argument("--only", choices=["cost", "scenes", "sizes", "simulation", "workers"])
     parser.add_argument("--repeats", type=int, default=3)
     given = parser.parse_args()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -228,6 +261,8 @@ def main() -> None:
         measure_cost(given.repeats)
     if given.only in (None, "sizes"):
         measure_sizes()
+    if given.only in (None, "scenes"):
+        measure_scenes()
     if given.only in (None, "simulation"):
         measure_simulation()
     if given.only in (None, "workers"):
