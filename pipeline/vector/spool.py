@@ -312,6 +312,13 @@ class SpoolReader:
             yield self._rows(order[start:stop])
             start = stop
 
+    def coverages(self, *, by_class: bool) -> list[NDArray[np.intp]]:
+        """Rows of the polygons that do not overlap, in canonical order: all, or those of each class."""
+        if not by_class:
+            return [self._order]
+        classes = self.class_ids
+        return [self._order[classes == value] for value in np.unique(classes)]
+
     def close(self) -> None:
         """Let go of the file."""
         self._batches = []
