@@ -55,7 +55,7 @@ def simplify_spool(
 
     Args:
         path: The spool; outlines follow pixels, with a vertex wherever three regions meet.
-        target: The new one, in canonical order.
+        target: The new one; polygons lie in it as they did, those of one tile together.
         scene_hw: Height and width of the mask.
         smooth: Cut every corner of an edge between two regions half a pixel before and after it, so that staircases
             become straight; where three regions meet, or two touch at a corner, and at the scene's rim nothing moves.

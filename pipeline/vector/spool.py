@@ -313,11 +313,11 @@ class SpoolReader:
             start = stop
 
     def coverages(self, *, by_class: bool) -> list[NDArray[np.intp]]:
-        """Rows of the polygons that do not overlap, in canonical order: all, or those of each class."""
-        if not by_class:
-            return [self._order]
-        classes = self.class_ids
-        return [self._order[classes == value] for value in np.unique(classes)]
+        """Rows of the polygons that do not overlap, all or those of each class, in the order in which they lie here."""
+        classes = self.column("class_id")
+        return (
+            [np.flatnonzero(classes == value) for value in np.unique(classes)] if by_class else [np.arange(len(self))]
+        )
 
     def close(self) -> None:
         """Let go of the file."""
