@@ -81,7 +81,7 @@ def vectorize_to_file(
     progress: Callable[[int, int], None] | None = None,
     **cleaning: Unpack[Cleaning],
 ) -> WrittenPolygons:
-    """The same, written to a file; in bounded memory unless polygons are simplified or regularized.
+    """The same, written to a file; in bounded memory unless polygons are regularized.
 
     Args:
         mask: As for `vectorize`.
