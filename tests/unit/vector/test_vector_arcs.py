@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import shapely
+from scipy.ndimage import gaussian_filter
 
 from pipeline.vector import arc_kernels
 from pipeline.vector.cracks import CrackMap
@@ -97,13 +98,23 @@ def test_a_corner_that_holds_nothing_goes(tmp_path: Path) -> None:
     assert len(_simpler(mask, tmp_path)[1].exterior.coords) - 1 == 3
 
 
-def test_a_spiral_does_not_touch_itself(tmp_path: Path) -> None:
-    mask = np.zeros((12, 12), np.uint8)
-    mask[1, 1:11], mask[1:11, 10], mask[10, 1:11], mask[3:11, 1] = 1, 1, 1, 1
-    mask[3, 1:9], mask[3:9, 8], mask[8, 3:9] = 1, 1, 1
-    before, _ = _rings(mask)
-    found = _simpler(mask, tmp_path)
-    assert shapely.get_num_coordinates(found[1]) < shapely.get_num_coordinates(before.to_shapely()).max()
+def test_an_arc_does_not_cross_itself(tmp_path: Path) -> None:
+    mask = np.zeros((6, 6), np.uint8)
+    mask[1, 1:4], mask[2:4, 1:3], mask[2:4, 4], mask[3, 3] = 1, 1, 1, 1
+    found = _simpler(mask, tmp_path, limit=18)  # two arms that touch at a corner, around a hole
+    assert len(found[1].interiors) == 1
+    assert len(found[1].exterior.coords) - 1 == 4
+
+
+@pytest.mark.parametrize("limit", [2, 8, 18, 50])
+def test_islands_of_many_shapes_stay_valid(tmp_path: Path, limit: int) -> None:
+    """Large regions of one arc each: what could cross is the arc itself."""
+    rng = np.random.default_rng(limit)
+    for _ in range(60):
+        side, roughness = int(rng.integers(6, 26)), rng.uniform(0.5, 1.2)
+        mask = np.zeros((side, side), np.uint8)
+        mask[1:-1, 1:-1] = gaussian_filter(rng.standard_normal((side, side)), roughness)[1:-1, 1:-1] > 0
+        _simpler(mask, tmp_path, limit=limit, smooth=bool(rng.integers(2)))
 
 
 def test_what_touches_at_corners_still_does(tmp_path: Path) -> None:
