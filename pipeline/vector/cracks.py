@@ -56,9 +56,5 @@ class CrackMap:
         coords, offsets = arc_kernels.simpler(coverage, rings.coords, rings.ring_offsets, limit)
         return Rings(coords=coords, ring_offsets=offsets, polygon_offsets=rings.polygon_offsets)
 
-    def remove(self) -> None:
-        """Remove the file."""
-        self._path.unlink(missing_ok=True)
-
     def _mapped(self) -> NDArray[np.uint8]:
         return np.asarray(np.memmap(self._path, np.uint8, "r+", shape=self._shape))

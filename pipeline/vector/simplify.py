@@ -78,7 +78,6 @@ def simplify_spool(
             for batch in reader.iter_batches(order=order):
                 rings = cracks.simpler(from_shapely(batch.polygons), smooth=smooth, limit=limit)
                 file.write_batch(batch.record(rings.to_shapely()))
-            cracks.remove()
     return target
 
 

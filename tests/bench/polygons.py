@@ -191,9 +191,7 @@ def _by_geos(polygons: Geometries, tolerance: float, _: int) -> Geometries:
 def _by_us(polygons: Geometries, tolerance: float, side: int) -> Geometries:
     rings, cracks = from_shapely(polygons), CrackMap(OUT / "bench.cracks", (side, side))
     cracks.draw(rings)
-    simpler = cracks.simpler(rings, smooth=False, limit=int(2 * tolerance**2)).to_shapely()
-    cracks.remove()
-    return simpler
+    return cracks.simpler(rings, smooth=False, limit=int(2 * tolerance**2)).to_shapely()
 
 
 def main() -> None:
