@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 READY  := $(VENV)/.ready
 
-.PHONY: help demo test test-all check fix bench bench-gpu bench-memory bench-peers bench-polygons bench-vectors clean
+.PHONY: help demo test test-all check fix bench bench-gpu bench-kills bench-memory bench-peers bench-polygons bench-vectors check-deploy clean lock
 
 help:
 	@echo "make demo          install, then make, train and segment a synthetic scene (about 2 minutes after installation)"
@@ -16,8 +16,11 @@ help:
 	@echo "make bench         speed, as ratios, into docs/benchmarks/"
 	@echo "make bench-memory  peak memory at two sizes, into docs/benchmarks/"
 	@echo "make bench-vectors polygons against other polygonizers, into docs/benchmarks/"
+	@echo "make bench-kills   200 kills of runs, into docs/benchmarks/"
 	@echo "make bench-gpu     a CUDA device against its floors, into docs/benchmarks/"
 	@echo "make bench-polygons  large masks and noise, into docs/benchmarks/"
+	@echo "make check-deploy  manifests, Dockerfiles and scripts (with kubectl, yamllint and shellcheck where they are)"
+	@echo "make lock          newest packages for the images, with hashes (asks the package index; minutes)"
 	@echo "make bench-peers   other ways of doing it on the same weights (with MONAI where it is installed)"
 
 $(READY): pyproject.toml constraints.txt
@@ -49,6 +52,9 @@ fix: $(READY)
 bench: $(READY)
 	$(BIN)/python -m tests.bench.speed
 
+bench-kills: $(READY)
+	$(BIN)/python -m tests.bench.kills
+
 bench-memory: $(READY)
 	$(BIN)/python -m tests.bench.memory
 
@@ -63,6 +69,15 @@ bench-gpu: $(READY)
 
 bench-vectors: $(READY)
 	$(BIN)/python -m tests.bench.vectors
+
+check-deploy: $(READY)
+	$(PIP) -e ".[dev,deploy-checks]"
+	$(BIN)/python -m pytest tests/unit/deploy -rs -q
+
+lock:
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install --disable-pip-version-check -q "pip==26.3" "pip-tools==7.6.2"
+	build/lock/bin/python docker/lock.py
 
 clean:
 	rm -rf $(VENV) demo bench-out

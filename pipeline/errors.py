@@ -10,12 +10,16 @@
     ├── Interrupted          exit 75  stopped by a signal or time limit; resumable
     └── (KeyboardInterrupt   exit 130 Ctrl-C; resumable)
 
-Every error carries a code that `docs/errors.md` explains, what was got and expected, where, and how to fix it.
+Every error carries a code that `docs/errors.md` explains, what was got and expected, where, and how to fix it. Secrets
+are taken out of its texts when it is made.
 """
 
 from __future__ import annotations
 
+import unicodedata
 from typing import ClassVar
+
+from pipeline.redact import redact
 
 
 class PipelineError(Exception):
@@ -32,12 +36,13 @@ class PipelineError(Exception):
     exit_code: ClassVar[int] = 1
 
     def __init__(self, what: str, *, code: str, title: str, where: str = "", fix: str = "") -> None:
+        what = redact(what)
         super().__init__(what)
         self.what = what
         self.code = code
         self.title = title
-        self.where = where
-        self.fix = fix
+        self.where = redact(where)
+        self.fix = redact(fix)
 
     def __reduce__(self) -> tuple[object, ...]:
         """Survive pickling: errors travel from workers to the client."""
@@ -53,11 +58,11 @@ class PipelineError(Exception):
         """The block that the command line prints on stderr, several lines, without colour."""
         rows = [f"ERROR  {self.code}  {self.title}", f"  what   {self.what}"]
         if self.where:
-            rows.append(f"  where  {self.where}")
+            rows.append(f"  where  {visible(self.where)}")
         if self.fix:
             rows.append(f"  fix    {self.fix}")
         rows.append(f"  more   docs/errors.md#{self.code.lower()}")
-        return "\n".join(rows)
+        return "\n".join(visible(line) for row in rows for line in row.split("\n"))
 
     def to_dict(self) -> dict[str, str | int]:
         """The same fields for `--json`."""
@@ -73,6 +78,11 @@ class PipelineError(Exception):
 
 def _rebuild(kind: type[PipelineError], what: str, code: str, title: str, where: str, fix: str) -> PipelineError:
     return kind(what, code=code, title=title, where=where, fix=fix)
+
+
+def visible(text: str) -> str:
+    """Control characters as escapes: the name of a file must not move somebody's cursor."""
+    return "".join(f"\\x{ord(c):02x}" if unicodedata.category(c) == "Cc" else c for c in text)
 
 
 class UsageError(PipelineError, ValueError):

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shlex
 import signal
 import sys
+import traceback
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pipeline import __version__
-from pipeline.cli.options import SettingsCommand, given_settings, with_common_options
-from pipeline.errors import PipelineError, UsageError
+from pipeline.cli.options import Place, SettingsCommand, given_settings, with_common_options, with_servers
+from pipeline.errors import InfrastructureError, Interrupted, PipelineError, UsageError
+from pipeline.redact import redact
 
-_SCENE = click.argument("scene", type=click.Path(path_type=Path))
+if TYPE_CHECKING:
+    import types
+    from collections.abc import Iterator
+
+    from pipeline.run.batch import Split
+
+_SCENE = click.argument("scene", type=Place())
 _MODEL = click.option(
     "-m",
     "--model",
@@ -24,6 +34,7 @@ _MODEL = click.option(
     type=click.Path(path_type=Path),
     help="Model folder or network file (weights, ONNX, TorchScript, .pt2).",
 )
+_OUT_DIR = click.argument("out", type=click.Path(path_type=Path))
 _CONFIG = click.option("--config", type=click.Path(path_type=Path), help="Settings file (YAML); flags win over it.")
 
 
@@ -42,14 +53,14 @@ def app(context: click.Context) -> None:
 @app.command(cls=SettingsCommand)
 @_SCENE
 @_MODEL
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Output folder.")
+@click.option("-o", "--out", required=True, type=Place(), help="Output folder, or s3://bucket/prefix.")
 @click.option("--overwrite", is_flag=True, help="Replace results that are there, in one step at the end.")
 @_CONFIG
 @with_common_options
 def segment(
-    scene: Path,
+    scene: Path | str,
     model: Path,
-    out: Path,
+    out: Path | str,
     *,
     overwrite: bool,
     config: Path | None,
@@ -71,10 +82,112 @@ def segment(
     given = given_settings(settings, config)
     with run_listener(quiet=quiet or as_json, verbose=verbose) as listener:
         result = run_segment(scene, model, out, overwrite=overwrite, listener=listener, **given)
+    with _reader_may_leave():
+        if as_json:
+            click.echo(json.dumps(result.summary, indent=1, ensure_ascii=False))
+        elif not quiet:
+            show_run(result)
+
+
+@app.command(cls=SettingsCommand)
+@click.argument("scenes", nargs=-1)
+@click.option(
+    "--list",
+    "lists",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="File that lists scenes: .txt, .csv, .parquet (column `scene`, and `name` if wanted) or STAC items (.json).",
+)
+@click.option("--asset", metavar="KEY", help="Asset of STAC items, where they have several rasters.")
+@_MODEL
+@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Root of the output folders.")
+@click.option("--max-failures", type=click.IntRange(min=0), metavar="N", help="Begin no more once more have failed.")
+@click.option("--retry-failed", is_flag=True, help="Try scenes again that have failed for good.")
+@click.option("--share", metavar="I/N", help="Only the I-th of N equal parts, counted from 0.")
+@click.option(
+    "--split",
+    type=click.Choice(["scenes", "tiles"]),
+    help="What --share and --array divide: scenes, or the tiles of each, whose files a run without --share then makes. "
+    "[default: scenes; with --array tiles where there are fewer scenes than tasks]",
+)
+@click.option("--array", type=click.IntRange(min=1), metavar="N", help="Submit N tasks to SLURM instead of computing.")
+@click.option("--sbatch", metavar="OPTIONS", default="", help='For --array, such as "--partition=gpu --gres=gpu:1".')
+@click.option("--dry-run", is_flag=True, help="With --array: write the job scripts, submit nothing.")
+@_CONFIG
+@with_common_options
+def batch(
+    scenes: tuple[str, ...],
+    lists: tuple[Path, ...],
+    asset: str | None,
+    model: Path,
+    out: Path,
+    *,
+    max_failures: int | None,
+    retry_failed: bool,
+    share: str | None,
+    split: Split | None,
+    array: int | None,
+    sbatch: str,
+    dry_run: bool,
+    config: Path | None,
+    verbose: int,
+    quiet: bool,
+    as_json: bool,
+    debug: bool,
+    **settings: Any,
+) -> None:
+    """Segment many SCENES on one cluster, each into a folder of its own: paths, patterns in quotes, lists.
+
+    The same command again continues; scenes that have failed for good are left out unless asked for. Without scenes it
+    continues with the list of before. Ends with 6 where scenes failed.
+    """
+    del debug
+    from pipeline.cli.batch_progress import batch_listener
+    from pipeline.cli.show import show_batch, show_submitted
+    from pipeline.run.array import submit_array
+    from pipeline.run.batch import batch as run_batch
+    from pipeline.run.share import Share
+
+    given = given_settings(settings, config)
+    if array is not None:
+        submitted = submit_array(
+            scenes,
+            model,
+            out,
+            tasks=array,
+            split=split,
+            sbatch_options=sbatch,
+            dry_run=dry_run,
+            lists=lists,
+            asset=asset,
+            **given,
+        )
+        if as_json:
+            click.echo(json.dumps(submitted.to_dict(), indent=1))
+        elif not quiet:
+            show_submitted(submitted)
+        return
+    part = None if share is None else Share.parse(share)
+    with batch_listener(quiet=quiet or as_json, verbose=verbose) as listener:
+        result = run_batch(
+            scenes,
+            model,
+            out,
+            lists=lists,
+            asset=asset,
+            max_failures=max_failures,
+            retry_failed=retry_failed,
+            share=part,
+            split=split or "scenes",
+            listener=listener,
+            **given,
+        )
     if as_json:
-        click.echo(json.dumps(result.summary, indent=1, ensure_ascii=False))
+        click.echo(json.dumps(result.to_dict(), indent=1, ensure_ascii=False))
     elif not quiet:
-        show_run(result)
+        show_batch(result)
+    if result.exit_code:
+        sys.exit(result.exit_code)
 
 
 @app.command(cls=SettingsCommand)
@@ -83,7 +196,7 @@ def segment(
 @_CONFIG
 @with_common_options
 def plan(
-    scene: Path,
+    scene: Path | str,
     model: Path,
     *,
     config: Path | None,
@@ -106,19 +219,21 @@ def plan(
 
 
 @app.command()
-@click.argument("target", type=click.Path(path_type=Path), metavar="SCENE|MODEL")
+@click.argument("target", type=Place(), metavar="SCENE|MODEL")
 @click.option("--assume-crs", metavar="CRS", help="CRS of a scene that has none.")
 @click.option("--nodata", metavar="V", type=float, help="Value that means no data.")
 @click.option("--trust-model", is_flag=True, help="Run a TorchScript or torch.export model, which is a program.")
 @click.option("--write", is_flag=True, help="Write what was measured of a model into its model.json.")
+@with_servers
 @with_common_options
 def inspect(
-    target: Path,
+    target: Path | str,
     *,
     assume_crs: str | None,
     nodata: float | None,
     trust_model: bool,
     write: bool,
+    access: Any,
     verbose: int,
     quiet: bool,
     as_json: bool,
@@ -129,7 +244,9 @@ def inspect(
     from pipeline.cli.show import show_facts
     from pipeline.run.inspect import inspect_target
 
-    facts = inspect_target(target, assume_crs=assume_crs, nodata=nodata, trust_model=trust_model, write=write)
+    facts = inspect_target(
+        target, assume_crs=assume_crs, nodata=nodata, trust_model=trust_model, write=write, access=access
+    )
     if as_json:
         click.echo(json.dumps(facts, indent=1, ensure_ascii=False, default=str))
     else:
@@ -137,8 +254,8 @@ def inspect(
 
 
 @app.command()
-@click.argument("masks", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="MASK...")
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help=".geojson, .gpkg, .fgb or .parquet")
+@click.argument("masks", nargs=-1, required=True, type=Place(), metavar="MASK...")
+@click.option("-o", "--out", required=True, type=Place(), help=".geojson, .gpkg, .fgb or .parquet")
 @click.option("--only", metavar="CLASS,…", help="Classes by name or number; all but the background if not given.")
 @click.option("--min-area", metavar="M2", help='Smallest polygon, such as "500 m2" or "12 px".')
 @click.option("--fill-holes", metavar="M2", help="Fill smaller holes; what lies inside them goes.")
@@ -146,9 +263,7 @@ def inspect(
 @click.option("--sieve", is_flag=True, help="Give smaller ones to their neighbours instead of leaving holes.")
 @click.option("--smooth", is_flag=True, help="Make straight diagonals of staircases, without gaps or overlaps.")
 @click.option("--simplify", metavar="M", help='Simplify without gaps or overlaps: metres, or such as "1 px".')
-@click.option(
-    "--probabilities", type=click.Path(path_type=Path), help="probabilities.tif of the same run, as attributes."
-)
+@click.option("--probabilities", type=Place(), help="probabilities.tif of the same run, as attributes.")
 @click.option("--regularize", metavar="CLASS,…", help="Straight walls and right angles for classes such as buildings.")
 @click.option(
     "--min-iou",
@@ -157,10 +272,11 @@ def inspect(
     help="Least overlap with what was traced, else the outline stays.  [default: 0.8]",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the file if it is there.")
+@with_servers
 @with_common_options
 def vectorize(
-    masks: tuple[Path, ...],
-    out: Path,
+    masks: tuple[Path | str, ...],
+    out: Path | str,
     *,
     only: str | None,
     min_area: str | None,
@@ -169,10 +285,11 @@ def vectorize(
     sieve: bool,
     smooth: bool,
     simplify: str | None,
-    probabilities: Path | None,
+    probabilities: Path | str | None,
     regularize: str | None,
     min_iou: float,
     overwrite: bool,
+    access: Any,
     verbose: int,
     quiet: bool,
     as_json: bool,
@@ -201,18 +318,63 @@ def vectorize(
         min_iou=min_iou,
         probabilities=probabilities,
         overwrite=overwrite,
+        access=access,
     )
     outcome = written.regularized
     if as_json:
         click.echo(json.dumps({
-            "path": str(written.path),
+            "path": str(out),
             "polygons": written.num_polygons,
             **({} if outcome is None else {"regularized": outcome._asdict()}),
         }))  # fmt: skip
     elif not quiet:
-        click.echo(f"{written.num_polygons} polygons -> {written.path}")
+        click.echo(f"{written.num_polygons} polygons -> {out}")
         if outcome is not None:
             click.echo(say_regularized(outcome, min_iou))
+
+
+@app.command()
+@_OUT_DIR
+@with_common_options
+def status(out: Path, *, verbose: int, quiet: bool, as_json: bool, debug: bool) -> None:
+    """Show what the output folder OUT holds: how far a run has come, who is at it, and how to go on.
+
+    Touches nothing. Exit code 0: complete; 75: unfinished, can be continued; 5: results of something else; 2: nothing.
+    """
+    del verbose, debug
+    from pipeline.cli.show import show_status
+    from pipeline.run.status import status_of
+
+    found = status_of(out)
+    with _reader_may_leave():
+        if as_json:
+            click.echo(json.dumps(found.to_json(), indent=1, ensure_ascii=False))
+        elif not quiet:
+            show_status(out, found)
+    sys.exit(found.exit_code)
+
+
+@app.command()
+@_OUT_DIR
+@with_common_options
+def verify(out: Path, *, verbose: int, quiet: bool, as_json: bool, debug: bool) -> None:
+    """Read back all that run.json in OUT describes: files by hash, mask and probabilities block by block.
+
+    Exit code 0: as it was written; 5: damaged, and the damaged blocks are named.
+    """
+    del verbose, debug
+    from pipeline.run.audit import audit
+
+    found = audit(out)
+    with _reader_may_leave():
+        if as_json:
+            click.echo(json.dumps(found.to_json(), indent=1, ensure_ascii=False))
+        elif found.whole and not quiet:
+            click.echo(f"{len(found.files)} files, {sum(found.blocks.values())} blocks: all as they were written")
+    if not found.whole:
+        error = found.error(out)
+        print(error.block(), file=sys.stderr)
+        sys.exit(error.exit_code)
 
 
 @app.command()
@@ -256,6 +418,7 @@ def main() -> None:
     # neighbour the same forwards took 1.15 s of CPU in place of 2.06 s. PyTorch reads this when it is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     debug, as_json = "--debug" in sys.argv, "--json" in sys.argv
+    sys.excepthook = _print_redacted
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # libraries' notes to developers; ours are printed
     try:
@@ -270,10 +433,10 @@ def main() -> None:
         sys.exit(UsageError.exit_code)
     except (KeyboardInterrupt, click.Abort) as stop:
         hint = str(stop) or str(stop.__cause__ or "") or "stopped"  # click wraps it
-        print(f"\ninterrupted: {hint}; the same command continues", file=sys.stderr)
+        print(f"\ninterrupted: {hint}; the same command continues:\n  {_command_given()}", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # `scenemask ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _close_stdout()
         sys.exit(128 + signal.SIGPIPE)
     except Exception as error:
         if debug:
@@ -283,10 +446,37 @@ def main() -> None:
     sys.exit(0)
 
 
+@contextlib.contextmanager
+def _reader_may_leave() -> Iterator[None]:
+    """What is said of finished work may find nobody: `scenemask segment ... | head` has done it all the same."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _close_stdout()
+
+
+def _close_stdout() -> None:
+    """Nothing is left to be flushed into a closed pipe when the process ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _print_redacted(kind: type[BaseException], error: BaseException, trace: types.TracebackType | None) -> None:
+    """A traceback without secrets: libraries put whole addresses into their messages."""
+    print(redact("".join(traceback.format_exception(kind, error, trace))), file=sys.stderr, end="")
+
+
 def _report(error: PipelineError, *, as_json: bool) -> None:
     print(error.block(), file=sys.stderr)
+    if isinstance(error, Interrupted | InfrastructureError):  # what is finished is kept
+        print(f"continues with: {_command_given()}", file=sys.stderr)
     if as_json:
         print(json.dumps({"error": error.to_dict()}, indent=1))
+
+
+def _command_given() -> str:
+    """What was typed, to be typed again; secrets are left out."""
+    return redact(shlex.join(["scenemask", *sys.argv[1:]]))
 
 
 def _usage(error: click.ClickException) -> UsageError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import types
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
@@ -15,10 +16,24 @@ _METAVARS = {
     "overlap": "PX", "patch": "PX", "tile": "PX", "bands": "NAMES|NUMBERS", "aoi": "FILE", "nodata": "V",
     "assume_crs": "CRS", "min_area": "M2", "workers": "N", "verify": "N", "scratch": "DIR", "memory": "SIZE",
     "simplify": "M", "fill_holes": "M2", "regularize": "CLASS,…", "min_iou": "SHARE",
-    "cluster": "local|tcp://HOST:PORT", "vectors": "geojson,gpkg,fgb,parquet|none", "class_names": "NAMES",
+    "cluster": "NAME|ADDRESS|FILE.yaml", "vectors": "geojson,gpkg,fgb,parquet|none", "class_names": "NAMES",
     "scale": "NUMBERS", "offset": "NUMBERS", "mean": "NUMBERS", "std": "NUMBERS", "threshold": "NUMBERS",
-    "halo_tolerance": "P", "max_flip": "SHARE",
+    "halo_tolerance": "P", "stuck_after": "S", "max_flip": "SHARE",
+    "endpoint": "URL", "retries": "N", "connect_timeout": "S", "read_timeout": "S",
 }  # fmt: skip
+
+
+class Place(click.ParamType):  # type: ignore[type-arg]  # generic in newer versions only
+    """A path, or an address, which is no path: `//` means something there."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
+        """Text with `://` in it stays text."""
+        del param, ctx
+        from pathlib import Path
+
+        return value if isinstance(value, Path) or "://" in value else Path(value)
 
 
 class SettingsCommand(click.Command):
@@ -81,6 +96,30 @@ def with_common_options(function: Callable[..., Any]) -> Callable[..., Any]:
     ):
         function = option(function)
     return function
+
+
+_SERVERS = ("endpoint", "allow_loopback", "retries", "connect_timeout", "read_timeout")
+
+
+def with_servers(function: Callable[..., Any]) -> Callable[..., Any]:
+    """How servers are reached, as one value `access`; the same options and defaults as those of `segment`."""
+
+    @functools.wraps(function)
+    def with_access(**values: Any) -> Any:
+        from pipeline.run.settings import access_of, make_settings
+
+        given = {name: value for name in _SERVERS if (value := values.pop(name)) is not None}
+        return function(**values, access=access_of(make_settings(given)))
+
+    for option in (
+        click.option("--read-timeout", metavar="S", help="Seconds that a transfer from a server may stand still."),
+        click.option("--connect-timeout", metavar="S", help="Seconds until a connection must stand."),
+        click.option("--retries", metavar="N", help="Further attempts where a server has a passing trouble."),
+        click.option("--allow-loopback", is_flag=True, default=None, help="Follow web addresses to this machine."),
+        click.option("--endpoint", metavar="URL", help="Address of an S3-compatible service."),
+    ):
+        option(with_access)
+    return with_access
 
 
 def _metavar(name: str, annotation: Any) -> str:

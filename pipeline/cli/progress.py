@@ -101,7 +101,7 @@ class _Bar:
         elif isinstance(event, StageAdvanced):
             rate = self._rates[event.name].text(event)
             self._progress.update(self._tasks[event.name], completed=event.done, total=event.total, rate=rate)
-        elif event.name in self._tasks:
+        elif isinstance(event, StageFinished) and event.name in self._tasks:
             task = self._tasks[event.name]
             total = self._progress.tasks[task].total or 1
             self._progress.update(task, total=total, completed=total)
@@ -134,7 +134,12 @@ class _Lines:
 
     def _say(self, text: str) -> None:
         self._last = time.monotonic()
-        try:
-            print(text, file=sys.stderr, flush=True)
-        except OSError:  # a closed pipe, a full disk under the log: no reason to end a run
-            sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - for the rest of the process; nothing is left to flush
+        say(text)
+
+
+def say(text: str) -> None:
+    """A line on stderr, if there is somebody to read it."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:  # a closed pipe, a full disk under the log: no reason to end a run
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - for the rest of the process; nothing is left to flush

@@ -4,13 +4,26 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rich import box
-from rich.console import Console
+from rich import box, console
+from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pipeline.run.array import Submitted
+    from pipeline.run.batch import BatchResult
     from pipeline.run.demo import DemoResult
     from pipeline.run.segment import RunResult
+    from pipeline.run.status import Status
+
+
+class Console(console.Console):
+    """Leaves a closed pipe to those who print."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise on, in place of ending the process."""
+        raise BrokenPipeError
 
 
 _LONG = 20
@@ -30,6 +43,33 @@ def show_run(result: RunResult) -> None:
         console.print(_verified(summary["verify"]))
     for name in summary["files"]:
         console.print(f"  {result.out_dir / name}", soft_wrap=True)
+
+
+def show_batch(result: BatchResult) -> None:
+    """Counts, what failed and why, and where to look."""
+    console = Console(highlight=False)
+    console.print("  ".join(f"{count} {status}" for status, count in result.counts.items()))
+    if result.failures:
+        table = Table("scene", "code", "what", box=box.SIMPLE)
+        for one in result.failures[:_LONG]:
+            table.add_row(one.name, one.code, escape(one.what.splitlines()[0]))
+        console.print(table)
+        if len(result.failures) > _LONG:
+            console.print(f"and {len(result.failures) - _LONG} more")
+        console.print(f"  {result.root / 'failed.csv'}", soft_wrap=True)
+    console.print(f"  {result.summary_path}", soft_wrap=True)
+
+
+def show_submitted(submitted: Submitted) -> None:
+    """Jobs, and where their scripts and logs lie."""
+    console = Console(highlight=False)
+    console.print(f"{submitted.scenes} scenes in {submitted.tasks} tasks, which share out {submitted.split}")
+    if submitted.jobs is None:
+        console.print("nothing was submitted (--dry-run)")
+    else:
+        console.print(f"array job {submitted.jobs[0]}, then job {submitted.jobs[1]}")
+    for path in (*submitted.scripts, submitted.logs):
+        console.print(f"  {path}", soft_wrap=True)
 
 
 def _verified(found: dict[str, Any]) -> str:
@@ -73,6 +113,36 @@ def show_facts(facts: dict[str, Any]) -> None:
                 console.print(f"  {name}: {_plain(inner)}", markup=False, soft_wrap=True)
         else:
             console.print(f"{label}  {_plain(value)}", markup=False, soft_wrap=True)
+
+
+_KINDS = {
+    "absent": "nothing: there is no such folder",
+    "empty": "nothing of a run",
+    "complete": "a complete run",
+    "unfinished": "an unfinished run",
+    "foreign": "results without the record of a run",
+}
+
+
+def show_status(out_dir: Path, status: Status) -> None:
+    """What a folder holds, line by line."""
+    facts: dict[str, Any] = {str(out_dir): _KINDS[status.kind]}
+    if status.finished:
+        facts |= {"finished": status.finished, "by": f"scenemask {status.version}"}
+    if status.progress is not None:
+        progress = status.progress
+        damaged = f", {progress.damaged} damaged" if progress.damaged else ""
+        facts["stage"] = progress.stage + (" (of a run that is to replace these results)" if status.finished else "")
+        facts["tiles"] = f"{progress.done} done, {progress.tiles - progress.done} left{damaged}"
+    if status.holder is not None:
+        holder = status.holder
+        who = f"process {holder.pid} on {holder.host}, since {holder.started}"
+        facts["lock"] = f"held by {who}" if holder.beats else f"left by {who}, which is dead"
+    for name, size in status.files.items():
+        facts[f"  {name}"] = f"{size:,} bytes"
+    show_facts(facts)
+    if status.progress is not None and status.progress.command and not (status.holder and status.holder.beats):
+        Console(highlight=False).print(f"continue with: {status.progress.command}", markup=False, soft_wrap=True)
 
 
 def show_demo(result: DemoResult) -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from pipeline.infer.device import DeviceThread
     from pipeline.infer.taper import Taper
-    from pipeline.model import EngineSpec, Model, ModelSpec
+    from pipeline.model import Engine, EngineSpec, Model, ModelSpec
     from pipeline.scene import Block
 
 _T = TypeVar("_T")
@@ -95,6 +95,7 @@ class Predictor:
         deterministic: Fail where memory does not suffice for a patch, rather than compute it in halves, whose order of
             summation may be another.
         batch: Patches that are blended from one forward; what is missing in a tile's last batch is filled up.
+        make: Gives the engine, called on the device thread; a new one if not given.
     """
 
     def __init__(
@@ -109,6 +110,7 @@ class Predictor:
         tta: Augmentation = "none",
         deterministic: bool = False,
         batch: int = 1,
+        make: Callable[[], Engine] | None = None,
     ) -> None:
         assert batch == 1 or tiling.mode == "blend", "exact patches are as large as memory allows instead"
         self.spec: ModelSpec = model.spec
@@ -124,7 +126,7 @@ class Predictor:
         self._may_split = not deterministic
         self._sizes = model.traits.sizes
         self._too_large_px = math.inf
-        self._engine = thread.run(lambda: make_engine(model, engine))
+        self._engine = thread.run(make or (lambda: make_engine(model, engine)))
 
     def predict(
         self,

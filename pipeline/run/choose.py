@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -42,7 +41,7 @@ class EngineChoice:
 
 
 def choose_engine(
-    scene: Scene, model: Model, settings: SegmentSettings, *, device: str, one_size: bool
+    scene: Scene, model: Model, settings: SegmentSettings, *, device: str, one_size: bool, num_pixels: int
 ) -> EngineChoice:
     """Resolve `backend` and `precision`.
 
@@ -52,6 +51,7 @@ def choose_engine(
         settings: What was asked for.
         device: `cpu` or `cuda`.
         one_size: Whether all patches will have one size.
+        num_pixels: Of all that is to be computed.
 
     Raises:
         ModelError: MD-012 when the backend that was asked for cannot run the network here.
@@ -59,7 +59,7 @@ def choose_engine(
     """
     threads = cores_per_worker(settings)
     thread = device_thread(threads=threads)
-    small = math.prod(scene.geobox.shape) < WORTH_MEASURING_PX
+    small = num_pixels < WORTH_MEASURING_PX
     backend, why = _backend(model, settings.backend, device=device, small=small)
     spec = EngineSpec(
         backend=backend,

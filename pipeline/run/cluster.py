@@ -1,40 +1,37 @@
-"""Dask clusters: in this process, processes of this machine, or a scheduler that runs already. Loopback only."""
+"""The one way to a Dask cluster: workers found or started, asked whether they can do the work."""
 
 from __future__ import annotations
 
 import contextlib
-import signal
 from dataclasses import dataclass
-from multiprocessing import resource_tracker
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import dask
-from distributed import Client, Future, Nanny, Scheduler, SpecCluster, Worker
 
-from pipeline.errors import InfrastructureError
-from pipeline.run.settings import OWN_CLUSTERS
-from pipeline.run.workers import environment_of, num_workers, tiles_in_flight
+from pipeline.run.clusters.address import client_of, connected
+from pipeline.run.clusters.admission import require_workers
+from pipeline.run.clusters.jobqueue import job_workers
+from pipeline.run.clusters.kubernetes import pod_workers
+from pipeline.run.clusters.local import in_process, processes
+from pipeline.run.clusters.options import (
+    AddressOptions,
+    JobQueueOptions,
+    KubernetesOptions,
+    LocalOptions,
+    StartedOptions,
+    cluster_options,
+)
+from pipeline.run.clusters.tuning import tuning
+from pipeline.run.workers import tiles_in_flight, workers_wanted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
+    from distributed import Client, Future
+
+    from pipeline.model import EngineSpec
     from pipeline.run.settings import SegmentSettings
-
-_LOOPBACK = "127.0.0.1:0"
-_CONFIG: dict[str, Any] = {
-    "distributed.scheduler.allowed-failures": 1,  # a tile that kills two workers is the tile's fault
-    "distributed.scheduler.work-stealing": False,  # a tile's data is its own; moving it saves nothing
-    "distributed.worker.daemon": True,
-    "distributed.worker.memory.target": False,  # results are a few numbers: nothing to spill
-    "distributed.worker.memory.spill": False,
-    "distributed.worker.memory.pause": False,
-    "distributed.worker.memory.terminate": False,
-    "distributed.admin.tick.interval": "1s",  # how late the loops are is measured this often, not fifty times a second
-    "distributed.admin.system-monitor.interval": "2s",
-    "distributed.scheduler.active-memory-manager.start": False,
-    "distributed.worker.profile.enabled": False,  # it looks at every thread a hundred times a second
-    "distributed.logging.distributed": "error",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,94 +59,72 @@ def _itself(value: object) -> object:
     return value
 
 
+def _never() -> None:
+    """Nobody asks to stop."""
+
+
 @contextlib.contextmanager
-def connect(settings: SegmentSettings, *, device: str = "cpu") -> Iterator[Connection]:
+def connect(
+    settings: SegmentSettings,
+    *,
+    device: str = "cpu",
+    engine: EngineSpec | None = None,
+    folders: Sequence[Path] = (),
+    check_stop: Callable[[], None] = _never,
+) -> Iterator[Connection]:
     """A Dask client for the duration of a run.
 
-    `local` with one worker runs in this process; with more, each is a process. All of it listens on loopback. An
-    address is connected to and left running.
+    `local` with one worker runs in this process; with more, each is a process. All of it listens on loopback. What is
+    started on other hosts talks TLS and ends with the run; an address is connected to and left running.
 
     Args:
         settings: Which cluster, how many workers.
         device: `cpu` or `cuda`: what the workers compute on.
+        engine: What they must be able to run; not asked for if not given.
+        folders: What they must see, as this process does; keys of a cluster that is started lie in the first.
+        check_stop: Called while the first worker is waited for; may raise.
 
     Raises:
-        InfrastructureError: CL-001 when the scheduler cannot be reached, CL-002 when it has no workers.
+        InfrastructureError: CL-001 and CL-002, CL-010, CL-011, CL-017: there are no workers.
+        UsageError: CL-012 to CL-015, workers cannot do the work; CF-042, CF-044, CF-045.
     """
+    options = cluster_options(settings)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(dask.config.set(_CONFIG))
-        here = settings.cluster == "local" and settings.workers == 1
-        if settings.cluster in OWN_CLUSTERS:
-            threads = tiles_in_flight(settings, device)
-            cluster = stack.enter_context(_in_process(threads) if here else _processes(settings, threads, device))
-            client = stack.enter_context(Client(cluster, set_as_default=False))
+        stack.enter_context(dask.config.set(tuning(options)))
+        threads = tiles_in_flight(settings, device)
+        here = isinstance(options, LocalOptions) and workers_wanted(settings) == 1
+        least = 0
+        if isinstance(options, AddressOptions):
+            client = stack.enter_context(connected(options))
+        elif isinstance(options, JobQueueOptions):
+            client = stack.enter_context(
+                job_workers(options, settings, device=device, folder=next(iter(folders), None), check_stop=check_stop)
+            )
+            least = threads * workers_wanted(settings)
+        elif isinstance(options, KubernetesOptions):
+            client = stack.enter_context(pod_workers(options, settings, device=device, check_stop=check_stop))
+            least = threads * workers_wanted(settings)
         else:
-            client = stack.enter_context(_remote(settings.cluster))
-        yield Connection(client, sum(client.nthreads().values()), in_process=here)
+            cluster = stack.enter_context(in_process(threads) if here else processes(settings, threads, device))
+            client = stack.enter_context(client_of(cluster, timeout_s=30, security=None))
+        connection = Connection(client, max(least, sum(client.nthreads().values())), in_process=here)
+        admit(connection, settings, engine=engine, folders=folders)
+        yield connection
 
 
-def _in_process(threads: int) -> SpecCluster:
-    """Scheduler and worker in this process, without dashboards: importing them takes half a second."""
-    common = {"protocol": "inproc://", "dashboard": False, "dashboard_address": _LOOPBACK}
-    return SpecCluster(
-        scheduler={"cls": Scheduler, "options": common},
-        workers={0: {"cls": Worker, "options": {**common, "nthreads": threads}}},
-        silence_logs=50,
-    )
+def admit(
+    connection: Connection, settings: SegmentSettings, *, engine: EngineSpec | None = None, folders: Sequence[Path] = ()
+) -> None:
+    """Ask workers on other hosts whether they can do the work.
 
+    Args:
+        connection: To them.
+        settings: Which cluster.
+        engine: What they must be able to run; not asked for if not given.
+        folders: What they must see, as this process does.
 
-def _processes(settings: SegmentSettings, threads: int, device: str) -> SpecCluster:
-    # Never fork: GDAL and PyTorch have threads by now. Dask's nannies spawn; a script without a main guard would
-    # start itself again in each, which is why the guard is in the documentation.
-    common = {"host": "127.0.0.1", "dashboard": False, "dashboard_address": _LOOPBACK}
-
-    def worker(number: int) -> dict[str, Any]:
-        # No limit: what a worker may take is the plan's business.
-        mine = {"nthreads": threads, "memory_limit": 0, "env": environment_of(number, device)}
-        return {"cls": Nanny, "options": {**common, **mine}}
-
-    with _deaf_children():
-        return SpecCluster(
-            scheduler={"cls": Scheduler, "options": {**common, "port": 0}},
-            workers={number: worker(number) for number in range(num_workers(settings))},
-            silence_logs=50,
-        )
-
-
-@contextlib.contextmanager
-def _deaf_children() -> Iterator[None]:
-    """Processes started by threads that are started here do not hear Ctrl-C: it ends the run, not its workers' tiles.
-
-    A terminal sends SIGINT to the whole process group. A blocked signal stays blocked in a thread's threads and in its
-    processes from their first instruction on; a handler would be set too late, after seconds of imports. In this
-    process the signal goes to another thread, or waits until the end of the block.
+    Raises:
+        UsageError: CL-012 to CL-015.
     """
-    resource_tracker.ensure_running()  # starting it later would unblock the signal in that thread
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _remote(address: str) -> Client:
-    try:
-        client = Client(address, timeout="10s", set_as_default=False)
-    except (OSError, TimeoutError, ValueError) as error:
-        raise InfrastructureError(
-            f"no Dask scheduler answers at {address}",
-            code="CL-001",
-            title="Scheduler cannot be reached",
-            where=f"--cluster {address}",
-            fix="start one with `dask scheduler --host 127.0.0.1`, or use --cluster local",
-        ) from error
-    if not client.nthreads():
-        client.close()
-        raise InfrastructureError(
-            f"the scheduler at {address} has no workers",
-            code="CL-002",
-            title="Cluster has no workers",
-            where=f"--cluster {address}",
-            fix=f"start one with `dask worker {address}` in an environment that has scenemask",
-        )
-    return client
+    if isinstance(cluster_options(settings), AddressOptions | StartedOptions):
+        require_workers(connection.client, engine=engine, folders=folders, allow_skew=settings.allow_version_skew)

@@ -13,7 +13,7 @@ import torch
 from pipeline.errors import ResourceError
 from pipeline.infer import resident_bytes
 from pipeline.model import left_out_px
-from pipeline.run.workers import gpus, num_workers, tiles_in_flight
+from pipeline.run.workers import decoding_threads, gpus, memory_per_worker, num_workers, tiles_in_flight
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -37,6 +37,30 @@ _WORKSPACE = 1.35
 """PyTorch's own buffers where a forward was not calibrated, as a factor on its live tensors."""
 LEANEST = 0.35
 """Memory of the leanest engine (OpenVINO, bfloat16) over that of PyTorch's live tensors: 118 of 336 bytes per pixel."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """What a worker has to compute with."""
+
+    forward_bytes: int
+    """For a forward, of the host or the device."""
+    host_bytes: int
+    """For the tiles in flight, beside the libraries."""
+    in_flight: int
+    """Tiles that it holds at a time."""
+    decoding_threads: int
+    """Threads that decode one window."""
+
+
+def room_of(settings: SegmentSettings, device: str) -> Room:
+    """What each worker of this machine has."""
+    return Room(
+        forward_bytes=_forward_budget(settings, device),
+        host_bytes=_memory(settings, device) - LIBRARIES_BYTES[device],
+        in_flight=tiles_in_flight(settings, device),
+        decoding_threads=decoding_threads(settings, device),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,35 +117,35 @@ class Demand:
 
 
 def demand_of(
-    scene: Scene, model: Model, settings: SegmentSettings, engine: EngineChoice, cost: Calibration | None
+    scene: Scene, model: Model, settings: SegmentSettings, engine: EngineChoice, cost: Calibration | None, room: Room
 ) -> Demand:
-    """What patches of this scene take with this engine."""
+    """What patches of this scene take with this engine, and what there is."""
     mask_bands = model.spec.legend().num_mask_bands
     device, fixed = engine.spec.device, 0 if cost is None else int(cost.fixed_bytes)
     tile_bytes = tile_bytes_per_px(len(model.spec.bands), int(scene.dtype.itemsize), mask_bands)
-    tile_bytes *= tiles_in_flight(settings, device)
+    tile_bytes *= room.in_flight
     forward = _bytes_per_px(engine, cost, model, settings.tta, probabilities=settings.probabilities)
     return Demand(
         cost=cost,
-        budget_bytes=forward_budget(settings, device) - fixed,
-        host_budget_bytes=_memory(settings, device) - LIBRARIES_BYTES[device],
+        budget_bytes=room.forward_bytes - fixed,
+        host_budget_bytes=room.host_bytes,
         forward_bytes_per_px=forward,
         tile_bytes_per_px=tile_bytes,
         on_host=device == "cpu",
         saved_bytes_per_px=0.0 if cost is None else cost.saved_bytes_per_px,
         left_out_px=left_out_px(model.network, engine.spec.trim_px),
-        most_px=math.inf if device == "cpu" else _most_px_on_gpu(scene, model, settings),
+        most_px=math.inf if device == "cpu" else _most_px_on_gpu(scene, model, room.in_flight),
     )
 
 
-def _most_px_on_gpu(scene: Scene, model: Model, settings: SegmentSettings) -> float:
+def _most_px_on_gpu(scene: Scene, model: Model, in_flight: int) -> float:
     """A GPU is busy with a patch of a few megapixels; larger ones wait longer to be read, and to be written.
 
     Beyond 2**31 elements in one tensor cuDNN has no kernels but the slowest: a hundred times slower on an H200.
     """
     traits = model.traits
     indexable = _MOST_ELEMENTS / max(traits.bytes_per_px / 4, 1.0)  # no tensor is larger than all that live at once
-    overlapping = math.prod(scene.geobox.shape) / (_ROUNDS * tiles_in_flight(settings, "cuda"))
+    overlapping = math.prod(scene.geobox.shape) / (_ROUNDS * in_flight)
     least = max(_LEAST_SIDE_ON_GPU, 2 * (traits.halo_px or 0) + traits.stride) ** 2
     return max(min(indexable, overlapping), least)
 
@@ -156,7 +180,7 @@ def _bytes_per_px(
     return max(measured, after) + averaging + apart + 4 * len(model.spec.bands)
 
 
-def forward_budget(settings: SegmentSettings, device: str) -> int:
+def _forward_budget(settings: SegmentSettings, device: str) -> int:
     """Bytes for a forward: of the host, where the tiles in flight share them, or of what others leave of the GPU."""
     if device == "cpu":
         return _memory(settings, device) - LIBRARIES_BYTES[device]
@@ -171,7 +195,8 @@ def budget_left(settings: SegmentSettings, device: str) -> int:
 
 
 def _memory(settings: SegmentSettings, device: str) -> int:
-    return settings.memory or min(_DEFAULT_MEMORY[device], int(0.6 * _available_bytes() / num_workers(settings)))
+    there = memory_per_worker(settings) or int(0.6 * _available_bytes() / num_workers(settings))
+    return settings.memory or min(_DEFAULT_MEMORY[device], there)
 
 
 def check_least_patch(budget: int, bytes_per_px: float, traits: Traits, sizes: SizeRule, halo: int) -> None:

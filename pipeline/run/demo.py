@@ -77,7 +77,7 @@ def run_demo(
     result = segment(made.scene_path, model, out / "result", overwrite=True, listener=listener)
     timings |= result.summary["timings_s"]
     with _Stage("score", listener, timings):
-        scores = iou(_score(result.mask_path, made.truth_path, made.test_window, len(made.legend)))
+        scores = iou(_score(out / "result" / "mask.tif", made.truth_path, made.test_window, len(made.legend)))
     return DemoResult(run=result, iou=tuple(float(v) for v in scores), timings_s=timings)
 
 

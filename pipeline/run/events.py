@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.run.outcomes import Outcome
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,13 +42,45 @@ class StageFinished:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BatchStarted:
+    """The scenes of a batch have been looked at."""
+
+    scenes: int
+    to_do: int
+    pixels: int
+    """Of the scenes to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchAdvanced:
+    """A tile of a batch is done."""
+
+    done: int
+    """Scenes, empty ones included."""
+    failed: int
+    left: int
+    pixels: int
+    """Computed since the batch was started."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SceneEnded:
+    """A scene of a batch has ended."""
+
+    outcome: Outcome
+    done: int
+    failed: int
+    left: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Notice:
     """Something the user should read."""
 
     text: str
 
 
-Event = StageStarted | StageAdvanced | StageFinished | Notice
+Event = StageStarted | StageAdvanced | StageFinished | BatchStarted | BatchAdvanced | SceneEnded | Notice
 Listener = Callable[[Event], None]
 
 

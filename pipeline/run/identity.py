@@ -10,8 +10,6 @@ from pipeline.errors import OutputError
 from pipeline.run.settings import COSMETIC, SegmentSettings
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from pipeline.model import Model
     from pipeline.scene import Scene
 
@@ -48,7 +46,7 @@ def adopt_settings(given: SegmentSettings, recorded: dict[str, Any]) -> SegmentS
         return given
 
 
-def refuse_differences(before: dict[str, Any], now: dict[str, Any], *, explicit: set[str], where: Path) -> None:
+def refuse_differences(before: dict[str, Any], now: dict[str, Any], *, explicit: set[str], where: object) -> None:
     """Compare a run with the one that is already there.
 
     Args:

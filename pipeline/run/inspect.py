@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.location import is_remote
 from pipeline.scene import describe_scene, open_scene
 
 if TYPE_CHECKING:
+    from pipeline.access import Access
     from pipeline.model import ModelSpec
 
 _MODEL_SUFFIXES = {".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".onnx", ".pt2", ".torchscript"}
@@ -20,6 +22,7 @@ def inspect_target(
     nodata: float | None = None,
     trust_model: bool = False,
     write: bool = False,
+    access: Access | None = None,
 ) -> dict[str, Any]:
     """Facts of a scene, or of a model when `target` is a model folder or a network file.
 
@@ -29,10 +32,15 @@ def inspect_target(
         nodata: For a scene that declares none or a wrong one.
         trust_model: Run TorchScript and torch.export files.
         write: Write what was measured into the model's `model.json`.
+        access: How servers are reached, for a scene that is not on disk.
 
     Raises:
         PipelineError: It is neither, or cannot be used.
     """
+    if is_remote(target):
+        return describe_scene(
+            open_scene(target, assume_crs=assume_crs, nodata=nodata, allow_no_crs=assume_crs is None, access=access)
+        )
     target = Path(target)
     if target.is_dir() or target.suffix in _MODEL_SUFFIXES or target.name == "model.json":
         return describe_model(target, trust_model=trust_model, write=write)

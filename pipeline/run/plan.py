@@ -9,32 +9,24 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import ModelError, UsageError
-from pipeline.grid import Axis, Padding, Tiling, balanced_core, blend_tiling, exact_tiling, round_up
-from pipeline.infer import Augmentation, Batching, Taper, choose_batch, device_thread, resolve_device, symmetries
+from pipeline.grid import Axis, Padding, Tiling
+from pipeline.infer import Augmentation, Batching, Taper, symmetries
 from pipeline.model import EngineSpec
-from pipeline.run.choose import EngineChoice, choose_engine, measured_cost, trim_to_halo
+from pipeline.run.basis import Basis, find_basis
 from pipeline.run.demand import (
-    LEANEST,
     LIBRARIES_BYTES,
-    Demand,
     check_least_patch,
     count_left_out,
     demand_of,
-    forward_budget,
     tile_bytes_per_px,
     too_little,
 )
-from pipeline.run.halo import tolerated_halo
-from pipeline.run.workers import decoding_threads, device_wanted, tiles_in_flight
+from pipeline.run.tilings import lay_blend, lay_exact, patch_sizes
 
 if TYPE_CHECKING:
-    from pipeline.grid import SizeRule
-    from pipeline.model import Model, Traits
+    from pipeline.model import Model
     from pipeline.run.settings import SegmentSettings
     from pipeline.scene import Scene
-
-_BLEND_PATCH = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,55 +165,52 @@ class Plan:
 
 
 def make_plan(scene: Scene, model: Model, settings: SegmentSettings) -> Plan:
-    """Resolve every `auto` for one scene and one model.
+    """Resolve every `auto` for one scene and one model, on this machine.
 
     Raises:
         UsageError: CF-006 when options do not fit the network; CF-020 when CUDA is asked for and there is none.
         ModelError: MD-011 when exact tiling is asked of a network that does not allow it.
         ResourceError: RS-004 when no patch fits the memory.
     """
-    traits = model.traits
-    mode, reason = _mode(traits, settings)
-    padding: Padding = model.spec.padding if settings.padding == "auto" else settings.padding
-    _check_padding(padding, traits, mode)
-    device = resolve_device(device_wanted(settings))
+    return plan_from(scene, model, settings, find_basis(scene, model, settings))
+
+
+def plan_from(scene: Scene, model: Model, settings: SegmentSettings, basis: Basis) -> Plan:
+    """The plan of one scene, on a basis that may come from another machine: arithmetic only.
+
+    Raises:
+        UsageError: CF-006 when options do not fit the network.
+        ResourceError: RS-004 when no patch fits the memory.
+    """
+    traits, engine, cost = model.traits, basis.engine, basis.cost
     sizes = patch_sizes(traits, settings.tta)
-    if mode == "exact" and settings.halo_tolerance is None:  # before anything is measured that would not fit either
-        check_least_patch(
-            forward_budget(settings, device), traits.bytes_per_px * LEANEST, traits, sizes, traits.halo_px or 0
+    demand = demand_of(scene, model, settings, engine, cost, basis.room)
+    lean_bytes = demand.bytes_per_px - demand.saved_bytes_per_px
+    check_least_patch(demand.budget_bytes, lean_bytes, traits, sizes, basis.halo_px)
+    network_padding = basis.padding == "network"
+    if basis.mode == "exact":
+        tiling = lay_exact(
+            scene.geobox.shape, model, settings, demand, halo=basis.halo_px, network_padding=network_padding
         )
-    engine = choose_engine(scene, model, settings, device=device, one_size=padding != "network")
-    halo, reason = _halo(scene, model, settings, engine, mode, reason)
-    if mode == "exact":
-        engine = trim_to_halo(engine, model, halo)
-    cost = measured_cost(engine, model, budget_bytes=forward_budget(settings, device))
-    demand = demand_of(scene, model, settings, engine, cost)
-    check_least_patch(demand.budget_bytes, demand.bytes_per_px - demand.saved_bytes_per_px, traits, sizes, halo)
-    if mode == "exact":
-        tiling = _exact(scene.geobox.shape, model, settings, demand, halo=halo, network_padding=padding == "network")
     else:
-        tiling = _blend(scene.geobox.shape, settings, traits, demand.largest_px)
-    batching = Batching(1, None if cost is None else float(demand.seconds(tiling.patch_hw)))
-    if mode == "blend" and device == "cuda":
-        fitting = demand.largest_px // math.prod(tiling.patch_hw)
-        thread = device_thread(threads=engine.spec.threads)
-        batching = choose_batch(model, engine.spec, thread, tiling.patch_hw, largest=fitting)
+        tiling = lay_blend(scene.geobox.shape, settings, traits, demand.largest_px)
+    batching = basis.batching or Batching(1, None if cost is None else float(demand.seconds(tiling.patch_hw)))
     need = int(demand.nbytes(tiling.patch_hw))
     if settings.memory is not None and demand.on_host and need > demand.budget_bytes:  # only --patch can ask for more
         need = int(settings.memory - demand.budget_bytes + need)
         raise too_little(f"patches of {tiling.patch_hw[0]} x {tiling.patch_hw[1]} px need {need / 1e9:.1f} GB", need)
     return Plan(
         tiling=tiling,
-        reason=reason,
-        padding=padding,
+        reason=basis.reason,
+        padding=basis.padding,
         taper=settings.taper,
         tta=settings.tta,
         engine=engine.spec,
         engine_reason=engine.reason,
         flips_frac=engine.flips_frac,
         batch=batching.batch,
-        in_flight=tiles_in_flight(settings, device),
-        decoding_threads=decoding_threads(settings, device),
+        in_flight=basis.room.in_flight,
+        decoding_threads=basis.room.decoding_threads,
         probabilities=settings.probabilities,
         num_classes=len(model.spec.classes),
         mask_bands=model.spec.legend().num_mask_bands,
@@ -232,134 +221,3 @@ def make_plan(scene: Scene, model: Model, settings: SegmentSettings) -> Plan:
         saved_bytes_per_px=demand.saved_bytes_per_px,
         forward_s=batching.seconds,
     )
-
-
-def _mode(traits: Traits, settings: SegmentSettings) -> tuple[str, str]:
-    if settings.tiling == "blend":
-        return "blend", "asked for with --tiling blend"
-    if settings.tiling == "exact":
-        if traits.tiling != "exact":
-            raise ModelError(
-                f"--tiling exact was asked for, but {traits.reason}",
-                code="MD-011",
-                title="Network cannot be tiled exactly",
-                fix="use --tiling auto or blend",
-            )
-        return "exact", f"asked for; {traits.reason}"
-    if settings.overlap is not None:
-        _check_overlap(settings.overlap, traits)
-        return "blend", "--overlap was given; exact mode takes none"
-    return traits.tiling, traits.reason
-
-
-def _check_overlap(overlap_px: int, traits: Traits) -> None:
-    """Refuse to blend without need, and with seams, a network that can be tiled exactly; `--tiling blend` insists."""
-    if traits.tiling == "exact" and traits.halo_px is not None and overlap_px < 2 * traits.halo_px:
-        raise _misfit(
-            f"--overlap {overlap_px} is less than twice the {traits.halo_px} px that the network sees beyond a pixel: "
-            "seams would show",
-            "leave --overlap out: exact tiling has no seams; or insist with --tiling blend",
-        )
-
-
-def _check_padding(padding: Padding, traits: Traits, mode: str) -> None:
-    if padding == "network" and (traits.margin_px or mode == "blend"):
-        why = "drops its borders instead of padding them" if traits.margin_px else "is tiled by blending"
-        raise _misfit(
-            f"--padding network needs a network that pads itself and exact tiling; this one {why}",
-            "use --padding reflect",
-        )
-
-
-def _halo(
-    scene: Scene, model: Model, settings: SegmentSettings, engine: EngineChoice, mode: str, reason: str
-) -> tuple[int, str]:
-    """(halo, reason): the network's own, or a smaller one that the user's tolerance allows; 0 in blend mode."""
-    whole = (model.traits.halo_px or 0) if mode == "exact" else 0
-    if settings.halo_tolerance is None:
-        return whole, reason
-    if mode != "exact":
-        raise _misfit(
-            f"--halo-tolerance was given, but the scene is tiled by blending: {reason}",
-            "leave it out, or choose --overlap",
-        )
-    thread = device_thread(threads=engine.spec.threads)
-    halo, error = tolerated_halo(scene, model, engine.spec, thread, tolerance=settings.halo_tolerance)
-    if halo == whole:
-        return whole, f"{reason}; no smaller halo keeps within {settings.halo_tolerance:g}"
-    return halo, f"{reason}; {halo} px of them change probabilities by at most {error:.1e} in sampled windows"
-
-
-def _exact(
-    shape: tuple[int, int],
-    model: Model,
-    settings: SegmentSettings,
-    demand: Demand,
-    *,
-    halo: int,
-    network_padding: bool,
-) -> Tiling:
-    """Patches from --patch where given, else the fastest that memory allows, in equal parts."""
-    traits = model.traits
-    stride, sizes = traits.stride, patch_sizes(traits, settings.tta)
-    square = needs_squares(settings.tta, network_padding=network_padding)
-    if settings.patch is not None:
-        core = (settings.patch - 2 * halo) // stride * stride
-        if core < stride:
-            raise _misfit(
-                f"--patch {settings.patch} leaves no core: the network needs a halo of {halo} px on each side",
-                f"use a patch of at least {round_up(2 * halo + 128, stride)} px",
-            )
-        core_hw = core, core
-    else:
-        core_hw = balanced_core(
-            shape,
-            halo_px=halo,
-            stride=stride,
-            sizes=sizes,
-            seconds=demand.seconds,
-            square=square,
-        )
-    return exact_tiling(
-        shape,
-        core_hw=core_hw,
-        halo_px=halo,
-        stride=stride,
-        margin_px=traits.margin_px or demand.left_out_px,
-        sizes=sizes,
-        tile_px=settings.tile,
-        network_padding=network_padding,
-        square=square,
-    )
-
-
-def _blend(shape: tuple[int, int], settings: SegmentSettings, traits: Traits, largest_px: int) -> Tiling:
-    sizes = patch_sizes(traits, settings.tta)
-    patch = settings.patch or min(_BLEND_PATCH, sizes.at_most(math.isqrt(largest_px)) or sizes.at_least(1))
-    try:
-        return blend_tiling(
-            shape,
-            patch_px=patch,
-            overlap_px=settings.overlap if settings.overlap is not None else patch // 4,
-            stride=traits.stride,
-            margin_px=traits.margin_px,
-            sizes=sizes,
-            tile_px=settings.tile,
-            square=needs_squares(settings.tta, network_padding=False),
-        )
-    except ValueError as error:
-        raise _misfit(str(error), "choose a smaller --overlap or a larger --patch") from error
-
-
-def patch_sizes(traits: Traits, tta: Augmentation) -> SizeRule:
-    """Sides of patches that the network takes and that flips map onto the same lattice of strides."""
-    return traits.sizes if tta == "none" else traits.sizes.on_stride(traits.stride)
-
-
-def needs_squares(tta: Augmentation, *, network_padding: bool) -> bool:
-    """Whether one size must fit a patch and its transpose; with network padding engines take any size."""
-    return tta == "d4" and not network_padding
-
-
-def _misfit(what: str, fix: str) -> UsageError:
-    return UsageError(what, code="CF-006", title="Options do not fit the network", fix=fix)

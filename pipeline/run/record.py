@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from pipeline.run.doctor import versions
+from pipeline.store import block_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -59,11 +60,22 @@ def run_record(
         "warnings": list(warnings),
         "deterministic": not any(record.splits for record in records),
         "settings": settings.model_dump(mode="json"),
+        "blocks": _blocks(plan, records),
         "identity": dict(identity),
         "frozen_plan": plan.to_json(),
         "versions": versions(),
         "files": finished.files,
     }
+
+
+def _blocks(plan: Plan, records: list[TileRecord]) -> dict[str, Any]:
+    """Hashes of the rasters' blocks, which are the tiles: `scenemask verify` compares them."""
+    hashes = {"mask.tif": {record.tile: record.mask_sha256 for record in records}}
+    if plan.probabilities:
+        hashes["probabilities.tif"] = {record.tile: record.prob_sha256 for record in records}
+    tile_hw, width = plan.tiling.tile_hw, plan.tiling.shape[1]
+    columns = -(-width // tile_hw[1])
+    return {"tile_hw": list(tile_hw), "rows": {n: block_rows(d, columns=columns) for n, d in hashes.items()}}
 
 
 def class_rows(model: Model, records: list[TileRecord], finished: Finished) -> list[dict[str, Any]]:

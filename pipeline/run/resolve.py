@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import InputError, UsageError
+from pipeline.run.settings import access_of
 from pipeline.scene import open_scene
 
 if TYPE_CHECKING:
@@ -39,7 +40,11 @@ def resolve_scene(source: Any, model: Model | None, settings: SegmentSettings) -
     """
     if isinstance(source, str | Path) or not hasattr(source, "read_block"):
         source = open_scene(
-            source, nodata=settings.nodata, assume_crs=settings.assume_crs, allow_no_crs=settings.allow_no_crs
+            source,
+            nodata=settings.nodata,
+            assume_crs=settings.assume_crs,
+            allow_no_crs=settings.allow_no_crs,
+            access=access_of(settings),
         )
     else:
         _refuse_opening_options(settings)

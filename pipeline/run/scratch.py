@@ -6,13 +6,14 @@ import secrets
 import shutil
 from typing import TYPE_CHECKING
 
-from pipeline.store import TileStore, cog_scratch_bytes, private_folder, require_free_space, same_disk
+from pipeline.store import TileDigest, TileStore, cog_scratch_bytes, private_folder, require_free_space, same_disk
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from pipeline.legend import Legend
     from pipeline.run.plan import Plan
+    from pipeline.store import TileRecord
 
 _FOLDER = "store"
 _PREFIX = "scenemask-"
@@ -39,15 +40,14 @@ def from_record(recorded: object, scratch: Path) -> Path:
     return place if place.name.startswith(_PREFIX) else scratch / _FOLDER
 
 
-def create_store(place: Path, *, out_dir: Path, plan: Plan, legend: Legend) -> TileStore:
+def create_store(place: Path, *, plan: Plan, legend: Legend) -> TileStore:
     """An empty store at `place`; what lay there is removed.
 
     Raises:
-        ResourceError: RS-001, a disk has less room than the run may need.
+        ResourceError: RS-001, no space.
         UsageError: CF-002, the folder cannot be made.
     """
     remove_store(place)
-    _require_room(place, out_dir=out_dir, plan=plan, legend=legend)
     private_folder(place, option="-o" if place.name == _FOLDER else "--scratch")
     return TileStore.create(
         place,
@@ -70,13 +70,24 @@ def open_store(place: Path, plan: Plan) -> TileStore | None:
     return store if whole else None
 
 
+def digest_of(record: TileRecord) -> TileDigest | None:
+    """What the store must hold by a record of the ledger; None for an empty tile."""
+    if record.mask_sha256 is None:
+        return None
+    return TileDigest(mask_sha256=record.mask_sha256, prob_sha256=record.prob_sha256)
+
+
 def remove_store(place: Path) -> None:
     """Delete a store and everything in its folder."""
     shutil.rmtree(place, ignore_errors=True)
 
 
-def _require_room(place: Path, *, out_dir: Path, plan: Plan, legend: Legend) -> None:
-    """Refuse what may not fit: tiles at `place`, and in `out_dir` the files with the copies that making them takes."""
+def require_room(place: Path, *, out_dir: Path, plan: Plan, legend: Legend) -> None:
+    """Refuse what may not fit: tiles at `place`, and in `out_dir` the files with the copies that making them takes.
+
+    Raises:
+        ResourceError: RS-001, a disk has less room than the run may need.
+    """
     shape = plan.tiling.shape
     files = cog_scratch_bytes(shape, count=legend.num_mask_bands, itemsize=1 if legend.dtype == "uint8" else 2)
     if plan.probabilities:

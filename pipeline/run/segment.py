@@ -2,67 +2,51 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import shutil
 import time
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import OutputError, PipelineError
-from pipeline.infer import give_back_freed, resolve_device
-from pipeline.model import Model, load_model
-from pipeline.run.cluster import connect
+from pipeline.errors import OutputError
+from pipeline.infer import give_back_freed
+from pipeline.run.cluster import admit, connect
 from pipeline.run.demand import budget_left
-from pipeline.run.events import Event, Listener, Notice, StageAdvanced, StageFinished, StageStarted, silent
-from pipeline.run.execute import StopFlag, run_tiles, stop_on_signals
+from pipeline.run.events import Listener, Notice, StageAdvanced, StageFinished, StageStarted, silent
+from pipeline.run.feed import run_tiles
 from pipeline.run.finish import Finisher
-from pipeline.run.identity import adopt_settings, identity, refuse_differences
-from pipeline.run.plan import Plan, make_plan
-from pipeline.run.record import run_record
-from pipeline.run.resolve import bare_options, matched_by_position, resolve_scene
-from pipeline.run.scratch import create_store, from_record, new_place, open_store, remove_store, to_record
-from pipeline.run.settings import OWN_CLUSTERS, SegmentSettings, make_settings
-from pipeline.run.tile_task import Job, TileDone
-from pipeline.run.vectorize import cleaning_of
+from pipeline.run.identity import refuse_differences
+from pipeline.run.leftovers import finish_cleaning
+from pipeline.run.output import Output, output_at
+from pipeline.run.plan import make_plan, plan_from
+from pipeline.run.plan_there import basis_of_a_worker
+from pipeline.run.scene_run import Ongoing, SceneRun, adopt, begin, commit, prepare, warnings_of
+from pipeline.run.settings import make_settings
+from pipeline.run.stop import StopFlag, stop_on_signals
+from pipeline.run.tasks import Watch
 from pipeline.run.verify import Verification, Verifier
-from pipeline.scene import Aoi
-from pipeline.store import (
-    RunLock,
-    Staging,
-    TileDigest,
-    TileRecord,
-    TileStore,
-    atomic_write_json,
-    changed_files,
-    create_output_folder,
-    foreign_output,
-    inspect_output,
-    refuse_own_input,
-    scan_ledger,
-)
-from pipeline.store.runfile import PLAN_FILE
+from pipeline.run.workers import device_wanted, on_this_machine
+from pipeline.store import RunLock, create_output_folder, foreign_output, open_files_as_error
+from pipeline.syncpoint import reached
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping
+    from pathlib import Path
 
-    from pipeline.grid import Tile, Window
-    from pipeline.scene import Scene
+    from pipeline.location import Location
+    from pipeline.model import Model
+    from pipeline.run.cluster import Connection
+    from pipeline.run.tile_task import TileDone
     from pipeline.store import OutputState
-
-_MANY_FLIPS = 0.005
-"""Share of sampled pixels whose class differs from float32, above which a precision that was asked for is warned of."""
-_FORMAT_VERSION = 3
-"""Of plan.json and run.json; raised when an older one can no longer be resumed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunResult:
     """What a finished run left."""
 
-    out_dir: Path
-    mask_path: Path
-    polygons_paths: tuple[Path, ...]
+    out_dir: Path | Location
+    mask_path: Path | Location
+    polygons_paths: tuple[Path | Location, ...]
     """One per format asked for."""
     summary: dict[str, Any]
     """Content of run.json."""
@@ -70,37 +54,16 @@ class RunResult:
     """True when nothing had to be computed: the same run had ended here before."""
 
     @property
-    def polygons_path(self) -> Path | None:
+    def polygons_path(self) -> Path | Location | None:
         """The first of `polygons_paths`; None without vectors."""
         return self.polygons_paths[0] if self.polygons_paths else None
 
 
-@dataclass(slots=True, kw_only=True)
-class _Run:
-    """One run on its way: what was resolved, and what has been measured so far."""
-
-    scene: Scene
-    model: Model
-    settings: SegmentSettings
-    explicit: set[str]
-    aoi: Aoi | None
-    identity: dict[str, Any]
-    out_dir: Path
-    listener: Listener
-    started: float = field(default_factory=time.time)
-    timings: dict[str, float] = field(default_factory=dict)
-
-    def tell(self, event: Event) -> None:
-        """Pass on an event; keeps how long stages took."""
-        if isinstance(event, StageFinished):
-            self.timings[event.name] = round(event.seconds, 3)
-        self.listener(event)
-
-
+@open_files_as_error()
 def segment(
     scene: Any,
     model: Model | str | Path,
-    out_dir: str | Path,
+    out_dir: str | Path | Location,
     *,
     overwrite: bool = False,
     listener: Listener = silent,
@@ -109,9 +72,10 @@ def segment(
     """Segment a whole scene into `out_dir`.
 
     Args:
-        scene: Path, `xarray.DataArray` (band, y, x) with a CRS, or a `Scene`.
+        scene: Path or address, `xarray.DataArray` (band, y, x) with a CRS, or a `Scene`.
         model: From `load_model`, or its path.
-        out_dir: Made when missing. A rerun of the same call resumes, or returns at once when all is done.
+        out_dir: Made when missing; or `s3://bucket/prefix`, where results are sent when they are whole. A rerun of the
+            same call resumes, or returns at once when all is done.
         overwrite: Replace results that are there already, in one step at the end.
         listener: Hears of stages and tiles.
         **options: Fields of `SegmentSettings`.
@@ -124,251 +88,109 @@ def segment(
         KeyboardInterrupt: After Ctrl-C; the same call resumes.
     """
     given = make_settings(options)
-    out_dir = Path(out_dir).absolute()  # workers, and a resumption, may stand in another folder
-    prepare = functools.partial(_prepare, scene, model, given, out_dir=out_dir, overwrite=overwrite, listener=listener)
-    state = _inspect(out_dir, overwrite=overwrite)
-    run = prepare(state)
+    output = output_at(out_dir, given)  # absolute: workers, and a resumption, may stand in another folder
+    output.refuse_input(getattr(scene, "path", scene))
+    folder = output.folder
+    opened = functools.partial(prepare, scene, model, given, out_dir=folder, overwrite=overwrite, listener=listener)
+    state = output.inspect(overwrite=overwrite)
+    run = opened(state)
     if state.kind == "complete" and not overwrite:
-        return _already_done(run, state)
-    scratch = create_output_folder(out_dir)
-    with stop_on_signals() as stop, RunLock(scratch) as lock:
-        now = _inspect(out_dir, overwrite=overwrite)
+        return _already_done(run, output, state)
+    scratch = create_output_folder(folder)
+    with contextlib.ExitStack() as ending:
+        ending.callback(output.tidy)
+        stop, lock = ending.enter_context(stop_on_signals()), ending.enter_context(RunLock(scratch))
+        ending.enter_context(output.locked())
+        now = output.inspect(overwrite=overwrite)
         if now != state:  # another run began or ended before we had the lock
-            run = prepare(now)
+            run = opened(now)
             if now.kind == "complete" and not overwrite:
-                return _already_done(run, now)
-        return _locked(run, scratch, lock, stop, overwrite=overwrite)
+                return _already_done(run, output, now)
+        return _locked(run, output, scratch, lock, stop, overwrite=overwrite)
 
 
-def _inspect(out_dir: Path, *, overwrite: bool) -> OutputState:
-    """What the output folder holds.
+class _Cluster:
+    """Connected to once it is needed, until the end of the run's computing."""
 
-    Raises:
-        OutputError: OU-001, results that no run accounts for, and they are not to be replaced.
-    """
-    state = inspect_output(out_dir)
-    if state.kind == "foreign" and not overwrite:
-        raise foreign_output(out_dir, state)
-    return state
+    def __init__(self, run: SceneRun, scratch: Path, stop: StopFlag, stack: contextlib.ExitStack) -> None:
+        self._settings = run.settings
+        self._scratch = scratch
+        self._stop = stop
+        self._stack = stack
+        self._connection: Connection | None = None
 
+    def connection(self, *, device: str) -> Connection:
+        """The workers, before it is known what they are to do."""
+        if self._connection is None:
+            connecting = connect(
+                self._settings,
+                device=device,
+                folders=(self._scratch,),
+                check_stop=lambda: self._stop.raise_if_set("finished tiles are kept"),
+            )
+            self._connection = self._stack.enter_context(connecting)
+        return self._connection
 
-def _prepare(
-    scene: Any,
-    model: Model | str | Path,
-    given: SegmentSettings,
-    state: OutputState,
-    *,
-    out_dir: Path,
-    overwrite: bool,
-    listener: Listener,
-) -> _Run:
-    """Scene, model and settings opened, those of the run that is there adopted where they were not given.
-
-    They decide how scene and model are opened, so they are adopted before that. With `overwrite`, a run that differs
-    is not continued but replaced by one with the settings given.
-    """
-    adopted = adopt_settings(given, _recorded(state, overwrite=overwrite))
-    try:
-        run = _open(scene, model, adopted, given.model_fields_set, out_dir=out_dir, listener=listener)
-        if overwrite and state.plan is not None:
-            before: Any = state.plan["identity"]
-            refuse_differences(before, run.identity, explicit=run.explicit, where=out_dir)
-    except PipelineError:
-        if not overwrite:
-            raise
-        return _open(scene, model, given, given.model_fields_set, out_dir=out_dir, listener=listener)
-    return run
+    def ready_for(self, ongoing: Ongoing) -> Connection:
+        """The workers, asked whether they can do what the plan says."""
+        connection = self.connection(device=ongoing.plan.engine.device)
+        admit(connection, self._settings, engine=ongoing.plan.engine, folders=(ongoing.store.path,))
+        return connection
 
 
-def _recorded(state: OutputState, *, overwrite: bool) -> dict[str, Any]:
-    """Settings of the run that would be continued; empty without one."""
-    document = state.plan if overwrite or state.kind == "unfinished" else state.run
-    settings = (document or {}).get("settings")
-    return settings if isinstance(settings, dict) else {}
-
-
-def _open(
-    scene: Any,
-    model: Model | str | Path,
-    settings: SegmentSettings,
-    explicit: set[str],
-    *,
-    out_dir: Path,
-    listener: Listener,
-) -> _Run:
-    inputs = {"scene": getattr(scene, "path", scene), "model": model, "area of interest": settings.aoi}
-    refuse_own_input(out_dir, {kind: Path(path) for kind, path in inputs.items() if isinstance(path, str | Path)})
-    if not isinstance(model, Model):
-        model = load_model(model, bare=bare_options(settings), trust_model=settings.trust_model)
-    opened = resolve_scene(scene, model, settings)
-    cleaning_of(settings, model.spec.legend())  # classes that it does not have are refused before the work
-    aoi = None if settings.aoi is None else Aoi.from_file(settings.aoi, opened.geobox)
-    return _Run(
-        scene=opened,
-        model=model,
-        settings=settings,
-        explicit=explicit,
-        aoi=aoi,
-        identity=identity(opened, model, settings, aoi_digest=None if aoi is None else aoi.digest()),
-        out_dir=out_dir,
-        listener=listener,
-    )
-
-
-def _locked(run: _Run, scratch: Path, lock: RunLock, stop: StopFlag, *, overwrite: bool) -> RunResult:
+def _locked(
+    run: SceneRun, output: Output, scratch: Path, lock: RunLock, stop: StopFlag, *, overwrite: bool
+) -> RunResult:
     """Everything that happens while nobody else may touch the output."""
-    plan, store = _plan_or_adopt(run, scratch, overwrite=overwrite)
-    warnings = _warnings(run, plan)
-    for warning in warnings:
-        run.tell(Notice(text=warning))
-    records = _infer(run, plan, store, scratch / "ledger", stop)
-    verified = _verify(run, plan, store, records, stop)
+    with contextlib.ExitStack() as stack:
+        cluster = _Cluster(run, scratch, stop, stack)
+        ongoing = adopt(run, scratch, overwrite=overwrite) or _begin(run, scratch, cluster)
+        for warning in warnings_of(run, ongoing.plan):
+            run.tell(Notice(text=warning))
+        _infer(ongoing, cluster, stop)
+    verified = _verify(ongoing, stop)
     stop.raise_if_set("all tiles are kept")
-    staging = Staging(run.out_dir)
+    staging = output.staging()
     staging.clear()
+
+    def check() -> None:
+        reached("step")
+        stop.raise_if_set("all tiles are kept")
+
     done = Finisher(
         scene=run.scene,
         model=run.model,
         settings=run.settings,
-        plan=plan,
-        store=store,
-        records=records,
+        plan=ongoing.plan,
+        store=ongoing.store,
+        records=ongoing.records,
         staging=staging,
         scratch=scratch,
         tell=run.tell,
-        check=lambda: stop.raise_if_set("all tiles are kept"),
+        check=check,
     ).run()
     stop.raise_if_set("all tiles are kept")
-    _refuse_changed_scene(run)
-    lock.ensure_held()
-    record = run_record(
-        identity=run.identity,
-        settings=run.settings,
-        plan=plan,
-        model=run.model,
-        scene=run.scene,
-        warnings=warnings,
-        records=list(records.values()),
-        finished=done,
-        verified=verified,
-        timings=run.timings,
-        started=run.started,
-    )
-    staging.commit(done.names, record)
-    _clean_up(scratch, store, lock, keep=run.settings.keep)
-    return _result(run.out_dir, record, resumed=False)
+    record = commit(ongoing, done, verified, staging, lock)
+    return _result(output.place, record, resumed=False)
 
 
-def _warnings(run: _Run, plan: Plan) -> list[str]:
-    """What a person should know before trusting the result; told, and kept in run.json."""
-    warnings = [*run.scene.warnings, *run.model.warnings]
-    if run.settings.bands is None and matched_by_position(run.scene, run.model):
-        names = ", ".join(f"{b.name} → {n}" for b, n in zip(run.scene.bands, run.model.spec.bands, strict=True))
-        warnings.append(f"bands were matched by position: {names}")
-    if (plan.flips_frac or 0.0) > _MANY_FLIPS:
-        warnings.append(
-            f"{plan.engine.precision} changes the class of {plan.flips_frac:.2%} of sampled pixels; "
-            "--precision float32 is the reference"
-        )
-    return warnings
+def _begin(run: SceneRun, scratch: Path, cluster: _Cluster) -> Ongoing:
+    """A new plan, made where its work will be done: the machine that asks may have no GPU, or other cores."""
+    if on_this_machine(run.settings):
+        plan = make_plan(run.scene, run.model, run.settings)
+    else:
+        device = "cuda" if device_wanted(run.settings) == "cuda" else "cpu"
+        basis = basis_of_a_worker(cluster.connection(device=device), run.scene, run.model, run.settings)
+        plan = plan_from(run.scene, run.model, run.settings, basis)
+    return begin(run, plan, scratch)
 
 
-def _already_done(run: _Run, state: OutputState) -> RunResult:
-    """The same run ended here before: check it, and compute nothing."""
-    record: dict[str, Any] = dict(state.run or {})
-    if "identity" not in record or "files" not in record:
-        raise foreign_output(run.out_dir, state)
-    refuse_differences(record["identity"], run.identity, explicit=run.explicit, where=run.out_dir)
-    if run.settings.verify and record.get("verify") is None:
-        raise OutputError(
-            "--verify was given, but the run that ended here was not verified and its tiles are gone",
-            code="OU-014",
-            title="Results were not verified",
-            where=str(run.out_dir),
-            fix="leave --verify out, or segment again with --overwrite",
-        )
-    changed = changed_files(run.out_dir, record["files"])
-    if changed:
-        raise OutputError(
-            f"{', '.join(changed)} changed since the run that run.json records",
-            code="OU-012",
-            title="Results were changed",
-            where=str(run.out_dir),
-            fix="restore them, choose another -o, or replace them with --overwrite",
-        )
-    run.tell(Notice(text="the same run ended here before and its files are whole; nothing to do"))
-    return _result(run.out_dir, record, resumed=True)
-
-
-def _plan_or_adopt(run: _Run, scratch: Path, *, overwrite: bool) -> tuple[Plan, TileStore]:
-    """The frozen plan of an unfinished run, or a new one."""
-    document = inspect_output(run.out_dir).plan
-    if document is not None and document.get("format") == _FORMAT_VERSION:
-        try:
-            return _adopt(run, dict(document), scratch)
-        except OutputError:
-            if not overwrite:
-                raise
-    elif document is not None and not overwrite:
-        raise OutputError(
-            f"the unfinished run has format {document.get('format')}, this version writes {_FORMAT_VERSION}",
-            code="OU-011",
-            title="Run does not match the output",
-            where=str(run.out_dir),
-            fix="finish it with the version that began it, or add --overwrite",
-        )
-    plan = make_plan(run.scene, run.model, run.settings)
-    if document is not None:
-        remove_store(from_record(document.get("store"), scratch))
-    for leftover in ("store", "ledger"):  # what is staged is cleared before it is used
-        shutil.rmtree(scratch / leftover, ignore_errors=True)
-    return plan, _begin(run, plan, new_place(scratch, run.settings.scratch), scratch)
-
-
-def _begin(run: _Run, plan: Plan, place: Path, scratch: Path) -> TileStore:
-    """An empty store, and the frozen plan on disk."""
-    store = create_store(place, out_dir=run.out_dir, plan=plan, legend=run.model.spec.legend())
-    atomic_write_json(
-        scratch / PLAN_FILE,
-        {
-            "format": _FORMAT_VERSION,
-            "identity": run.identity,
-            "settings": run.settings.model_dump(mode="json"),
-            "plan": plan.to_json(),
-            "store": to_record(place, scratch),
-        },
-    )
-    return store
-
-
-def _adopt(run: _Run, document: dict[str, Any], scratch: Path) -> tuple[Plan, TileStore]:
-    refuse_differences(document["identity"], run.identity, explicit=run.explicit, where=run.out_dir)
-    plan = Plan.from_json(document["plan"])
-    if plan.engine.device == "cuda":
-        resolve_device("cuda")
-    place = from_record(document["store"], scratch)
-    store = open_store(place, plan)
-    if store is None:
-        run.tell(Notice(text=f"the finished tiles in {place} are gone; all tiles are computed again"))
-        shutil.rmtree(scratch / "ledger", ignore_errors=True)
-        place = place if run.settings.scratch is None else new_place(scratch, run.settings.scratch)
-        store = _begin(run, plan, place, scratch)
-    store.remove_partials()
-    return plan, store
-
-
-def _infer(run: _Run, plan: Plan, store: TileStore, ledger: Path, stop: StopFlag) -> dict[int, TileRecord]:
-    """Compute the tiles that the ledger does not have, or has with pixels that are no longer there."""
-    tiles = plan.tiling.tiles()
-    scan = scan_ledger(ledger, plan_id=plan.digest)
-    records = dict(scan.records)
-    damaged = store.find_damaged(_until(stop, tiles), {i: _digest(r) for i, r in records.items()})
-    for index in damaged:
-        del records[index]
-    if damaged:
-        run.tell(Notice(text=f"{len(damaged)} finished tiles are damaged on disk and are computed again"))
-    missing = [tile for tile in tiles if tile.index not in records]
-    total = len(tiles)
+def _infer(ongoing: Ongoing, cluster: _Cluster, stop: StopFlag) -> None:
+    """Compute the tiles that are missing."""
+    run, records = ongoing.run, ongoing.records
+    missing = ongoing.read_ledger(stop)
+    records = ongoing.records
+    total = len(records) + len(missing)
     run.tell(StageStarted(name="infer", total=total, done=len(records)))
     started = time.monotonic()
 
@@ -377,34 +199,18 @@ def _infer(run: _Run, plan: Plan, store: TileStore, ledger: Path, stop: StopFlag
         run.tell(StageAdvanced(name="infer", done=len(records), total=total, pixels=done.pixels))
 
     if missing:
-        job = Job(
-            key=f"{plan.digest}-{ledger.parent.name}-{time.monotonic_ns():x}",
-            scene=run.scene,
-            model=run.model,
-            plan=plan,
-            aoi=run.aoi,
-            store=store,
-            ledger=ledger,
-            own_cluster=run.settings.cluster in OWN_CLUSTERS,
-        )
-        with connect(run.settings, device=plan.engine.device) as connection:
-            run_tiles(connection, job, missing, attempts=scan.attempts, on_done=on_done, stop=stop)
+        connection = cluster.ready_for(ongoing)
+        stuck_after_s = run.settings.stuck_after
+        watch = Watch(stop=stop, tell=run.tell, stuck_after_s=stuck_after_s, dump_to=ongoing.scratch)
+        job, attempts = ongoing.job(), ongoing.attempts
+        run_tiles(connection, job, run.model, missing, attempts=attempts, on_done=on_done, watch=watch)
     stop.raise_if_set(f"{len(records)} of {total} tiles are kept")
     run.tell(StageFinished(name="infer", seconds=time.monotonic() - started))
-    return records
 
 
-def _until(stop: StopFlag, tiles: Sequence[Tile]) -> Iterator[Window]:
-    """Cores of the tiles, until a signal comes: looking through a large store takes its time."""
-    for tile in tiles:
-        stop.raise_if_set("all finished tiles are kept")
-        yield tile.core
-
-
-def _verify(
-    run: _Run, plan: Plan, store: TileStore, records: Mapping[int, TileRecord], stop: StopFlag
-) -> Verification | None:
+def _verify(ongoing: Ongoing, stop: StopFlag) -> Verification | None:
     """Compare sampled windows, where that was asked for."""
+    run = ongoing.run
     if not run.settings.verify:
         return None
     started = time.monotonic()
@@ -413,48 +219,45 @@ def _verify(
     made = Verifier(
         scene=run.scene,
         model=run.model,
-        plan=plan,
+        plan=ongoing.plan,
         aoi=run.aoi,
-        store=store,
-        budget_bytes=budget_left(run.settings, plan.engine.device),
+        store=ongoing.store,
+        budget_bytes=budget_left(run.settings, ongoing.plan.engine.device),
         check_stop=lambda: stop.raise_if_set("all tiles are kept"),
-    ).run(records, count=run.settings.verify)
+    ).run(ongoing.records, count=run.settings.verify)
     run.tell(StageFinished(name="verify", seconds=time.monotonic() - started))
     return made
 
 
-def _digest(record: TileRecord) -> TileDigest | None:
-    if record.mask_sha256 is None:
-        return None
-    return TileDigest(mask_sha256=record.mask_sha256, prob_sha256=record.prob_sha256)
-
-
-def _refuse_changed_scene(run: _Run) -> None:
-    if run.scene.fingerprint() != run.identity["scene"]:
+def _already_done(run: SceneRun, output: Output, state: OutputState) -> RunResult:
+    """The same run ended here before: check it, and compute nothing."""
+    record: dict[str, Any] = dict(state.run or {})
+    if "identity" not in record or "files" not in record:
+        raise foreign_output(output.place, state)
+    refuse_differences(record["identity"], run.identity, explicit=run.explicit, where=output.place)
+    if run.settings.verify and record.get("verify") is None:
         raise OutputError(
-            "the scene changed while it was being segmented",
-            code="OU-013",
-            title="Scene changed during the run",
-            where=run.scene.name,
-            fix="run again with --overwrite once the file no longer changes",
+            "--verify was given, but the run that ended here was not verified and its tiles are gone",
+            code="OU-014",
+            title="Results were not verified",
+            where=str(output.place),
+            fix="leave --verify out, or segment again with --overwrite",
         )
+    changed = output.changed(record["files"])
+    if changed:
+        raise OutputError(
+            f"{', '.join(changed)} changed since the run that run.json records",
+            code="OU-012",
+            title="Results were changed",
+            where=str(output.place),
+            fix="restore them, choose another -o, or replace them with --overwrite",
+        )
+    finish_cleaning(run.out_dir)
+    run.tell(Notice(text="the same run ended here before and its files are whole; nothing to do"))
+    return _result(output.place, record, resumed=True)
 
 
-def _clean_up(scratch: Path, store: TileStore, lock: RunLock, *, keep: bool) -> None:
-    """Remove all that only an unfinished run needs; releasing the lock then removes the empty folder."""
-    if keep:
-        # Under its own name a plan means "unfinished".
-        (scratch / PLAN_FILE).replace(scratch / "plan.kept.json")
-        return
-    (scratch / PLAN_FILE).unlink(missing_ok=True)
-    remove_store(store.path)
-    for name in ("ledger", "stage", "polygons"):
-        shutil.rmtree(scratch / name, ignore_errors=True)
-    (scratch / "plan.kept.json").unlink(missing_ok=True)
-    lock.sweep()
-
-
-def _result(out_dir: Path, record: Mapping[str, Any], *, resumed: bool) -> RunResult:
+def _result(out_dir: Path | Location, record: Mapping[str, Any], *, resumed: bool) -> RunResult:
     names = record["files"]
     return RunResult(
         out_dir=out_dir,

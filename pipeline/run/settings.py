@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from pathlib import Path
@@ -21,12 +20,14 @@ from pydantic import (
     model_validator,
 )
 
+from pipeline.access import Access
 from pipeline.errors import UsageError
+from pipeline.location import is_remote
+from pipeline.run.clusters.options import NAMES, absolute_file, check_cluster, is_file
+from pipeline.run.quantities import parse_bytes, sentence, unknown_key
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-_BYTES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 def _quantity(unit: str) -> BeforeValidator:
@@ -66,16 +67,6 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, str) and value.isdecimal() else value
 
 
-def _bytes(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?)\s*([A-Za-z]+)\s*", value)
-    if match is None or match.group(2).upper() not in _BYTES:
-        msg = f"{value!r} is not a size; write `8GB` or `512MiB`"
-        raise ValueError(msg)
-    return int(float(match.group(1)) * _BYTES[match.group(2).upper()])
-
-
 def _listed(value: Any) -> Any:
     """Text with commas, or a single value, becomes a list."""
     if isinstance(value, str):
@@ -102,9 +93,19 @@ def _vectors(value: Any) -> Any:
 
 Formats = Annotated[tuple[Literal["geojson", "gpkg", "fgb", "parquet"], ...], BeforeValidator(_vectors)]
 Pixels = Annotated[int, _quantity("px")]
+Seconds = Annotated[float, _quantity("s")]
 Area = Annotated[tuple[Annotated[float, Field(ge=0)], Literal["m2", "px"]], _measure("an area", "m2", "px")]
 Names = Annotated[tuple[str, ...], BeforeValidator(_texts)]
-AbsolutePath = Annotated[Path, AfterValidator(Path.absolute)]
+
+
+def _on_disk(value: Any) -> Any:
+    if is_remote(value):
+        msg = "is an address, expected a path on a disk"
+        raise ValueError(msg)
+    return value
+
+
+AbsolutePath = Annotated[Path, BeforeValidator(_on_disk), AfterValidator(Path.absolute)]
 """Read from the folder in which the command was given: workers may stand in another one."""
 Numbers = Annotated[tuple[float, ...], BeforeValidator(_listed)]
 Probabilities = Annotated[
@@ -189,17 +190,37 @@ class SegmentSettings(BaseModel):
     """With regularize: polygons whose intersection over union with what was traced would be less keep their outline."""
     verify: int = Field(default=0, ge=0)
     """Windows that are computed once more, away from the tiling, and compared before results are written; 0: none."""
-    cluster: str = "local"
-    """`local`; `cuda`, a worker process for each GPU of this machine; or the address of a running Dask scheduler
-    (`tcp://host:port`)."""
+    cluster: Annotated[str, AfterValidator(absolute_file)] = "local"
+    """Where workers come from: `local`; `cuda`, a process for each GPU of this machine; `slurm`, `pbs`, `lsf`, `sge` or
+    `kubernetes`, which are started for the run; the address of a running Dask scheduler (`tls://host:port`); or a file
+    with the options of one of these (`configs/cluster/`)."""
     workers: int = Field(default=1, ge=1)
-    """Local workers, with `cluster: cuda` for each GPU; more than one are processes, which take the GPUs in turn."""
-    memory: Annotated[int, BeforeValidator(_bytes)] | None = Field(default=None, ge=2**28)
+    """Local workers, with `cluster: cuda` for each GPU; more than one are processes, which take the GPUs in turn. With
+    slurm, kubernetes and the like: how many are kept, instead of the number in their file."""
+    insecure_cluster: bool = False
+    """Use a scheduler on another host without encryption: whoever reaches it can run programs as you."""
+    allow_version_skew: bool = False
+    """Use workers whose packages differ from those here in the patch level, such as NumPy 2.4.1 and 2.4.3."""
+    stuck_after: Seconds = Field(default=300, gt=0)
+    """Seconds in which no tile ends, at least ten times as long as a tile takes, after which what runs is written down
+    and worker processes are started anew."""
+    memory: Annotated[int, BeforeValidator(parse_bytes)] | None = Field(default=None, ge=2**28)
     """Memory per worker, such as `8GB`; sets the patch."""
     scratch: AbsolutePath | None = None
     """Where unfinished tiles lie; inside the output folder if not given."""
     keep: bool = False
     """Keep the scratch store after success."""
+    endpoint: str | None = None
+    """Address of an S3-compatible service, for all `s3://` addresses; AWS, or what AWS_ENDPOINT_URL says, if not given.
+    Keys come from where AWS's tools look: environment, profile, role."""
+    allow_loopback: bool = False
+    """Follow web addresses that lead to this machine."""
+    retries: int = Field(default=5, ge=0)
+    """Further attempts where a server answers with a passing trouble (429, 500, 502, 503, 504) or cuts its answer."""
+    connect_timeout: Annotated[float, _quantity("s")] = Field(default=10.0, gt=0)
+    """Seconds until a connection to a server must stand."""
+    read_timeout: Annotated[float, _quantity("s")] = Field(default=30.0, gt=0)
+    """Seconds that a transfer from a server may stand still."""
     scale: Numbers = (1.0,)
     """For a bare weights file: input = (DN x scale + offset - mean) / std, one value or one per band."""
     offset: Numbers = (0.0,)
@@ -249,21 +270,37 @@ class SegmentSettings(BaseModel):
             problems.append("sieve gives regions to neighbours across their sides; it needs connectivity 4")
         if self.assume_crs is not None and self.allow_no_crs:
             problems.append("assume_crs and allow_no_crs exclude each other")
-        if self.cluster not in OWN_CLUSTERS and "://" not in self.cluster:
+        if self.cluster not in NAMES and "://" not in self.cluster and not is_file(self.cluster):
             problems.append(
-                f"cluster {self.cluster!r} is neither `local` nor `cuda` nor an address such as tcp://host:8786"
+                f"cluster {self.cluster!r} is none of {', '.join(NAMES)}, no address such as tls://host:8786 and no "
+                ".yaml file"
             )
-        if self.cluster == "cuda" and self.device == "cpu":
-            problems.append("cluster `cuda` has a worker for each GPU, and device `cpu` uses none")
         if problems:
             raise ValueError("; ".join(problems))
         return self
 
 
-OWN_CLUSTERS = ("local", "cuda")
-"""Started for a run, on this machine."""
+def access_of(settings: SegmentSettings) -> Access:
+    """How servers are reached.
+
+    Raises:
+        UsageError: CF-054, the endpoint is no address.
+    """
+    return Access(
+        endpoint=settings.endpoint,
+        allow_loopback=settings.allow_loopback,
+        retries=settings.retries,
+        connect_s=settings.connect_timeout,
+        stall_s=settings.read_timeout,
+    ).resolved()
+
+
 # What may differ between a run and its resumption: it changes no output.
-COSMETIC = frozenset({"trust_model", "workers", "cluster", "memory", "scratch", "keep", "verify"})
+COSMETIC = frozenset({
+    "trust_model", "workers", "cluster", "memory", "scratch", "keep", "verify", "stuck_after",
+    "insecure_cluster", "allow_version_skew",
+    "endpoint", "allow_loopback", "retries", "connect_timeout", "read_timeout",
+})  # fmt: skip
 
 _COMMAND_LINE = {
     "scene": "SCENE", "model": "-m/--model", "out": "-o/--out", "config": "--config", "overwrite": "--overwrite",
@@ -280,7 +317,8 @@ def make_settings(given: Mapping[str, Any], *, where: str = "options") -> Segmen
         where: Named in errors: the file, or "options".
 
     Raises:
-        UsageError: CF-005 with every problem at once; unknown names with the nearest known one.
+        UsageError: CF-005 with every problem at once, unknown names with the nearest known one; what `check_cluster`
+            refuses.
     """
     known = SegmentSettings.model_fields
     named = {str(key).replace("-", "_"): value for key, value in given.items()}
@@ -295,6 +333,7 @@ def make_settings(given: Mapping[str, Any], *, where: str = "options") -> Segmen
             where=where,
             fix="see `scenemask segment --help` or configs/segment/full.yaml",
         )
+    check_cluster(settings)
     return settings
 
 
@@ -305,7 +344,7 @@ def _validated(named: dict[str, Any]) -> tuple[SegmentSettings | None, list[str]
     except ValidationError as error:
         details = error.errors()
     wrong = {detail["loc"][0] for detail in details if detail["loc"]}
-    problems = [_sentence(detail) for detail in details]
+    problems = [sentence(detail) for detail in details]
     if wrong:
         problems += _validated({key: value for key, value in named.items() if key not in wrong})[1]
     return None, problems
@@ -314,11 +353,4 @@ def _validated(named: dict[str, Any]) -> tuple[SegmentSettings | None, list[str]
 def _unknown(key: str, known: list[str]) -> str:
     if key in _COMMAND_LINE:
         return f"{key!r} is no setting: give {_COMMAND_LINE[key]} on the command line"
-    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return f"unknown key {key!r}" + (f", did you mean {nearest[0]!r}?" if nearest else "")
-
-
-def _sentence(detail: Any) -> str:
-    place = ".".join(str(part) for part in detail["loc"])
-    text = str(detail["msg"]).removeprefix("Value error, ")
-    return f"{place}: {text}, got {detail['input']!r}" if place else text
+    return unknown_key(key, known)

@@ -6,6 +6,7 @@ import contextlib
 import os
 import threading
 import time
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,28 +14,29 @@ import numpy as np
 from distributed import get_worker
 
 from pipeline.infer import Predictor, device_thread, is_device_lost
+from pipeline.model import make_engine
 from pipeline.run.picture import Picture
 from pipeline.run.travel import portable
 from pipeline.scene import decode_on, limit_block_cache
 from pipeline.store import LedgerWriter, TileRecord, TileStore, quantize_probabilities
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from pipeline.grid import Tile, Window
-    from pipeline.model import Model
+    from pipeline.model import Engine, EngineSpec, Model
     from pipeline.run.plan import Plan
     from pipeline.scene import Aoi, Block, Scene
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Job:
-    """Everything that a worker needs to compute any tile of a run. Sent once per worker."""
+    """All that a worker needs, with the model, to compute any tile of a scene. Sent once per worker."""
 
     key: str
     """Identity of the run; workers keep one predictor per key."""
     scene: Scene
-    model: Model
     plan: Plan
     aoi: Aoi | None
     store: TileStore
@@ -70,16 +72,12 @@ class _Reader:
             Picture.of(self._scene).save_part(folder, core, block, outer)
 
 
-_guard = threading.Lock()
-_predictors: dict[str, Predictor] = {}
-_ledgers: dict[str, LedgerWriter] = {}
-
-
-def run_tile(job: Job, tile: Tile, attempt: int) -> TileDone:
+def run_tile(job: Job, model: Model, tile: Tile, attempt: int) -> TileDone:
     """Compute one tile and record it. Doing it twice gives the same bytes.
 
     Args:
         job: The run.
+        model: What it computes with; apart from the job, because the jobs of many scenes share it.
         tile: Which core.
         attempt: 1, or one more than the record that turned out to be wrong.
 
@@ -87,7 +85,7 @@ def run_tile(job: Job, tile: Tile, attempt: int) -> TileDone:
         Exception: What went wrong, in a form that reaches the client whole.
     """
     try:
-        return _compute_tile(job, tile, attempt)
+        return _compute_tile(job, model, tile, attempt)
     except Exception as error:  # noqa: BLE001 - raised again below
         leave_broken_process(error)
         failure = portable(error)
@@ -110,18 +108,22 @@ _DEVICE_LOST = 70
 """Exit status; any but 0 makes the nanny start the worker again."""
 
 
-def _compute_tile(job: Job, tile: Tile, attempt: int) -> TileDone:
+def _compute_tile(job: Job, model: Model, tile: Tile, attempt: int) -> TileDone:
+    with _tools_for(job, model) as tools:
+        return _compute_with(tools, job, model, tile, attempt)
+
+
+def _compute_with(tools: _Tools, job: Job, model: Model, tile: Tile, attempt: int) -> TileDone:
     started = time.monotonic()
-    predictor, ledger = _tools(job)
     if job.own_cluster and job.plan.engine.device == "cpu":
         _give_way()  # only now: threads inherit priority, and the device thread may just have been started
     digest, patches, splits = None, 0, 0
-    legend, valid_px = job.model.spec.legend(), 0
+    legend, valid_px = model.spec.legend(), 0
     counts = np.zeros(len(legend), np.int64)
     wanted = None if job.aoi is None else job.aoi.mask(tile.core)
     if wanted is None or wanted.any():
         reader = _Reader(job.scene)
-        result = predictor.predict(reader, tile.core, probabilities=job.plan.probabilities, output_valid=wanted)
+        result = tools.predictor.predict(reader, tile.core, probabilities=job.plan.probabilities, output_valid=wanted)
         patches, splits = result.patches, result.splits
         reader.keep_picture(job.store.path, tile.core)
         counts, valid_px = legend.class_px(result.mask), int(np.count_nonzero(legend.is_valid(result.mask)))
@@ -140,7 +142,7 @@ def _compute_tile(job: Job, tile: Tile, attempt: int) -> TileDone:
         splits=splits,
         attempt=attempt,
     )
-    ledger.append(record)
+    tools.ledger.append(record)
     return TileDone(record=record, patches=patches, pixels=tile.core.num_pixels)
 
 
@@ -159,8 +161,8 @@ _NICE = 5
 _thread = threading.local()
 
 
-def make_predictor(model: Model, plan: Plan) -> Predictor:
-    """The engine that a plan describes."""
+def make_predictor(model: Model, plan: Plan, *, make: Callable[[], Engine] | None = None) -> Predictor:
+    """What a plan describes; with an engine of its own unless `make` gives one."""
     return Predictor(
         model,
         plan.tiling,
@@ -171,23 +173,76 @@ def make_predictor(model: Model, plan: Plan) -> Predictor:
         thread=device_thread(threads=plan.engine.threads),
         deterministic=plan.engine.deterministic,
         batch=plan.batch,
+        make=make,
     )
 
 
-def forget(key: str) -> None:
-    """Close what this process holds for a run."""
-    with _guard:
-        _predictors.pop(key, None)
-        ledger = _ledgers.pop(key, None)
-    if ledger is not None:
-        ledger.close()
+@dataclass(frozen=True, slots=True, eq=False)
+class _Made:
+    """An engine, and what it was made for."""
+
+    model: Model
+    what: tuple[object, ...]
+    engine: Engine
 
 
-def _tools(job: Job) -> tuple[Predictor, LedgerWriter]:
+_last_made: list[_Made] = []
+
+
+def _engine_for(model: Model, spec: EngineSpec, patch_hw: tuple[int, int]) -> Engine:
+    """An engine; that of the scene before, compiled already, where it serves. On the device thread."""
+    what = spec, patch_hw
+    if not (_last_made and _last_made[0].model is model and _last_made[0].what == what):
+        _last_made.clear()  # before the next one takes memory
+        _last_made.append(_Made(model, what, make_engine(model, spec)))
+    return _last_made[0].engine
+
+
+@dataclass(slots=True)
+class _Tools:
+    """What this process holds for a run."""
+
+    predictor: Predictor
+    ledger: LedgerWriter
+    users: int = 0
+    """Tiles that are being computed with them."""
+
+
+_guard = threading.Lock()
+_tools: OrderedDict[str, _Tools] = OrderedDict()
+"""By the run's key, those used last at the end."""
+_MOST_RUNS = 4
+"""Runs of a batch that a process holds tools for: one that ends, one that begins, and two small ones."""
+
+
+@contextlib.contextmanager
+def _tools_for(job: Job, model: Model) -> Iterator[_Tools]:
     with _guard:
-        if job.key not in _predictors:
+        if job.key not in _tools:
             limit_block_cache()
             decode_on(job.plan.decoding_threads)
-            _predictors[job.key] = make_predictor(job.model, job.plan)
-            _ledgers[job.key] = LedgerWriter(job.ledger)
-        return _predictors[job.key], _ledgers[job.key]
+            engine, patch_hw = job.plan.engine, job.plan.tiling.patch_hw
+            predictor = make_predictor(model, job.plan, make=lambda: _engine_for(model, engine, patch_hw))
+            _tools[job.key] = _Tools(predictor, LedgerWriter(job.ledger))
+        tools = _tools[job.key]
+        tools.users += 1
+        _tools.move_to_end(job.key)
+        idle = [key for key, held in _tools.items() if not held.users][: max(0, len(_tools) - _MOST_RUNS)]
+        closing = [_tools.pop(key) for key in idle]
+    try:
+        for old in closing:
+            old.ledger.close()
+        yield tools
+    finally:
+        with _guard:
+            tools.users -= 1
+
+
+def forget(key: str = "") -> None:
+    """Close what this process holds for the runs whose key begins so, and the engine with the last of them."""
+    with _guard:
+        closing = [_tools.pop(name) for name in list(_tools) if name.startswith(key)]
+        if not _tools:
+            _last_made.clear()
+    for tools in closing:
+        tools.ledger.close()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pickle
 from typing import Any
 
+from pipeline.redact import redact
+
 
 def portable(error: Exception) -> Exception:
     """An error that survives pickling, with every field and with its causes as text.
@@ -31,7 +33,7 @@ def _copy(error: Exception) -> Exception:
         copy = reduced[0](*reduced[1])
         pickle.loads(pickle.dumps(copy))  # noqa: S301 - what we have just written
     except Exception:  # noqa: BLE001 - whatever a foreign class does in its constructor
-        return RuntimeError(f"{type(error).__name__}: {error}")
+        return RuntimeError(redact(f"{type(error).__name__}: {error}"))
     return copy if isinstance(copy, Exception) else RuntimeError(str(error))
 
 
@@ -40,6 +42,6 @@ def _story(error: BaseException) -> str:
     lines = []
     cause = error.__cause__ or error.__context__
     while cause is not None:
-        lines.append(f"{type(cause).__name__}: {cause}")
+        lines.append(redact(f"{type(cause).__name__}: {cause}"))
         cause = cause.__cause__ or cause.__context__
     return "\n".join(lines)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 from rasterio.errors import RasterioError
 
 from pipeline.errors import InputError, UsageError
+from pipeline.run.fetch import workplace
 from pipeline.run.settings import make_settings
 from pipeline.scene.magic import driver_of, read_ends
 from pipeline.store import read_legend
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 
     import geopandas
 
+    from pipeline.access import Access
     from pipeline.legend import Legend
+    from pipeline.run.fetch import Workplace
     from pipeline.run.settings import SegmentSettings
     from pipeline.vector import Outcome, PolygonSet, WrittenPolygons
 
@@ -52,6 +55,7 @@ def vectorize(
     *,
     only: Sequence[str | int] | None = None,
     probabilities: str | Path | None = None,
+    access: Access | None = None,
     **cleaning: Unpack[Cleaning],
 ) -> geopandas.GeoDataFrame:
     """Polygons of a mask, exact across tiles, in the mask's CRS.
@@ -62,13 +66,25 @@ def vectorize(
             at a pixel gives it.
         only: Classes by name or value; all but the background when None.
         probabilities: The `probabilities.tif` of the same run, to tell how sure the network was of each polygon.
+        access: How servers are reached, for files given as addresses: they are fetched whole.
         cleaning: See `Cleaning`.
 
     Raises:
         PipelineError: A mask cannot be read, has no such class, or does not fit the others.
     """
-    with _polygons(_paths(mask), only, cleaning, probabilities=probabilities) as polygons:
-        return to_geodataframe(polygons)
+    with workplace(access) as work:
+        masks, sure = _fetched(work, _paths(mask), probabilities)
+        with _polygons(masks, only, cleaning, probabilities=sure) as polygons:
+            return to_geodataframe(polygons)
+
+
+def _fetched(
+    work: Workplace, masks: Sequence[str | Path], probabilities: str | Path | None
+) -> tuple[list[Path], Path | None]:
+    """Paths on this machine; names of classes lie beside a mask."""
+    return [work.local(mask, beside=(".aux.xml",)) for mask in masks], (
+        None if probabilities is None else work.local(probabilities)
+    )
 
 
 def vectorize_to_file(
@@ -79,28 +95,29 @@ def vectorize_to_file(
     probabilities: str | Path | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    access: Access | None = None,
     **cleaning: Unpack[Cleaning],
 ) -> WrittenPolygons:
     """The same, written to a file; in bounded memory unless polygons are regularized.
 
     Args:
         mask: As for `vectorize`.
-        output: `.geojson`, `.gpkg`, `.fgb` or `.parquet`.
+        output: `.geojson`, `.gpkg`, `.fgb` or `.parquet`; a path, or an `s3://` address.
         only: As for `vectorize`.
         probabilities: As for `vectorize`.
         overwrite: Replace a file that is there.
         progress: Called with (steps done, steps in all).
+        access: As for `vectorize`.
         cleaning: See `Cleaning`.
 
     Raises:
         PipelineError: As `vectorize`; or the file cannot be written.
     """
-    output = Path(output)
-    scratch = output.parent if output.parent.is_dir() else None
-    with _polygons(
-        _paths(mask), only, cleaning, probabilities=probabilities, scratch=scratch, progress=progress
-    ) as polygons:
-        return write_polygons(polygons, output, overwrite=overwrite)
+    with workplace(access) as work, work.output(output, overwrite=overwrite) as path:
+        masks, sure = _fetched(work, _paths(mask), probabilities)
+        scratch = path.parent if path.parent.is_dir() else None
+        with _polygons(masks, only, cleaning, probabilities=sure, scratch=scratch, progress=progress) as polygons:
+            return write_polygons(polygons, path, overwrite=overwrite)
 
 
 def classes_to_polygonize(legend: Legend | None, only: Sequence[str | int] | None) -> frozenset[int] | None:
@@ -161,8 +178,8 @@ def cleaning_of(settings: SegmentSettings, legend: Legend | None) -> dict[str, A
     }
 
 
-def _paths(mask: str | Path | Sequence[str | Path]) -> list[Path]:
-    paths = [Path(mask)] if isinstance(mask, str | Path) else [Path(path) for path in mask]
+def _paths(mask: str | Path | Sequence[str | Path]) -> list[str | Path]:
+    paths = [mask] if isinstance(mask, str | Path) else list(mask)
     if not paths:
         raise UsageError(
             "got no mask, expected one or more", code="CF-035", title="No mask", fix="give the path of a GeoTIFF"

@@ -1,4 +1,4 @@
-"""How this machine's cores and GPUs are shared out among worker processes."""
+"""How many workers there are, and how cores, memory and GPUs are shared out among them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import os
 from typing import TYPE_CHECKING
 
 import torch
+
+from pipeline.run.clusters.options import AddressOptions, CudaOptions, LocalOptions, StartedOptions, cluster_options
+from pipeline.run.cores import available_cores
 
 if TYPE_CHECKING:
     from pipeline.infer import Device
@@ -19,18 +22,50 @@ _MOST_ON_GPU = 8
 
 def device_wanted(settings: SegmentSettings) -> Device:
     """`auto`, `cpu` or `cuda`; a cluster of GPUs wants GPUs."""
-    return "cuda" if settings.cluster == "cuda" else settings.device
+    return "cuda" if isinstance(cluster_options(settings), CudaOptions) else settings.device
+
+
+def workers_wanted(settings: SegmentSettings) -> int:
+    """Workers that were asked for, with `cuda` for each GPU: `--workers` beats the cluster's file."""
+    if "workers" in settings.model_fields_set:
+        return settings.workers
+    return int(getattr(cluster_options(settings), "workers", settings.workers))
 
 
 def num_workers(settings: SegmentSettings) -> int:
-    """Workers of this machine: as many as asked for, with `--cluster cuda` on each GPU."""
-    return settings.workers * (max(1, len(gpus())) if settings.cluster == "cuda" else 1)
+    """Workers that share this machine: with `--cluster cuda` as many as asked for on each GPU, none of other hosts."""
+    options = cluster_options(settings)
+    if isinstance(options, StartedOptions):
+        return 1
+    return workers_wanted(settings) * (max(1, len(gpus())) if isinstance(options, CudaOptions) else 1)
 
 
 def cores_per_worker(settings: SegmentSettings) -> int:
-    """Cores that one worker may use: those of this process, shared out."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // num_workers(settings))
+    """Cores that one worker may use: those that its cluster gives it, or those of this process, shared out."""
+    told = cores_of_cluster(settings)
+    return max(1, available_cores() // num_workers(settings)) if told is None else told
+
+
+def cores_of_cluster(settings: SegmentSettings) -> int | None:
+    """Cores that its cluster gives a worker; None where it shares this machine."""
+    told: int | None = getattr(cluster_options(settings), "cores", None)
+    return told
+
+
+def memory_per_worker(settings: SegmentSettings) -> int | None:
+    """Bytes that its cluster gives a worker; None where it shares this machine."""
+    options = cluster_options(settings)
+    return options.memory if isinstance(options, StartedOptions) else None
+
+
+def on_this_machine(settings: SegmentSettings) -> bool:
+    """Whether workers run here, so that what this process sees of cores, memory and GPUs is what they have."""
+    return isinstance(cluster_options(settings), LocalOptions | CudaOptions)
+
+
+def starts_workers(settings: SegmentSettings) -> bool:
+    """Whether workers are started for the run, so that their threads are ours."""
+    return not isinstance(cluster_options(settings), AddressOptions)
 
 
 def tiles_in_flight(settings: SegmentSettings, device: str) -> int:

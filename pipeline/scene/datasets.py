@@ -8,6 +8,7 @@ first read.
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import warnings
 import weakref
@@ -17,9 +18,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import rasterio
 from rasterio._err import CPLE_BaseError
 from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
+from rasterio.session import DummySession
+
+from pipeline.redact import redact
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 MAX_OPEN_PER_THREAD = 8
 """Datasets kept open by one thread; with a handful of threads far below the usual limit of 1024 files."""
@@ -33,13 +37,15 @@ class DatasetKey(NamedTuple):
     """What is opened; another size or time is another file under the same name."""
 
     path: str
-    """Absolute path on a local disk."""
+    """Absolute path on a local disk, or an address with its query: never shown."""
     driver: str
     """The one GDAL driver allowed to open it."""
     size: int
     """Bytes."""
     mtime_ns: int
     """Time of the last change."""
+    etag: str = ""
+    """What a server calls this version of the file."""
 
 
 class _Cache(OrderedDict[DatasetKey, Any]):
@@ -72,19 +78,42 @@ def without_georeference() -> Iterator[None]:
         yield
 
 
-def open_dataset(path: str, driver: str) -> Any:
+_ALWAYS = {"GDAL_VRT_ENABLE_PYTHON": "NO", "GDAL_VRT_ENABLE_RAWRASTERBAND": "NO"}
+
+
+def open_dataset(path: str, driver: str, options: Mapping[str, str] | None = None) -> Any:
     """Open a raster with one driver and no other; the caller closes it.
 
     A scene without georeference is answered by `open_scene` in its own words, so rasterio's warning would only repeat
     it.
+
+    Args:
+        path: As GDAL takes it.
+        driver: The one allowed.
+        options: Of GDAL, for this dataset; read it under the same ones.
     """
-    with without_georeference(), rasterio.Env(GDAL_VRT_ENABLE_PYTHON="NO", GDAL_VRT_ENABLE_RAWRASTERBAND="NO"):
+    with without_georeference(), gdal_options({**_ALWAYS, **(options or {})}):
         threads = {"num_threads": _decoding_threads} if _decoding_threads > 1 and driver in _THREADED else {}
         return rasterio.open(path, driver=driver, **threads)
 
 
-def borrow_dataset(key: DatasetKey) -> Any:
-    """This thread's open dataset; it stays owned by the cache, so do not close it or hand it to another thread."""
+@contextlib.contextmanager
+def gdal_options(options: Mapping[str, str]) -> Iterator[None]:
+    """GDAL's settings in this thread, for what is read from a server. Keys are GDAL's own business, not rasterio's."""
+    if not options:
+        yield
+        return
+    with rasterio.Env(DummySession(), **options):
+        yield
+
+
+def borrow_dataset(key: DatasetKey, *, opened: Callable[[], Any] | None = None) -> Any:
+    """This thread's open dataset; it stays owned by the cache, so do not close it or hand it to another thread.
+
+    Args:
+        key: Which.
+        opened: Opens it where this thread has not; by path and driver if not given.
+    """
     cache = getattr(_local, "cache", None)
     if cache is None:
         cache = _local.cache = _Cache()
@@ -92,11 +121,18 @@ def borrow_dataset(key: DatasetKey) -> Any:
             _caches.add(cache)
     dataset = cache.get(key)
     if dataset is None or dataset.closed:
-        dataset = cache[key] = open_dataset(key.path, key.driver)
+        dataset = cache[key] = open_dataset(key.path, key.driver) if opened is None else opened()
         while len(cache) > MAX_OPEN_PER_THREAD:
             cache.popitem(last=False)[1].close()
     cache.move_to_end(key)
     return dataset
+
+
+def give_back(key: DatasetKey) -> None:
+    """Close this thread's dataset, so that the next look opens it anew."""
+    dataset = getattr(_local, "cache", {}).pop(key, None)
+    if dataset is not None:
+        dataset.close()
 
 
 def limit_block_cache() -> None:
@@ -134,3 +170,13 @@ def innermost_message(error: BaseException) -> str:
     while (cause := error.__cause__ or error.__context__) is not None:
         error = cause
     return str(error).strip().rstrip(".")
+
+
+def _redacted(record: logging.LogRecord) -> bool:
+    """Take signatures out of what rasterio logs: GDAL's messages hold whole addresses."""
+    record.msg, record.args = redact(record.getMessage()), ()
+    return True
+
+
+for _name in [name for name in logging.root.manager.loggerDict if name.partition(".")[0] == "rasterio"]:
+    logging.getLogger(_name).addFilter(_redacted)

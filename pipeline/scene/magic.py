@@ -10,6 +10,8 @@ from pipeline.errors import InputError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from pipeline.location import Location
+
 HEAD_BYTES = 64 * 1024
 """Bytes of the start and of the end of a file that we look at."""
 
@@ -42,7 +44,7 @@ _OTHERS = (
 SUPPORTED = "GeoTIFF, JPEG 2000, JPEG and PNG"
 
 
-def driver_of(head: bytes, path: Path) -> str:
+def driver_of(head: bytes, path: Path | Location) -> str:
     """The one GDAL driver that may open a file starting with `head`.
 
     Raises:
@@ -86,7 +88,7 @@ def check_sidecars(path: Path) -> None:
     """
     for suffix in (".msk", ".ovr", ".msk.ovr"):
         sidecar = path.with_name(path.name + suffix)
-        if sidecar.is_file():
+        if os.path.isfile(sidecar):  # noqa: PTH113 - False, not an error, where the name with the suffix is too long
             with sidecar.open("rb") as file:
                 driver_of(file.read(64), sidecar)
 

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from rasterio.enums import ColorInterp, MaskFlags
 
+from pipeline.access import Access
 from pipeline.errors import InputError, UsageError
 from pipeline.grid import GeoBox
+from pipeline.location import is_remote
 from pipeline.scene.base import Band
 from pipeline.scene.crs import check_transform, choose_crs
-from pipeline.scene.datasets import GDAL_ERRORS, open_dataset
-from pipeline.scene.magic import check_sidecars, driver_of, is_complete, read_ends
-from pipeline.scene.raster import RasterScene, cannot_read, digest_ends, not_found
+from pipeline.scene.datasets import GDAL_ERRORS, gdal_options, open_dataset
+from pipeline.scene.magic import HEAD_BYTES, check_sidecars, driver_of, is_complete, read_ends
+from pipeline.scene.raster import REOPENINGS, RasterScene, cannot_read, digest_ends, not_found
+from pipeline.scene.remote import RangeReader, RemoteFile, remote_file
 from pipeline.scene.tiff import read_tiff_layout
 from pipeline.scene.validity import can_occur
 from pipeline.scene.warn import collar_warning, sparse_warning
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
 
     import xarray as xr
 
+    from pipeline.location import Location
     from pipeline.scene.base import Scene
     from pipeline.scene.tiff import TiffLayout
 
@@ -45,26 +50,35 @@ def open_scene(
     nodata: float | None = None,
     assume_crs: str | None = None,
     allow_no_crs: bool = False,
+    access: Access | None = None,
 ) -> Scene:
     """Open a raster file or an array as a scene.
 
     Args:
-        source: Path of a GeoTIFF, JPEG 2000, JPEG or PNG on a local disk, or a DataArray `(band, y, x)` or `(y, x)`.
+        source: Path or address (`s3://bucket/key`, `https://host/path`) of a GeoTIFF, JPEG 2000, JPEG or PNG, or a
+            DataArray `(band, y, x)` or `(y, x)`.
         bands: Bands to read, in this order: names, or 1-based numbers in the file. All but alpha by default.
         nodata: Value of missing pixels in all bands, in place of what the file declares.
         assume_crs: CRS of a scene that has none, such as `EPSG:32633`.
         allow_no_crs: Accept a scene without CRS; results are then in pixel coordinates.
+        access: How servers are reached; AWS's own endpoint and patience by default.
 
     Raises:
-        InputError: The scene cannot be used: IN-001 to IN-017, see docs/errors.md.
-        UsageError: CF-010 `assume_crs` contradicts the file, CF-011 impossible nodata, CF-012 unknown CRS.
+        InputError: The scene cannot be used: IN-001 to IN-017, IN-040 to IN-042, see docs/errors.md.
+        InfrastructureError: ST-010 to ST-013, a server refuses or fails.
+        UsageError: CF-010 `assume_crs` contradicts the file, CF-011 impossible nodata, CF-012 unknown CRS, CF-050 to
+            CF-054 an address that cannot be used.
     """
-    if isinstance(source, (str, os.PathLike)):
-        scene: Scene = _open_raster(os.fspath(source), nodata=nodata, assume_crs=assume_crs, allow_no_crs=allow_no_crs)
+    options: dict[str, Any] = {"nodata": nodata, "assume_crs": assume_crs, "allow_no_crs": allow_no_crs}
+    scene: Scene
+    if is_remote(source):
+        scene = _open_remote(remote_file(source, access or Access()), **options)
+    elif isinstance(source, (str, os.PathLike)):
+        scene = _open_raster(os.fspath(source), **options)
     else:
         from pipeline.scene.array import scene_from_array  # noqa: PLC0415 - xarray is slow to load
 
-        scene = scene_from_array(source, nodata=nodata, assume_crs=assume_crs, allow_no_crs=allow_no_crs)
+        scene = scene_from_array(source, **options)
     return scene if bands is None else scene.select(bands)
 
 
@@ -73,7 +87,8 @@ def _open_raster(source: str, *, nodata: float | None, assume_crs: str | None, a
     head, tail, status = _read_ends(source, path)
     driver = driver_of(head, path)
     check_sidecars(path)
-    layout = _check_complete(path, driver, head=head, tail=tail, size=status.st_size)
+    with path.open("rb") as file:
+        layout = _check_complete(file, path, driver, head=head, tail=tail, size=status.st_size)
     try:
         with open_dataset(str(path), driver) as dataset:
             scene = _inspect(dataset, path, driver, nodata=nodata, assume_crs=assume_crs, allow_no_crs=allow_no_crs)
@@ -83,8 +98,58 @@ def _open_raster(source: str, *, nodata: float | None, assume_crs: str | None, a
         raise cannot_read(str(path), f"{path.name} cannot be opened", error) from error
 
 
+def _open_remote(file: RemoteFile, *, nodata: float | None, assume_crs: str | None, allow_no_crs: bool) -> RasterScene:
+    head, tail, facts = file.ends(HEAD_BYTES)
+    if not head:
+        raise _empty(file.location)
+    driver = driver_of(head, file.location)
+    reader = io.BufferedReader(RangeReader(file, facts.size), buffer_size=HEAD_BYTES)
+    layout = _check_complete(reader, file.location, driver, head=head, tail=tail, size=facts.size)
+    for left in range(REOPENINGS, -1, -1):
+        try:
+            scene = _look(
+                file,
+                driver,
+                layout,
+                version=facts.etag,
+                nodata=nodata,
+                assume_crs=assume_crs,
+                allow_no_crs=allow_no_crs,
+            )
+            digest = digest_ends(head, tail)
+            return replace(scene, digest=digest, size=facts.size, mtime_ns=facts.mtime_ns, etag=facts.etag)
+        except GDAL_ERRORS as error:
+            file.distrust()
+            file.facts()  # where the server is in trouble, it says so
+            if not left:
+                raise cannot_read(str(file), f"{file.location.name} cannot be opened", error) from error
+    raise AssertionError
+
+
+def _look(
+    file: RemoteFile,
+    driver: str,
+    layout: TiffLayout | None,
+    *,
+    version: str,
+    nodata: float | None,
+    assume_crs: str | None,
+    allow_no_crs: bool,
+) -> RasterScene:
+    place = file.location
+    with file.open(driver, version=version) as dataset, gdal_options(file.gdal_options()):
+        scene = _inspect(dataset, place, driver, nodata=nodata, assume_crs=assume_crs, allow_no_crs=allow_no_crs)
+        return replace(scene, remote=file, warnings=tuple(_warnings(dataset, scene, layout)))
+
+
 def _inspect(
-    dataset: Any, path: Path, driver: str, *, nodata: float | None, assume_crs: str | None, allow_no_crs: bool
+    dataset: Any,
+    path: Path | Location,
+    driver: str,
+    *,
+    nodata: float | None,
+    assume_crs: str | None,
+    allow_no_crs: bool,
 ) -> RasterScene:
     """Everything but the identity of the file and the warnings."""
     _check_limits(dataset, path)
@@ -107,7 +172,7 @@ def _inspect(
 
 
 def _read_ends(source: str, path: Path) -> tuple[bytes, bytes, os.stat_result]:
-    if source.startswith("/vsi") or "://" in source:
+    if source.startswith("/vsi"):
         raise not_found(source)  # GDAL's virtual file systems reach further than a path on disk may
     if path.is_dir():
         raise InputError(
@@ -124,19 +189,25 @@ def _read_ends(source: str, path: Path) -> tuple[bytes, bytes, os.stat_result]:
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         raise cannot_read(source, f"{source} cannot be read", error) from error
     if not head:
-        raise InputError(
-            f"{path.name} has 0 bytes",
-            code="IN-003",
-            title="Empty file",
-            where=str(path),
-            fix="download or write it again; its writer was probably interrupted or the disk was full",
-        )
+        raise _empty(path)
     return head, tail, status
 
 
-def _check_complete(path: Path, driver: str, *, head: bytes, tail: bytes, size: int) -> TiffLayout | None:
+def _empty(path: Path | Location) -> InputError:
+    return InputError(
+        f"{path.name} has 0 bytes",
+        code="IN-003",
+        title="Empty file",
+        where=str(path),
+        fix="download or write it again; its writer was probably interrupted or the disk was full",
+    )
+
+
+def _check_complete(
+    file: BinaryIO, path: Path | Location, driver: str, *, head: bytes, tail: bytes, size: int
+) -> TiffLayout | None:
     """Find a cut file before it fails hours into a run; for TIFF, return where its blocks are."""
-    layout = read_tiff_layout(path) if driver == "GTiff" else None
+    layout = read_tiff_layout(file) if driver == "GTiff" else None
     if layout is not None and layout.needed_bytes > size:
         detail = f"{layout.missing} ends at byte {layout.needed_bytes}, the file at byte {size}"
     elif not is_complete(driver, head=head, tail=tail, size=size):
@@ -152,7 +223,7 @@ def _check_complete(path: Path, driver: str, *, head: bytes, tail: bytes, size: 
     )
 
 
-def _check_limits(dataset: Any, path: Path) -> None:
+def _check_limits(dataset: Any, path: Path | Location) -> None:
     height, width = dataset.shape
     itemsize = max(np.dtype(_numpy_name(d)).itemsize for d in dataset.dtypes)
     block_bytes = max(h * w for h, w in dataset.block_shapes) * itemsize
@@ -172,7 +243,7 @@ def _check_limits(dataset: Any, path: Path) -> None:
             )
 
 
-def _check_pixels(dataset: Any, path: Path) -> None:
+def _check_pixels(dataset: Any, path: Path | Location) -> None:
     if any(name.startswith("complex") for name in dataset.dtypes):
         raise InputError(
             f"{path.name} holds complex numbers ({dataset.dtypes[0]}); networks take real ones",
@@ -198,7 +269,7 @@ def _is_bitmap(dataset: Any, number: int) -> bool:
     return bool(dataset.tags(number, ns="IMAGE_STRUCTURE").get("NBITS") == "1")
 
 
-def _check_georeference(dataset: Any, path: Path, *, allow_no_crs: bool) -> None:
+def _check_georeference(dataset: Any, path: Path | Location, *, allow_no_crs: bool) -> None:
     """Refuse scenes whose place on Earth needs warping: taken as they are, they would land at (0, 0)."""
     check_transform(dataset.transform, where=str(path))
     if allow_no_crs or not dataset.transform.is_identity:
@@ -222,7 +293,9 @@ def _check_georeference(dataset: Any, path: Path, *, allow_no_crs: bool) -> None
         )
 
 
-def _describe_bands(dataset: Any, path: Path, *, nodata: float | None) -> tuple[tuple[Band, ...], tuple[int, ...]]:
+def _describe_bands(
+    dataset: Any, path: Path | Location, *, nodata: float | None
+) -> tuple[tuple[Band, ...], tuple[int, ...]]:
     """The bands without alpha, and the numbers of the alpha bands."""
     bands, alpha = [], []
     for i in range(dataset.count):
@@ -257,7 +330,7 @@ def _band(dataset: Any, i: int, *, nodata: float | None) -> Band:
     )
 
 
-def _impossible_nodata(nodata: float, dtype: str, path: Path) -> UsageError:
+def _impossible_nodata(nodata: float, dtype: str, path: Path | Location) -> UsageError:
     return UsageError(
         f"--nodata {nodata:g} cannot occur in {dtype} pixels",
         code="CF-011",

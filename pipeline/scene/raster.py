@@ -1,29 +1,44 @@
-"""A scene in a raster file on a local disk: GeoTIFF, JPEG 2000, JPEG or PNG, read window by window."""
+"""A scene in a raster file, on disk or behind a server: GeoTIFF, JPEG 2000, JPEG or PNG, read window by window."""
 
 from __future__ import annotations
 
 import hashlib
+import re
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from rasterio.windows import Window as RasterioWindow
 
+from pipeline.bucket import failed
 from pipeline.errors import InputError
 from pipeline.scene.base import Band, Block, assert_inside, make_block, shared_nodata
-from pipeline.scene.datasets import GDAL_ERRORS, DatasetKey, borrow_dataset, innermost_message
-from pipeline.scene.magic import read_ends
+from pipeline.scene.datasets import (
+    GDAL_ERRORS,
+    DatasetKey,
+    borrow_dataset,
+    gdal_options,
+    give_back,
+    innermost_message,
+)
+from pipeline.scene.magic import HEAD_BYTES, read_ends
 from pipeline.scene.select import select_bands
 from pipeline.scene.validity import valid_by_value
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
     from pipeline.grid import GeoBox, Window
     from pipeline.scene.base import Json
+    from pipeline.scene.remote import RemoteFile
+
+REOPENINGS = 3
+"""Of a file behind a server, for one window: GDAL asks again after a bad status, never after a body cut short."""
+_SHORT_READ = re.compile(r"got \d+ bytes, expected \d+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +46,9 @@ class RasterScene:
     """A raster file as a recipe: small, frozen, picklable; made by `open_scene`. Files are opened where it is read."""
 
     path: str
-    """Absolute path on a local disk."""
+    """Absolute path on a local disk, or an address without its query."""
+    remote: RemoteFile | None = None
+    """How it is reached, where it is not on a local disk."""
     driver: str
     """GDAL driver, from the file's first bytes; no other may open it."""
     size: int = 0
@@ -40,6 +57,8 @@ class RasterScene:
     """Time of the file's last change."""
     digest: str = ""
     """BLAKE2b of the first and last 64 KiB."""
+    etag: str = ""
+    """What a server calls this version of the file."""
     geobox: GeoBox
     """Shape, transform and CRS, `assume_crs` already applied."""
     bands: tuple[Band, ...]
@@ -111,17 +130,19 @@ class RasterScene:
         return make_block(data, valid)
 
     def fingerprint(self) -> dict[str, Json]:
-        """Identity of the file as it is on disk now, and of what was chosen from it.
+        """Identity of the file as it is now, and of what was chosen from it.
 
         Raises:
-            InputError: IN-001 or IN-005 when the file cannot be read any more.
+            InputError: IN-001, IN-005 or IN-040 when the file cannot be read any more.
+            InfrastructureError: ST-010 to ST-013 when its server cannot be reached.
         """
-        digest, size, mtime_ns = identify(self.path)
+        found = self._identify()
         return {
             "file": Path(self.path).name,
-            "size": size,
-            "mtime_ns": mtime_ns,
-            "digest": digest,
+            "size": found.size,
+            "mtime_ns": found.mtime_ns,
+            "digest": found.digest,
+            **({} if self.remote is None else {"etag": found.etag}),
             "bands": [band.index for band in self.bands],
             "nodata": None if self.nodata_override is None else repr(self.nodata_override),  # NaN is not JSON
             "assumed_crs": self.assumed_crs,
@@ -132,51 +153,117 @@ class RasterScene:
 
         Raises:
             InputError: IN-015 when the file is not the one that was opened first.
+            InfrastructureError: ST-010 to ST-013 when its server cannot be reached.
         """
         try:
-            status = Path(self.path).stat()
-            if (status.st_size, status.st_mtime_ns) != (self.size, self.mtime_ns):
-                self._refuse_if_changed()
-            return borrow_dataset(DatasetKey(self.path, self.driver, status.st_size, status.st_mtime_ns))
+            return self._borrow()
         except (*GDAL_ERRORS, OSError) as error:
             raise cannot_read(self.path, f"{self.name} cannot be opened", error) from error
 
+    def _borrow(self) -> Any:
+        if self.remote is not None:
+            return borrow_dataset(self._remote_key(self.remote), opened=self._open_remote)
+        status = Path(self.path).stat()
+        if (status.st_size, status.st_mtime_ns) != (self.size, self.mtime_ns):
+            self._refuse_if_changed()
+        return borrow_dataset(DatasetKey(self.path, self.driver, status.st_size, status.st_mtime_ns))
+
+    def _remote_key(self, file: RemoteFile) -> DatasetKey:
+        who = f"{file.access.endpoint} {file.location} {file.location.query}"
+        return DatasetKey(who, self.driver, self.size, self.mtime_ns, self.etag)
+
+    def _open_remote(self) -> Any:
+        assert self.remote is not None
+        facts = self.remote.facts()
+        if (facts.size, facts.etag) != (self.size, self.etag):
+            self._refuse_if_changed()
+        return self.remote.open(self.driver, version=self.etag)
+
+    def _identify(self) -> FileIdentity:
+        return identify_remote(self.remote) if self.remote is not None else identify(self.path)
+
     def _refuse_if_changed(self) -> None:
         """Another time stamp alone is no change: a copy on another machine has the same bytes."""
-        digest, size, _ = identify(self.path)
-        if (digest, size) != (self.digest, self.size):
+        found = self._identify()
+        if (found.digest, found.size, found.etag) != (self.digest, self.size, self.etag):
             raise InputError(
-                f"{Path(self.path).name} had {self.size} bytes when opened and is another file now ({size} bytes)",
+                f"{self.name} had {self.size} bytes when opened and is another file now ({found.size} bytes)",
                 code="IN-015",
-                title="Scene changed on disk",
+                title="Scene changed" if self.remote else "Scene changed on disk",
                 where=self.path,
                 fix="leave scenes alone while a run reads them; start again with --overwrite",
             )
 
     def _read_bands(self, window: Window, indexes: list[int]) -> NDArray[Any]:
         assert_inside(window, self.geobox)
-        dataset = self.dataset()
-        try:
-            data: NDArray[Any] = dataset.read(indexes, window=_to_rasterio(window), out_dtype=self.dtype)
-        except GDAL_ERRORS as error:
-            raise cannot_read(self.path, f"{Path(self.path).name} cannot be decoded", error, window=window) from error
-        return data
+        wanted = _to_rasterio(window)
+        return self._decode(
+            f"{Path(self.path).name} cannot be decoded",
+            window,
+            lambda dataset: dataset.read(indexes, window=wanted, out_dtype=self.dtype),
+        )
 
     def _read_mask(self, window: Window, indexes: list[int]) -> NDArray[np.bool_] | None:
         """Shape `(1, y, x)` or `(band, y, x)`, or None when the file has no mask of its own."""
         if self.mask == "none":
             return None
         wanted = indexes if self.mask == "band" else indexes[:1]
-        try:
-            masks: NDArray[np.uint8] = self.dataset().read_masks(wanted, window=_to_rasterio(window))
-        except GDAL_ERRORS as error:
-            what = f"the mask of {Path(self.path).name} cannot be decoded"
-            raise cannot_read(self.path, what, error, window=window) from error
-        return masks > 0
+        masks = self._decode(
+            f"the mask of {Path(self.path).name} cannot be decoded",
+            window,
+            lambda dataset: dataset.read_masks(wanted, window=_to_rasterio(window)),
+        )
+        return np.asarray(masks > 0)
+
+    def _decode(self, what: str, window: Window, read: Callable[[Any], NDArray[Any]]) -> NDArray[Any]:
+        """What `read` gets from the dataset; behind a server in several attempts, each with the file opened anew.
+
+        After each failure the server is asked what is wrong: what it says decides whether there is any use.
+        """
+        if self.remote is None:
+            dataset = self.dataset()
+            try:
+                return read(dataset)
+            except GDAL_ERRORS as error:
+                raise cannot_read(self.path, what, error, window=window) from error
+        failure: BaseException | None = None
+        deadline = time.monotonic() + self.remote.access.stall_s
+        for _ in range(REOPENINGS + 1):
+            try:
+                dataset = self._borrow()
+                with gdal_options(self.remote.gdal_options()):
+                    return read(dataset)
+            except GDAL_ERRORS as error:
+                failure = error
+            give_back(self._remote_key(self.remote))
+            self.remote.distrust()
+            if time.monotonic() > deadline:
+                self.remote.hurried().facts()
+                raise failed(self.path, f"it stood still, or kept failing, in {window}")
+            facts = self.remote.facts()
+            if (facts.size, facts.etag) != (self.size, self.etag):
+                self._refuse_if_changed()
+        assert failure is not None
+        if _SHORT_READ.search(innermost_message(failure)):
+            raise failed(self.path, f"the answer was cut short {REOPENINGS + 1} times in {window}")
+        raise cannot_read(self.path, what, failure, window=window) from failure
 
 
-def identify(path: str) -> tuple[str, int, int]:
-    """(digest of the first and last 64 KiB, size in bytes, mtime in ns) of a file.
+class FileIdentity(NamedTuple):
+    """Which file it is, and which version of it."""
+
+    digest: str
+    """BLAKE2b of the first and last 64 KiB."""
+    size: int
+    """Bytes."""
+    mtime_ns: int
+    """Time of the last change."""
+    etag: str = ""
+    """What a server calls it."""
+
+
+def identify(path: str) -> FileIdentity:
+    """Identity of a file on disk.
 
     Raises:
         InputError: IN-001 when it is gone, IN-005 when it cannot be read.
@@ -187,7 +274,13 @@ def identify(path: str) -> tuple[str, int, int]:
         raise not_found(path) from error
     except OSError as error:
         raise cannot_read(path, f"{Path(path).name} cannot be read", error) from error
-    return digest_ends(head, tail), status.st_size, status.st_mtime_ns
+    return FileIdentity(digest_ends(head, tail), status.st_size, status.st_mtime_ns)
+
+
+def identify_remote(file: RemoteFile) -> FileIdentity:
+    """Identity of a file behind a server; raises as `RemoteFile.facts`."""
+    head, tail, facts = file.ends(HEAD_BYTES)
+    return FileIdentity(digest_ends(head, tail), facts.size, facts.mtime_ns, facts.etag)
 
 
 def digest_ends(head: bytes, tail: bytes) -> str:
@@ -197,13 +290,13 @@ def digest_ends(head: bytes, tail: bytes) -> str:
 
 def not_found(path: str) -> InputError:
     """IN-001."""
-    remote = "://" in path or path.startswith("/vsi")
+    remote = path.startswith("/vsi")
     return InputError(
         f"there is no file {path}",
         code="IN-001",
         title="Scene not found",
         where=path,
-        fix="scenes are read from a local disk: download it first" if remote else "check the path",
+        fix="give its address (s3://bucket/key or https://…), or download it first" if remote else "check the path",
     )
 
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from pathlib import Path
+from pipeline.errors import PipelineError
 
+if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _INTEGER_TYPES = {1: "u1", 3: "u2", 4: "u4", 13: "u4", 16: "u8", 18: "u8"}
@@ -48,18 +48,19 @@ class TiffLayout:
     """Directories that hold full-resolution images: pages, not overviews or masks."""
 
 
-def read_tiff_layout(path: Path) -> TiffLayout | None:
+def read_tiff_layout(file: BinaryIO) -> TiffLayout | None:
     """Read all directories of a TIFF or BigTIFF; None when its structure cannot be followed."""
-    with path.open("rb") as file:
-        size = file.seek(0, 2)
-        try:
-            return _Walker(file, size).layout()
-        except _CutError as cut:
-            return TiffLayout(
-                needed_bytes=cut.needed, missing="a directory of blocks", num_blocks=0, num_sparse=0, num_images=0
-            )
-        except (ValueError, OverflowError, MemoryError):
-            return None
+    size = file.seek(0, 2)
+    try:
+        return _Walker(file, size).layout()
+    except _CutError as cut:
+        return TiffLayout(
+            needed_bytes=cut.needed, missing="a directory of blocks", num_blocks=0, num_sparse=0, num_images=0
+        )
+    except PipelineError:  # a server that fails while we read
+        raise
+    except (ValueError, OverflowError, MemoryError):
+        return None
 
 
 class _Walker:

@@ -1,17 +1,21 @@
 """Scratch store and ledger of a run, its lock, and the files that it leaves. Knows no torch, no Dask."""
 
+from pipeline.store.blocks import block_rows, damaged_blocks
 from pipeline.store.cog import cog_scratch_bytes, write_mask_cog, write_probability_cog
 from pipeline.store.damage import DamagedTilesError
 from pipeline.store.digest import sha256_array, sha256_file
 from pipeline.store.files import (
     atomic_write_bytes,
     atomic_write_json,
+    open_files_as_error,
     private_folder,
     read_json,
+    remove_temporaries,
     require_free_space,
     same_disk,
 )
 from pipeline.store.ledger import LedgerScan, LedgerWriter, TileRecord, merge_records, read_ledger, scan_ledger
+from pipeline.store.lines import LineWriter, iter_lines
 from pipeline.store.lock import RunLock
 from pipeline.store.probabilities import (
     PROBABILITY_NODATA,
@@ -20,6 +24,7 @@ from pipeline.store.probabilities import (
     restore_probabilities,
 )
 from pipeline.store.runfile import (
+    OutputKind,
     OutputState,
     Staging,
     changed_files,
@@ -39,6 +44,8 @@ __all__ = [
     "DamagedTilesError",
     "LedgerScan",
     "LedgerWriter",
+    "LineWriter",
+    "OutputKind",
     "OutputState",
     "ResultFile",
     "RunLock",
@@ -48,20 +55,25 @@ __all__ = [
     "TileStore",
     "atomic_write_bytes",
     "atomic_write_json",
+    "block_rows",
     "build_item",
     "changed_files",
     "cog_scratch_bytes",
     "create_output_folder",
+    "damaged_blocks",
     "describe_files",
     "foreign_output",
     "inspect_output",
+    "iter_lines",
     "merge_records",
+    "open_files_as_error",
     "private_folder",
     "quantize_probabilities",
     "read_json",
     "read_ledger",
     "read_legend",
     "refuse_own_input",
+    "remove_temporaries",
     "require_free_space",
     "restore_probabilities",
     "same_disk",

@@ -6,12 +6,15 @@ import contextlib
 import errno
 import json
 import os
+import re
+import resource
 import secrets
 import shutil
 import stat
 from typing import TYPE_CHECKING
 
-from pipeline.errors import ResourceError, UsageError
+from pipeline.errors import ResourceError, UsageError, visible
+from pipeline.syncpoint import reached
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -82,6 +85,37 @@ def disk_full_as_error(folder: Path, *, needed_bytes: int | None = None) -> Iter
         raise disk_full(folder, needed_bytes=needed_bytes, reason=_NO_SPACE[error.errno]) from error
 
 
+@contextlib.contextmanager
+def open_files_as_error() -> Iterator[None]:
+    """Turn the limit on open files, however deep in the causes of an error, into RU-002; others pass unchanged."""
+    try:
+        yield
+    except Exception as error:
+        if not _ran_out_of_files(error):
+            raise
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        raise ResourceError(
+            f"this process may have {limit} files open at once, and needs more",
+            code="RU-002",
+            title="Too many open files",
+            fix="raise it, such as with `ulimit -n 1024`, and run the same command again: finished tiles are kept",
+        ) from error
+
+
+def _ran_out_of_files(error: BaseException) -> bool:
+    seen: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in seen:
+        seen.append(link)
+        link = link.__cause__ or link.__context__
+    return any(isinstance(e, OSError) and e.errno in _NO_FILES for e in seen) or any(
+        os.strerror(errno.EMFILE) in str(e) for e in seen
+    )
+
+
+_NO_FILES = {errno.EMFILE, errno.ENFILE}
+
+
 def human_bytes(count: int) -> str:
     """`count` in decimal units, three digits: 12.3 GB."""
     value = float(count)
@@ -96,7 +130,9 @@ def fsync_path(path: Path) -> None:
     """Push a file or directory to the disk, so that a rename survives a power cut."""
     fd = os.open(path, os.O_RDONLY)
     try:
+        reached("before-fsync")
         os.fsync(fd)
+        reached("after-fsync")
     except OSError as error:  # some network file systems cannot sync a directory
         if error.errno not in {errno.EINVAL, errno.ENOTSUP}:
             raise
@@ -113,21 +149,42 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
         ResourceError: RS-001, the disk, quota or file-size limit is reached.
         OSError: Anything else.
     """
-    temp = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}.tmp")
+    temp = path.with_name(f".{path.name[:100]}.{secrets.token_hex(_NONCE_BYTES)}.tmp")
     fd = -1
     try:
         with disk_full_as_error(path.parent, needed_bytes=len(data)):
             fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
             write_all(fd, data)
+            reached("before-fsync")
             os.fsync(fd)
+            reached("after-fsync")
             os.close(fd)
             fd = -1
+            reached("before-rename")
             temp.replace(path)
+            reached("after-rename")
             fsync_path(path.parent)
     finally:
         if fd >= 0:
             os.close(fd)
         temp.unlink(missing_ok=True)
+
+
+def remove_temporaries(folder: Path, name: str | None = None) -> None:
+    """Remove what killed writers of `atomic_write_bytes` left; call where no other writer can be.
+
+    Args:
+        folder: Where they wrote.
+        name: Of the file that they would have replaced; None for all.
+    """
+    for path in folder.glob(".*.tmp"):
+        match = _TEMPORARY.fullmatch(path.name)
+        if match is not None and name in (None, match[1]):
+            path.unlink(missing_ok=True)
+
+
+_NONCE_BYTES = 8
+_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{16}\.tmp", re.DOTALL)
 
 
 def write_all(fd: int, data: bytes) -> None:
@@ -193,7 +250,7 @@ def cannot_write(folder: Path, reason: str, *, option: str = "-o") -> UsageError
     """The CF-002 error for `folder`, which `option` chose."""
     kind = "scratch" if option == "--scratch" else "output"
     return UsageError(
-        f"cannot write to {kind} folder {folder} as user id {os.geteuid()}: {reason}",
+        f"cannot write to {kind} folder {visible(str(folder))} as user id {os.geteuid()}: {reason}",
         code="CF-002",
         title=f"Cannot write to the {kind} folder",
         where=str(folder),

@@ -1,30 +1,23 @@
 """What is done: append-only, checksummed records, one file per writer. The truth of a run is their union.
 
-A line is a record as JSON, a tab, and the CRC-32 of the JSON as 8 hex digits. A torn or damaged line is dropped and
-counted, and its tile counts as not done. Order in time is never used (clocks differ between machines): the record
-with the highest `attempt` speaks for a tile. Equal records of that attempt are duplicates and harmless; if they
-disagree about pixels, nobody knows which writer came last, so the tile counts as not done and is computed once more
-under the next attempt.
+A torn or damaged line (`lines.py`) is dropped and counted, and its tile counts as not done. Order in time is never used
+(clocks differ between machines): the record with the highest `attempt` speaks for a tile. Equal records of that attempt
+are duplicates and harmless; if they disagree about pixels, nobody knows which writer came last, so the tile counts as
+not done and is computed once more under the next attempt.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import secrets
-import socket
-import threading
-import zlib
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.store.files import disk_full_as_error, fsync_path, private_folder, write_all
+from pipeline.store.lines import LineWriter, iter_lines, seal, unseal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-Fsync = Literal["record", "close", "never"]
 _HEX = frozenset("0123456789abcdef")
 _SHA256_DIGITS = 64
 
@@ -79,88 +72,37 @@ class LedgerScan:
     """Torn or damaged lines."""
 
 
-class LedgerWriter:
-    """Appends records to a file of its own; safe to share between threads, never between processes.
-
-    Args:
-        folder: The ledger's folder; made if absent.
-        fsync: When records reach the disk itself. `close` outlives the death of the process, and a power cut costs
-            at worst some tiles: their hashes no longer match, and they are computed again.
-    """
-
-    def __init__(self, folder: Path, *, fsync: Fsync = "close") -> None:
-        self._folder = private_folder(folder)
-        self._fsync = fsync
-        host = "".join(c if c.isalnum() or c in "-_" else "-" for c in socket.gethostname())[:80]
-        self.path = folder / f"{host}-{os.getpid()}-{secrets.token_hex(4)}.jsonl"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-        with disk_full_as_error(folder):
-            self._fd = os.open(self.path, flags, 0o600)
-        if fsync != "never":
-            fsync_path(folder)
-        self._lock = threading.Lock()
-        self._torn = False
+class LedgerWriter(LineWriter):
+    """Appends records; a power cut costs at worst some tiles: their hashes no longer match, and they come again."""
 
     def append(self, record: TileRecord) -> None:
-        """Write one record with a single `write`.
-
-        Raises:
-            ResourceError: RS-001, no space; the writer can be used again once there is some.
-            ValueError: The writer is closed.
-        """
-        line = encode_record(record)
-        with self._lock:
-            if self._fd < 0:
-                msg = "append to a closed ledger"
-                raise ValueError(msg)
-            # A line that broke off has no end: begin a new one, or both would be lost.
-            data = b"\n" + line if self._torn else line
-            self._torn = True
-            with disk_full_as_error(self._folder, needed_bytes=len(data)):
-                write_all(self._fd, data)
-                if self._fsync == "record":
-                    os.fsync(self._fd)
-            self._torn = False
-
-    def flush(self) -> None:
-        """Push everything to the disk itself."""
-        with self._lock, disk_full_as_error(self._folder):
-            if self._fd >= 0:
-                os.fsync(self._fd)
-
-    def close(self) -> None:
-        """Flush unless told never to, and close. Closing twice is fine."""
-        if self._fsync != "never":
-            self.flush()
-        with self._lock:
-            if self._fd >= 0:
-                os.close(self._fd)
-            self._fd = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        """Write one record; see `LineWriter.write`."""
+        self.write(_body(record))
 
 
 def encode_record(record: TileRecord) -> bytes:
     """One line of a ledger, its end included."""
-    body = json.dumps(asdict(record), separators=(",", ":")).encode()
-    return body + b"\t%08x\n" % zlib.crc32(body)
+    return seal(_body(record))
 
 
 def decode_record(line: bytes) -> TileRecord | None:
     """The record of one line without its end; None if the line is torn or damaged."""
-    body, tab, checksum = line.rpartition(b"\t")
-    if not tab or checksum != b"%08x" % zlib.crc32(body):
-        return None
+    body = unseal(line)
+    return None if body is None else _record(body)
+
+
+def _body(record: TileRecord) -> bytes:
+    return json.dumps(asdict(record), separators=(",", ":")).encode()
+
+
+def _record(body: bytes) -> TileRecord | None:
+    """None for a valid checksum of something that no version of ours writes."""
     try:
         fields: dict[str, Any] = json.loads(body)
         counts = fields.get("class_px")
         record = TileRecord(**{**fields, "class_px": None if counts is None else tuple(counts)})
     except (ValueError, TypeError, AttributeError, RecursionError):
-        return None  # a valid checksum of something that no version of ours writes
+        return None
     return record if _plausible(record) else None
 
 
@@ -192,15 +134,12 @@ def scan_ledger(folder: Path, *, plan_id: str | None = None) -> LedgerScan:
     """
     kept: list[TileRecord] = []
     dropped = 0
-    for path in sorted(folder.glob("*.jsonl")):
-        for line in path.read_bytes().split(b"\n"):
-            if not line:
-                continue
-            record = decode_record(line)
-            if record is None:
-                dropped += 1
-            elif plan_id is None or record.plan_id == plan_id:
-                kept.append(record)
+    for body in iter_lines(folder):
+        record = None if body is None else _record(body)
+        if record is None:
+            dropped += 1
+        elif plan_id is None or record.plan_id == plan_id:
+            kept.append(record)
     return merge_records(kept, dropped_lines=dropped)
 
 

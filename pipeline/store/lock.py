@@ -25,14 +25,16 @@ import threading
 import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from pipeline.errors import OutputError
+from pipeline.processes import is_dead, machine, start_of
 from pipeline.store.files import disk_full_as_error, fsync_path, private_folder, read_json
+from pipeline.syncpoint import reached
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 HEARTBEAT_S = 15.0
 MAX_WAIT_S = 60.0
@@ -61,28 +63,30 @@ class Owner:
         """This process, under a fresh nonce."""
         return cls(
             host=socket.gethostname(),
-            machine=_machine(),
+            machine=machine(),
             pid=os.getpid(),
-            pid_start=_pid_start(os.getpid()),
+            pid_start=start_of(os.getpid()),
             nonce=secrets.token_hex(8),
             started=datetime.now(UTC).isoformat(timespec="seconds"),
             heartbeat_s=heartbeat_s,
         )
 
+    @classmethod
+    def unknown(cls, name: str) -> Owner:
+        """Somebody whose lock cannot be read, told apart from others by `name`."""
+        return cls(
+            host="an unknown host",
+            machine="",
+            pid=0,
+            pid_start=None,
+            nonce=f"unknown-{name}",
+            started="an unknown time",
+            heartbeat_s=HEARTBEAT_S,
+        )
+
     def is_dead(self) -> bool | None:
         """True or False when the owner ran on this machine; None when only its heartbeat can tell."""
-        if self.machine != _machine():
-            return None
-        start = _pid_start(self.pid)
-        if start is not None:
-            return start != self.pid_start
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:
-            pass
-        return None  # it exists, but /proc does not show it to us
+        return None if self.machine != machine() else is_dead(self.pid, self.pid_start)
 
 
 class RunLock:
@@ -136,6 +140,13 @@ class RunLock:
         self._thread = threading.Thread(target=self._beat_until_stopped, name="scenemask-lock", daemon=True)
         self._thread.start()
 
+    def holder(self) -> tuple[Owner, bool] | None:
+        """Who holds the lock, and whether it shows life: the look of somebody who does not want it."""
+        owner = _read_owner(self._path)
+        if owner is None:
+            return None
+        return owner, owner.is_dead() is not True and self._beats(owner)
+
     def ensure_held(self) -> None:
         """Call before anything that cannot be undone, such as renaming results into place.
 
@@ -162,13 +173,18 @@ class RunLock:
         if self._is_mine():
             gone = self._folder / f"lock.gone-{self._owner.nonce}"
             with contextlib.suppress(OSError):
+                reached("before-rename")
                 self._path.rename(gone)
+                reached("after-rename")
                 shutil.rmtree(gone)
                 self._folder.rmdir()  # refused unless it is empty
 
     def sweep(self) -> None:
         """Delete the locks of the dead, for the run is done and the folder may go. Call while holding the lock."""
         self.ensure_held()
+        for left in self._folder.glob("lock.new-*"):  # renamed first: a living one that has just begun tries again
+            with contextlib.suppress(OSError):
+                left.rename(self._folder / f"lock.gone-{left.name.removeprefix('lock.new-')}")
         for pattern in ("lock.taken-*", "lock.gone-*"):
             for left in self._folder.glob(pattern):
                 shutil.rmtree(left, ignore_errors=True)
@@ -188,7 +204,9 @@ class RunLock:
                 fresh.mkdir(mode=0o700)
                 (fresh / "owner.json").write_text(json.dumps(asdict(self._owner)), "utf-8")
                 (fresh / "beat").write_bytes(_beat_text(0))
+                reached("before-rename")
                 fresh.rename(self._path)  # fails on a folder that is not empty: someone's lock
+                reached("after-rename")
                 fsync_path(self._folder)
         except OSError as error:
             # Taken; or the folder went, with an owner that released its lock, before there was anything of ours in it.
@@ -226,7 +244,9 @@ class RunLock:
         # gone. All of them then try again.
         taken = self._folder / f"lock.taken-{holder.nonce}"
         try:
+            reached("before-rename")
             self._path.rename(taken)
+            reached("after-rename")
         except OSError as error:
             if error.errno not in {*_TAKEN, errno.ENOENT}:
                 raise
@@ -278,31 +298,4 @@ def _read_owner(lock: Path) -> Owner | None:
         stat = lock.stat()
     except OSError:
         return None
-    return Owner(
-        host="an unknown host",
-        machine="",
-        pid=0,
-        pid_start=None,
-        nonce=f"unknown-{stat.st_ino}-{stat.st_ctime_ns}",
-        started="an unknown time",
-        heartbeat_s=HEARTBEAT_S,
-    )
-
-
-def _machine() -> str:
-    """What a pid is relative to: this boot of this kernel, and the process namespace (containers share host names)."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
-        return f"{boot}:{Path('/proc/self/ns/pid').readlink()}"
-    except OSError:
-        return socket.gethostname()
-
-
-def _pid_start(pid: int) -> int | None:
-    """Start time of a process in ticks since boot; 0 for one that has ended but was not yet reaped; None if unseen."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
-    except OSError:
-        return None
-    state, *rest = stat.rpartition(")")[2].split()
-    return 0 if state in {"Z", "X"} else int(rest[18])
+    return Owner.unknown(f"{stat.st_ino}-{stat.st_ctime_ns}")

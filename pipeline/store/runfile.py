@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pipeline.errors import OutputError, PipelineError, UsageError
+from pipeline.errors import OutputError, PipelineError, UsageError, visible
 from pipeline.sidefiles import remove_side_files
 from pipeline.store.digest import sha256_file
 from pipeline.store.files import (
@@ -19,18 +19,26 @@ from pipeline.store.files import (
     fsync_path,
     private_folder,
     read_json,
+    remove_temporaries,
 )
+from pipeline.syncpoint import reached
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from pipeline.location import Location
+
 RUN_FILE = "run.json"
 SCRATCH_FOLDER = ".scenemask"
 PLAN_FILE = "plan.json"
+BEGUN_FILE = "commit-begun.json"
 _RESULTS = frozenset(
     {"mask.tif", "mask.tif.aux.xml", "mask.qml", "probabilities.tif", "preview.png", "item.json", RUN_FILE}
 )
 _POLYGONS = frozenset({".geojson", ".gpkg", ".fgb", ".parquet"})
+
+RESULT_NAMES = (*sorted(_RESULTS), *sorted(f"polygons{ending}" for ending in _POLYGONS))
+"""All names that results may have."""
 
 OutputKind = Literal["absent", "empty", "complete", "unfinished", "foreign"]
 
@@ -82,7 +90,7 @@ def inspect_output(out_dir: Path) -> OutputState:
     return OutputState(kind=kind, run=run, plan=plan, names=names)
 
 
-def foreign_output(out_dir: Path, state: OutputState) -> OutputError:
+def foreign_output(out_dir: Path | Location, state: OutputState) -> OutputError:
     """The OU-001 error for a folder with results that no finished or unfinished run of ours accounts for."""
     torn = RUN_FILE in state.names
     reason = "a run.json that cannot be read" if torn else "no run.json, so nothing tells whether they are whole"
@@ -130,6 +138,8 @@ def create_output_folder(out_dir: Path) -> Path:
         ResourceError: RS-001, no space.
     """
     scratch = out_dir / SCRATCH_FOLDER
+    if visible(str(out_dir)) != str(out_dir):
+        raise cannot_write(out_dir, "its path holds control characters, which drivers of polygon formats refuse")
     try:
         with disk_full_as_error(out_dir):
             out_dir.mkdir(parents=True, exist_ok=True)
@@ -160,12 +170,13 @@ class Staging:
 
     Args:
         out_dir: The output folder; `create_output_folder` has been called on it.
+        apart: Names a folder that nobody else stages in, for who may be one of two that do not know of each other.
     """
 
-    def __init__(self, out_dir: Path) -> None:
+    def __init__(self, out_dir: Path, *, apart: str = "") -> None:
         self.out_dir = out_dir
-        self.folder = private_folder(out_dir / SCRATCH_FOLDER / "stage")
-        self._begun = out_dir / SCRATCH_FOLDER / "commit-begun.json"
+        self.folder = private_folder(out_dir / SCRATCH_FOLDER / f"stage{apart}")
+        self.begun = out_dir / SCRATCH_FOLDER / BEGUN_FILE
 
     def path(self, name: str) -> Path:
         """Where to make the result called `name`."""
@@ -194,29 +205,38 @@ class Staging:
             ResourceError: RS-001, no space.
         """
         assert RUN_FILE not in names
-        before = read_json(self._begun)
+        before = read_json(self.begun)
         for name in names:
             moved = before is not None and not (self.folder / name).exists() and (self.out_dir / name).exists()
             if not moved:
                 fsync_path(self.folder / name)
-        replaced = _described(before or {}) | _described(read_json(self.out_dir / RUN_FILE) or {})
-        atomic_write_json(self._begun, {"files": dict.fromkeys(sorted({*replaced, *names}))})
+        replaced = described_files(before or {}) | described_files(read_json(self.out_dir / RUN_FILE) or {})
+        atomic_write_json(self.begun, {"files": dict.fromkeys(sorted({*replaced, *names}))})
+        reached("before-remove")
         (self.out_dir / RUN_FILE).unlink(missing_ok=True)
+        reached("after-remove")
         fsync_path(self.out_dir)
         for name in replaced - set(names):
             remove_side_files(self.out_dir / name)
             (self.out_dir / name).unlink(missing_ok=True)
+            reached("after-remove")
         with disk_full_as_error(self.out_dir):
             for name in names:
                 if (self.folder / name).exists():  # else moved before the run was killed
                     remove_side_files(self.out_dir / name)
+                    reached("before-rename")
                     (self.folder / name).replace(self.out_dir / name)
+                    reached("after-rename")
         fsync_path(self.out_dir)
+        remove_temporaries(self.out_dir, RUN_FILE)
         atomic_write_json(self.out_dir / RUN_FILE, run)
-        self._begun.unlink()
+        reached("before-remove")
+        self.begun.unlink()
+        reached("after-remove")
 
 
-def _described(run: Mapping[str, object]) -> set[str]:
+def described_files(run: Mapping[str, object]) -> set[str]:
+    """Names of results that a `run.json` tells of."""
     files = run.get("files")
     return {name for name in files if is_result_name(name)} if isinstance(files, dict) else set()
 

@@ -6,6 +6,7 @@ pixels, so a shard has one writer and a record in the ledger. Without crc32c mos
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,6 +19,7 @@ from pipeline.store.damage import DamagedTilesError, list_windows
 from pipeline.store.digest import sha256_array
 from pipeline.store.files import disk_full_as_error, private_folder
 from pipeline.store.probabilities import PROBABILITY_NODATA
+from pipeline.syncpoint import reached
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -290,7 +292,20 @@ def _write_shard(folder: Path, array: zarr.Array[Any], window: Window, pixels: N
         whole[..., : window.height, : window.width] = pixels
         pixels = whole
     with disk_full_as_error(folder, needed_bytes=pixels.nbytes):
-        array[..., rows, cols] = pixels
+        reached("before-shard")
+        try:
+            array[..., rows, cols] = pixels
+        except ValueError:  # Zarr reads the index of a shard that is there before it replaces it, even whole
+            _remove_shard(array, window)
+            array[..., rows, cols] = pixels
+        reached("after-shard")
+
+
+def _remove_shard(array: zarr.Array[Any], window: Window) -> None:
+    shards = array.shards
+    assert shards is not None
+    place = (*(0 for _ in shards[:-2]), window.row_off // shards[-2], window.col_off // shards[-1])
+    asyncio.run((array.store_path / array.metadata.encode_chunk_key(place)).delete())
 
 
 def _damaged_tiles(array: zarr.Array[Any], window: Window) -> list[Window]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import shutil
-import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from pipeline.errors import UsageError
+from pipeline.processes import make_temporary_folder
 from pipeline.vector.after import After
 from pipeline.vector.area import PixelAreas, mean_pixel_m
 from pipeline.vector.confidence import Probabilities, open_probabilities
@@ -177,7 +177,7 @@ def _trace(
 def _folder_in(scratch: Path) -> Path:
     with disk_errors(scratch):
         scratch.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix="polygons-", dir=scratch))
+        return make_temporary_folder(scratch, "polygons-")
 
 
 def _no_crs_to_measure_in(mask_name: str, min_area_m2: float) -> UsageError:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -18,7 +16,9 @@ import shapely
 from pyproj import CRS
 
 from pipeline.errors import OutputError, ResourceError, UsageError
+from pipeline.processes import temporary_folder
 from pipeline.sidefiles import remove_side_files
+from pipeline.syncpoint import reached
 from pipeline.vector.attributes import attribute_arrays, attribute_fields
 from pipeline.vector.faults import disk_errors
 from pipeline.vector.geojson import count_features, write_geojson
@@ -26,6 +26,7 @@ from pipeline.vector.style import STYLE_TABLE, add_style, style_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
 
     from pipeline.vector.polygonset import PolygonSet
     from pipeline.vector.regularize import Outcome
@@ -74,8 +75,8 @@ def write_polygons(polygons: PolygonSet, path: Path, *, overwrite: bool) -> Writ
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         # A folder, so that journals and other side files of the driver vanish with it.
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-            part = Path(folder) / path.name
+        with temporary_folder(path.parent, f".{path.name}.") as folder:
+            part = folder / path.name
             dropped = write(polygons, part)
             found, expected = count(part), len(polygons) - dropped
             if found != expected:
@@ -89,7 +90,9 @@ def write_polygons(polygons: PolygonSet, path: Path, *, overwrite: bool) -> Writ
             _sync(part)
             _refuse_existing(path, overwrite=overwrite)
             remove_side_files(path)
+            reached("before-rename")
             part.replace(path)
+            reached("after-rename")
         _sync(path.parent)
     return WrittenPolygons(path=path, num_polygons=found, num_dropped=dropped, regularized=polygons.regularized)
 
@@ -138,7 +141,9 @@ def _sync(path: Path) -> None:
     """Have the disk take what was written, so that a rename never outruns the data."""
     handle = os.open(path, os.O_RDONLY)
     try:
+        reached("before-fsync")
         os.fsync(handle)
+        reached("after-fsync")
     finally:
         os.close(handle)
 

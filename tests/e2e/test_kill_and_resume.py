@@ -137,6 +137,7 @@ def test_a4_a5_signals_end_gently_and_say_how_to_go_on(
     assert time.monotonic() - started < 15
     assert process.returncode == code, stderr
     assert "same command" in stderr
+    assert f"segment {scene} -m {model} -o {out}" in stderr
     assert not (out / "run.json").exists()
     assert sm.segment(scene, model, out, patch=64, tile=16).mask_path.exists()
 
@@ -157,6 +158,7 @@ def test_a4_ctrl_c_reaches_the_whole_process_group(prepared: tuple[Path, Path], 
     assert "Traceback" not in stderr
     assert "tiles are kept" in stderr
     assert "same command" in stderr
+    assert f"segment {scene} -m {model} -o {out}" in stderr
 
 
 def test_b8_a_second_run_is_refused_and_a_dead_holder_is_not_waited_for(

@@ -48,8 +48,8 @@ def cut_off(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Runs `segment` until three tiles are done, as if Ctrl-C had come then."""
 
     def begin(*arguments: Any, **options: Any) -> None:
-        def three(connection: Any, job: Any, tiles: Any, **more: Any) -> None:
-            whole(connection, job, tiles[:3], **more)
+        def three(connection: Any, job: Any, model: Any, tiles: Any, **more: Any) -> None:
+            whole(connection, job, model, tiles[:3], **more)
             raise KeyboardInterrupt
 
         whole = module.run_tiles

@@ -410,10 +410,10 @@ def test_bytes_do_not_depend_on_the_order_of_tiles(
     run_tiles = module.run_tiles
     orders = []
 
-    def shuffled(connection: Any, job: Any, tiles: Any, **options: Any) -> None:
+    def shuffled(connection: Any, job: Any, model: Any, tiles: Any, **options: Any) -> None:
         mixed = random.Random(1).sample(list(tiles), len(tiles))
         orders.append([tile.index for tile in mixed])
-        run_tiles(connection, job, mixed, **options)
+        run_tiles(connection, job, model, mixed, **options)
 
     monkeypatch.setattr(module, "run_tiles", shuffled)
     mixed = sm.segment(scene, unet, tmp_path / "mixed", tiling=mode, patch=96, tile=1, vectors="none")

@@ -155,7 +155,8 @@ def _on_gpu(model: Model, monkeypatch: pytest.MonkeyPatch, free_bytes: int, **op
     engine = EngineChoice(spec=spec, reason="", flips_frac=None, worth_measuring=True)
     cost = Calibration(fixed_s=1e-3, s_per_px=1e-9, fixed_bytes=5e7, bytes_per_px=400.0)
     settings = make_settings({"memory": "6GB", **options})
-    return demand.demand_of(_scene(), model, settings, engine, cost)  # type: ignore[arg-type]
+    room = demand.room_of(settings, "cuda")
+    return demand.demand_of(_scene(), model, settings, engine, cost, room)  # type: ignore[arg-type]
 
 
 def test_d12_memory_that_others_took_on_a_gpu_is_left_to_them(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from pipeline.errors import OutputError
+from pipeline.processes import machine, start_of
 from pipeline.store import RunLock
-from pipeline.store.lock import HEARTBEAT_S, MAX_WAIT_S, Owner, _machine, _pid_start
+from pipeline.store.lock import HEARTBEAT_S, MAX_WAIT_S, Owner
 
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -154,7 +155,7 @@ def test_b8_a_killed_holder_is_taken_over_at_once(tmp_path: Path) -> None:
 
 
 def test_a_reused_pid_is_not_the_owner(tmp_path: Path) -> None:
-    start = _pid_start(os.getpid())
+    start = start_of(os.getpid())
     assert start is not None
     _plant(tmp_path, pid_start=start - 1)
     with RunLock(tmp_path, sleep=lambda _: pytest.fail("waited for the dead")):
@@ -250,7 +251,7 @@ def test_a_folder_that_goes_while_we_come_is_made_again(tmp_path: Path, monkeypa
 
 def test_the_locks_of_the_dead_are_swept_at_the_end(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    start = _pid_start(os.getpid())
+    start = start_of(os.getpid())
     assert start is not None
     _plant(folder, pid_start=start - 1)
     with RunLock(folder) as lock:
@@ -290,7 +291,7 @@ def test_b8_starters_and_finishers_never_meet(tmp_path: Path) -> None:
 
 
 def test_b8_of_many_at_once_one_gets_it_from_the_dead(tmp_path: Path) -> None:
-    start = _pid_start(os.getpid())
+    start = start_of(os.getpid())
     assert start is not None
     _plant(tmp_path, pid_start=start - 1)
     gate, inside, results = SPAWN.Event(), SPAWN.Value("i", 0), SPAWN.Queue()
@@ -335,7 +336,7 @@ def test_heartbeats_are_bounded_so_that_nobody_waits_over_a_minute(tmp_path: Pat
     with RunLock(tmp_path, heartbeat_s=1000):
         told = json.loads((tmp_path / "lock" / "owner.json").read_text())
         assert 2 * told["heartbeat_s"] <= MAX_WAIT_S
-        assert told["machine"] == _machine()
+        assert told["machine"] == machine()
         assert told["pid"] == os.getpid()
 
 

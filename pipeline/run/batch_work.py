@@ -1,0 +1,389 @@
+"""Keeps a cluster busy with the scenes of a batch: the tiles of the next follow those of the last without a gap.
+
+All decisions are made on the client's thread: which scene is opened, what a worker does next, how a scene ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import random
+import time
+from collections import Counter, deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import OutputError, PipelineError
+from pipeline.run.batch_basis import batch_basis, batch_device
+from pipeline.run.cluster import admit, connect
+from pipeline.run.events import BatchAdvanced, BatchStarted, Event, Listener, Notice, SceneEnded
+from pipeline.run.failures import as_failure
+from pipeline.run.feed import TileFeed
+from pipeline.run.finish_there import Finish, Made, abandon, finish_there
+from pipeline.run.identity import refuse_differences
+from pipeline.run.leftovers import finish_cleaning, remove_staged
+from pipeline.run.outcomes import Outcome, Outcomes
+from pipeline.run.plan import plan_from
+from pipeline.run.resolve import resolve_scene
+from pipeline.run.scene_run import Ongoing, SceneRun, adopt, begin, commit, inspect_for, prepare
+from pipeline.run.tasks import Task, Watch, run_tasks
+from pipeline.run.tile_task import forget
+from pipeline.store import RunLock, create_output_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from distributed import Future
+
+    from pipeline.model import Model
+    from pipeline.run.basis import Basis
+    from pipeline.run.cluster import Connection
+    from pipeline.run.scene_list import SceneRow
+    from pipeline.run.settings import SegmentSettings
+    from pipeline.run.share import Share
+    from pipeline.run.stop import StopFlag
+    from pipeline.run.tile_task import TileDone
+    from pipeline.store import OutputState
+
+_LOOKING_THREADS = 8
+_MOST_OPEN = 256
+"""Scenes that are locked at a time."""
+_HELD_ELSEWHERE = "OU-002"
+_PATIENCE_S = 600.0
+"""For the lock of a scene whose tiles are shared: each holder only makes or reads a plan."""
+
+
+@dataclass(slots=True, kw_only=True)
+class _Member:
+    """A scene that is being worked on."""
+
+    row: SceneRow
+    ongoing: Ongoing
+    lock: RunLock
+    since: float
+    feed: TileFeed | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Crew:
+    """What computes."""
+
+    connection: Connection
+    model: Future
+    basis: Basis
+    stop: StopFlag
+
+
+@dataclass(slots=True, kw_only=True)
+class BatchWork:
+    """Looks through the list, then computes what is left of it."""
+
+    rows: list[SceneRow]
+    model: Model
+    settings: SegmentSettings
+    outcomes: Outcomes
+    max_failures: float
+    """No more scenes are begun once more than these have failed."""
+    retry_failed: bool
+    tiles_of: Share | None = None
+    """Compute only these tiles of each scene, beside others who compute theirs; nobody then makes files."""
+    listener: Listener
+    _pixels: dict[str, int] = field(default_factory=dict)
+    """Name -> pixels of the scenes that can be opened."""
+    _left: deque[SceneRow] = field(default_factory=deque)
+    _open: dict[str, _Member] = field(default_factory=dict)
+    _feeding: deque[_Member] = field(default_factory=deque)
+    """Open scenes with tiles to give out."""
+    _finishing: deque[_Member] = field(default_factory=deque)
+    """Open scenes whose tiles are all recorded."""
+    _tally: Counter[str] = field(default_factory=Counter)
+    """Status -> scenes; told often, so it is kept up."""
+    _failed_now: int = 0
+    _done_px: int = 0
+    _crew: _Crew | None = None
+
+    def run(self, stop: StopFlag) -> None:
+        """Everything, until it is done or a signal comes."""
+        todo = [row for row in self.rows if self._is_to_do(row)]
+        names = {row.name for row in todo}
+        self._tally.update("left" if row.name in names else self.outcomes.all[row.name].status for row in self.rows)
+        self._look_at(todo, stop)
+        self._left.extend(row for row in todo if row.name in self._pixels)
+        total_px = sum(self._pixels.values())
+        self.listener(BatchStarted(scenes=len(self.rows), to_do=len(self._left), pixels=total_px))
+        if self._left and not self._too_many():
+            try:
+                self._compute(stop, total_px)
+            finally:
+                for member in self._open.values():
+                    member.lock.release()
+        ended = len(self.rows) - self.tally()["left"]
+        stop.raise_if_set(f"{ended} of {len(self.rows)} scenes have ended, and finished tiles of the others are kept")
+
+    def tally(self) -> dict[str, int]:
+        """How many scenes are `done`, `empty`, `failed` and `left`."""
+        return {status: self._tally[status] for status in ("done", "empty", "failed", "left")}
+
+    def failures(self) -> Iterator[Outcome]:
+        """Of the scenes that have failed."""
+        known = (self.outcomes.all.get(row.name) for row in self.rows)
+        return (one for one in known if one is not None and one.status == "failed")
+
+    def _is_to_do(self, row: SceneRow) -> bool:
+        before = self.outcomes.all.get(row.name)
+        if before is None:
+            return True
+        if before.status == "failed":
+            return before.transient or self.retry_failed
+        return not (self.outcomes.root / row.name / "run.json").exists()  # somebody removed it
+
+    def _too_many(self) -> bool:
+        return self._failed_now > self.max_failures
+
+    def _look_at(self, rows: Sequence[SceneRow], stop: StopFlag) -> None:
+        """Open every scene, headers only, before any work: what cannot be used is told at once, all of it."""
+
+        def look(row: SceneRow) -> int | PipelineError:
+            if stop.event.is_set():
+                return 0
+            try:
+                return math.prod(resolve_scene(row.scene, self.model, self.settings).geobox.shape)
+            except PipelineError as error:
+                return error
+
+        with ThreadPoolExecutor(_LOOKING_THREADS) as pool:
+            found = list(pool.map(look, rows))
+        stop.raise_if_set("the scenes were looked at; nothing was computed")
+        for row, one in zip(rows, found, strict=True):
+            if isinstance(one, PipelineError):
+                self._end(self._failure(row, one))
+            else:
+                self._pixels[row.name] = one
+
+    def _compute(self, stop: StopFlag, total_px: int) -> None:
+        folder = self.outcomes.folder
+        connecting = connect(
+            self.settings,
+            device=batch_device(self.settings),
+            folders=(folder,),
+            check_stop=lambda: stop.raise_if_set("nothing was computed"),
+        )
+        with connecting as connection:
+            largest = max(self._left, key=lambda row: self._pixels[row.name])
+            basis = batch_basis(
+                connection, largest.scene, self.model, self.settings, folder=folder, num_pixels=total_px
+            )
+            admit(connection, self.settings, engine=basis.engine.spec)
+            self._crew = _Crew(connection=connection, model=connection.share(self.model), basis=basis, stop=stop)
+            watch = Watch(stop=stop, tell=self.listener, stuck_after_s=self.settings.stuck_after, dump_to=folder)
+            try:
+                run_tasks(connection, self._next, watch=watch)
+            finally:
+                with contextlib.suppress(OSError, TimeoutError, RuntimeError):
+                    connection.client.run(abandon)
+                    connection.client.run(forget)
+
+    def _next(self) -> Task | None:
+        """What a worker does next: end a scene, else a tile; scenes are opened ahead of the need."""
+        while self._left and not self._too_many() and self._needs_more():
+            self._start(self._left.popleft())
+        while self._feeding and not self._finishing:
+            feed = self._feeding[0].feed
+            task = None if feed is None else feed.next()
+            if task is not None:
+                return task
+            self._feeding.popleft()
+        return self._finish(self._finishing.popleft()) if self._finishing else None
+
+    def _needs_more(self) -> bool:
+        """Whether another scene is opened now: fewer tiles than keep the workers busy, and not too many scenes."""
+        assert self._crew is not None
+        waiting = sum(member.feed.left for member in self._feeding if member.feed is not None)
+        return waiting < 2 * self._crew.connection.slots and len(self._open) < _MOST_OPEN
+
+    def _start(self, row: SceneRow) -> None:
+        """Lock, plan and look into the ledger of one scene; what goes wrong is its own failure."""
+        out_dir = self.outcomes.root / row.name
+        with contextlib.ExitStack() as stack:
+            try:
+                state = inspect_for(out_dir, overwrite=False)
+                run = self._prepare(row, state)
+                if state.kind == "complete":
+                    self._ended_before(row, run, state)
+                    return
+                scratch = create_output_folder(out_dir)
+                lock = self._locked(scratch)
+                stack.callback(lock.release)
+                now = inspect_for(out_dir, overwrite=False)
+                if now != state:  # another process ended or began it before we had the lock
+                    run = self._prepare(row, now)
+                    if now.kind == "complete":
+                        self._ended_before(row, run, now)
+                        return
+                self._follow(row, run, scratch, lock)
+                if self.tiles_of is None:  # else others wait for it, to read the plan that now lies there
+                    stack.pop_all()  # released when the scene has ended
+            except PipelineError as error:
+                self._end(self._failure(row, error))
+
+    def _locked(self, scratch: Path) -> RunLock:
+        """The scene's lock; those who share its tiles hold it for a moment each, and wait for each other."""
+        lock, until = RunLock(scratch), time.monotonic() + _PATIENCE_S
+        while True:
+            try:
+                lock.acquire()
+            except OutputError:
+                if self.tiles_of is None or time.monotonic() > until:
+                    raise
+                time.sleep(random.uniform(0.2, 1.0))  # noqa: S311 - so that they do not come all at once again
+            else:
+                return lock
+
+    def _prepare(self, row: SceneRow, state: OutputState) -> SceneRun:
+        out_dir = self.outcomes.root / row.name
+        return prepare(
+            row.scene, self.model, self.settings, state, out_dir=out_dir, overwrite=False, listener=self._hear
+        )
+
+    def _ended_before(self, row: SceneRow, run: SceneRun, state: OutputState) -> None:
+        record: dict[str, Any] = dict(state.run or {})
+        refuse_differences(record["identity"], run.identity, explicit=run.explicit, where=run.out_dir)
+        finish_cleaning(run.out_dir)
+        self._end(self._success(row, record, seconds=0.0))
+
+    def _follow(self, row: SceneRow, run: SceneRun, scratch: Path, lock: RunLock) -> None:
+        """Begin or continue a scene that is locked."""
+        assert self._crew is not None
+        ongoing = adopt(run, scratch, overwrite=False, alone=self.tiles_of is None)
+        if ongoing is None:
+            ongoing = begin(run, plan_from(run.scene, self.model, run.settings, self._crew.basis), scratch)
+        missing = ongoing.read_ledger(self._crew.stop, share=self.tiles_of)
+        member = _Member(row=row, ongoing=ongoing, lock=lock, since=time.monotonic())
+        member.feed = TileFeed(
+            self._crew.connection,
+            ongoing.job(),
+            self._crew.model,
+            missing,
+            attempts=ongoing.attempts,
+            on_done=functools.partial(self._tile_done, member),
+            on_end=functools.partial(self._tiles_ended, member),
+        )
+        self._open[row.name] = member
+        self._feeding.append(member)
+
+    def _tile_done(self, member: _Member, done: TileDone) -> None:
+        member.ongoing.records[done.record.tile] = done.record
+        self._done_px += done.pixels
+        self.listener(BatchAdvanced(pixels=self._done_px, **self._counts()))
+
+    def _tiles_ended(self, member: _Member) -> None:
+        """All tiles are recorded, or some have failed and the others are kept."""
+        assert member.feed is not None
+        try:
+            failure = member.feed.failure()
+        except Exception as error:  # noqa: BLE001 - a mistake of ours costs one scene, not the batch
+            failure = _bug(error)
+        if failure is not None:
+            self._fail(member, failure)
+        elif self.tiles_of is None:
+            self._finishing.append(member)
+        else:
+            self._close(member)
+
+    def _finish(self, member: _Member) -> Task:
+        assert self._crew is not None
+        ongoing = member.ongoing
+        remove_staged(ongoing.scratch)
+        recipe = Finish(
+            scene=ongoing.run.scene,
+            settings=ongoing.run.settings,
+            plan=ongoing.plan,
+            aoi=ongoing.run.aoi,
+            store=ongoing.store,
+            records=ongoing.records,
+            out_dir=ongoing.run.out_dir,
+            scratch=ongoing.scratch,
+        )
+        return Task(
+            name=f"files of {member.row.name}",
+            function=finish_there,
+            arguments=(recipe, self._crew.model),
+            on_done=functools.partial(self._finished, member),
+            on_failed=functools.partial(self._not_finished, member),
+            first=True,
+        )
+
+    def _finished(self, member: _Member, made: Made) -> None:
+        """The files are staged: move them into place."""
+        ongoing = member.ongoing
+        seconds = time.monotonic() - member.since
+        ongoing.run.timings.update(made.timings)
+        try:
+            record = commit(ongoing, made.finished, made.verified, made.staging, member.lock)
+        except PipelineError as error:
+            self._fail(member, error)
+            return
+        self._close(member)
+        self._end(self._success(member.row, record, seconds=seconds))
+
+    def _not_finished(self, member: _Member, error: BaseException) -> None:
+        try:
+            failure = as_failure(error, where=f"files of {member.row.name}")
+        except Exception as unforeseen:  # noqa: BLE001 - a mistake of ours costs one scene, not the batch
+            failure = _bug(unforeseen)
+        self._fail(member, failure)
+
+    def _fail(self, member: _Member, error: PipelineError) -> None:
+        self._close(member)
+        self._end(self._failure(member.row, error, seconds=time.monotonic() - member.since))
+
+    def _close(self, member: _Member) -> None:
+        del self._open[member.row.name]
+        member.lock.release()
+
+    def _success(self, row: SceneRow, record: dict[str, Any], *, seconds: float) -> Outcome:
+        return Outcome(
+            name=row.name,
+            status="empty" if record["status"] == "empty" else "done",
+            attempt=self._attempt(row),
+            seconds=round(seconds, 3),
+            pixels=self._pixels[row.name],
+        )
+
+    def _failure(self, row: SceneRow, error: PipelineError, *, seconds: float = 0.0) -> Outcome:
+        return Outcome.of_failure(row.name, error, attempt=self._attempt(row), seconds=round(seconds, 3))
+
+    def _attempt(self, row: SceneRow) -> int:
+        before = self.outcomes.all.get(row.name)
+        return 1 if before is None else before.attempt + 1
+
+    def _end(self, outcome: Outcome) -> None:
+        """Record and tell how a scene ended; one that another process holds has not."""
+        if outcome.code == _HELD_ELSEWHERE:
+            self.listener(Notice(text=f"{outcome.name} is left to another process: {outcome.what}"))
+            return
+        self.outcomes.add(outcome)
+        self._tally.subtract(["left"])
+        self._tally.update([outcome.status])
+        self._failed_now += outcome.status == "failed"
+        self.listener(SceneEnded(outcome=outcome, **self._counts()))
+
+    def _counts(self) -> dict[str, int]:
+        tally = self._tally
+        return {"done": tally["done"] + tally["empty"], "failed": tally["failed"], "left": tally["left"]}
+
+    def _hear(self, event: Event) -> None:
+        if isinstance(event, Notice):
+            self.listener(event)
+
+
+def _bug(error: BaseException) -> PipelineError:
+    return PipelineError(
+        f"{type(error).__name__}: {error}",
+        code="BUG-001",
+        title="Unexpected error, most likely a mistake in scenemask",
+        fix="segment this scene alone with --debug and report the traceback with the output of `scenemask doctor`",
+    )

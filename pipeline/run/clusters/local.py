@@ -1,0 +1,64 @@
+"""Workers of this machine: in the process of the command, or processes of their own. Loopback only."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from multiprocessing import resource_tracker
+from typing import TYPE_CHECKING, Any
+
+from distributed import Nanny, Scheduler, SpecCluster, Worker
+
+from pipeline.run.workers import environment_of, num_workers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pipeline.run.settings import SegmentSettings
+
+_LOOPBACK = "127.0.0.1:0"
+
+
+def in_process(threads: int) -> SpecCluster:
+    """Scheduler and worker in this process, without dashboards: importing them takes half a second."""
+    common = {"protocol": "inproc://", "dashboard": False, "dashboard_address": _LOOPBACK}
+    return SpecCluster(
+        scheduler={"cls": Scheduler, "options": common},
+        workers={0: {"cls": Worker, "options": {**common, "nthreads": threads}}},
+        silence_logs=50,
+    )
+
+
+def processes(settings: SegmentSettings, threads: int, device: str) -> SpecCluster:
+    """Scheduler in this process, workers in processes, each with a nanny that replaces it when it dies."""
+    # Never fork: GDAL and PyTorch have threads by now. Dask's nannies spawn; a script without a main guard would
+    # start itself again in each, which is why the guard is in the documentation.
+    common = {"host": "127.0.0.1", "dashboard": False, "dashboard_address": _LOOPBACK}
+
+    def worker(number: int) -> dict[str, Any]:
+        # No limit: what a worker may take is the plan's business.
+        mine = {"nthreads": threads, "memory_limit": 0, "env": environment_of(number, device)}
+        return {"cls": Nanny, "options": {**common, **mine}}
+
+    with _deaf_children():
+        return SpecCluster(
+            scheduler={"cls": Scheduler, "options": {**common, "port": 0}},
+            workers={number: worker(number) for number in range(num_workers(settings))},
+            silence_logs=50,
+        )
+
+
+@contextlib.contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Processes started by threads that are started here do not hear Ctrl-C: it ends the run, not its workers' tiles.
+
+    A terminal sends SIGINT to the whole process group. A blocked signal stays blocked in a thread's threads and in its
+    processes from their first instruction on; a handler would be set too late, after seconds of imports. In this
+    process the signal goes to another thread, or waits until the end of the block.
+    """
+    resource_tracker.ensure_running()  # starting it later would unblock the signal in that thread
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,0 +1,362 @@
+"""One scene on its way: opened, planned or resumed, its tiles counted, its results committed."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import OutputError, PipelineError
+from pipeline.infer import resolve_device
+from pipeline.model import Model, load_model
+from pipeline.run.events import Event, Listener, Notice, StageFinished, StageStarted
+from pipeline.run.identity import adopt_settings, identity, refuse_differences
+from pipeline.run.leftovers import clean_up
+from pipeline.run.plan import Plan
+from pipeline.run.record import run_record
+from pipeline.run.resolve import bare_options, matched_by_position, resolve_scene
+from pipeline.run.scratch import (
+    create_store,
+    digest_of,
+    from_record,
+    new_place,
+    open_store,
+    remove_store,
+    require_room,
+    to_record,
+)
+from pipeline.run.tile_task import Job
+from pipeline.run.vectorize import cleaning_of
+from pipeline.run.workers import on_this_machine, starts_workers
+from pipeline.scene import Aoi
+from pipeline.store import (
+    RunLock,
+    Staging,
+    TileRecord,
+    TileStore,
+    atomic_write_json,
+    foreign_output,
+    inspect_output,
+    refuse_own_input,
+    scan_ledger,
+)
+from pipeline.store.runfile import PLAN_FILE
+from pipeline.syncpoint import reached
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from pipeline.grid import Tile, Window
+    from pipeline.run.finish import Finished
+    from pipeline.run.settings import SegmentSettings
+    from pipeline.run.share import Share
+    from pipeline.run.stop import StopFlag
+    from pipeline.run.verify import Verification
+    from pipeline.scene import Scene
+    from pipeline.store import OutputState
+
+_MANY_FLIPS = 0.005
+"""Share of sampled pixels whose class differs from float32, above which a precision that was asked for is warned of."""
+_FORMAT_VERSION = 3
+"""Of plan.json and run.json; raised when an older one can no longer be resumed."""
+
+
+@dataclass(slots=True, kw_only=True)
+class SceneRun:
+    """What was resolved of a scene, its model and its settings, and what has been measured so far."""
+
+    scene: Scene
+    model: Model
+    settings: SegmentSettings
+    explicit: set[str]
+    aoi: Aoi | None
+    identity: dict[str, Any]
+    out_dir: Path
+    listener: Listener
+    started: float = field(default_factory=time.time)
+    timings: dict[str, float] = field(default_factory=dict)
+
+    def tell(self, event: Event) -> None:
+        """Pass on an event; keeps how long stages took."""
+        if isinstance(event, StageStarted | StageFinished):
+            reached(f"{'begin' if isinstance(event, StageStarted) else 'end'}-{event.name}")
+        if isinstance(event, StageFinished):
+            self.timings[event.name] = round(event.seconds, 3)
+        self.listener(event)
+
+
+@dataclass(slots=True, kw_only=True)
+class Ongoing:
+    """A run whose plan is frozen: what is done, what is left."""
+
+    run: SceneRun
+    plan: Plan
+    store: TileStore
+    scratch: Path
+    records: dict[int, TileRecord] = field(default_factory=dict)
+    """Tile -> its record."""
+    attempts: Mapping[int, int] = field(default_factory=dict)
+    """Tile -> attempts so far."""
+
+    def job(self) -> Job:
+        """The recipe of its tiles."""
+        return Job(
+            key=f"{self.plan.digest}-{self.scratch.parent.name}-{time.monotonic_ns():x}",
+            scene=self.run.scene,
+            plan=self.plan,
+            aoi=self.run.aoi,
+            store=self.store,
+            ledger=self.scratch / "ledger",
+            own_cluster=starts_workers(self.run.settings),
+        )
+
+    def read_ledger(self, stop: StopFlag, *, share: Share | None = None) -> list[Tile]:
+        """Tiles, of a share if one is given, that the ledger does not have, or with pixels that are no longer there."""
+        tiles = self.plan.tiling.tiles()
+        tiles = tiles if share is None else share.of(tiles)
+        mine = {tile.index for tile in tiles}
+        scan = scan_ledger(self.scratch / "ledger", plan_id=self.plan.digest)
+        self.records, self.attempts = {i: r for i, r in scan.records.items() if i in mine}, scan.attempts
+        digests = {index: digest_of(record) for index, record in self.records.items()}
+        damaged = self.store.find_damaged(_until(stop, tiles), digests)
+        for index in damaged:
+            del self.records[index]
+        if damaged:
+            text = f"{len(damaged)} finished tiles are damaged on disk and are computed again"
+            self.run.tell(Notice(text=text))
+        return [tile for tile in tiles if tile.index not in self.records]
+
+
+def inspect_for(out_dir: Path, *, overwrite: bool) -> OutputState:
+    """What the output folder holds.
+
+    Raises:
+        OutputError: OU-001, results that no run accounts for, and they are not to be replaced.
+    """
+    state = inspect_output(out_dir)
+    if state.kind == "foreign" and not overwrite:
+        raise foreign_output(out_dir, state)
+    return state
+
+
+def prepare(
+    scene: Any,
+    model: Model | str | Path,
+    given: SegmentSettings,
+    state: OutputState,
+    *,
+    out_dir: Path,
+    overwrite: bool,
+    listener: Listener,
+) -> SceneRun:
+    """Scene, model and settings opened, those of the run that is there adopted where they were not given.
+
+    They decide how scene and model are opened, so they are adopted before that. With `overwrite`, a run that differs
+    is not continued but replaced by one with the settings given.
+    """
+    adopted = adopt_settings(given, _recorded(state, overwrite=overwrite))
+    try:
+        run = _open(scene, model, adopted, given.model_fields_set, out_dir=out_dir, listener=listener)
+        if overwrite and state.plan is not None:
+            before: Any = state.plan["identity"]
+            refuse_differences(before, run.identity, explicit=run.explicit, where=out_dir)
+    except PipelineError:
+        if not overwrite:
+            raise
+        return _open(scene, model, given, given.model_fields_set, out_dir=out_dir, listener=listener)
+    return run
+
+
+def _recorded(state: OutputState, *, overwrite: bool) -> dict[str, Any]:
+    """Settings of the run that would be continued; empty without one."""
+    document = state.plan if overwrite or state.kind == "unfinished" else state.run
+    settings = (document or {}).get("settings")
+    return settings if isinstance(settings, dict) else {}
+
+
+def _open(
+    scene: Any,
+    model: Model | str | Path,
+    settings: SegmentSettings,
+    explicit: set[str],
+    *,
+    out_dir: Path,
+    listener: Listener,
+) -> SceneRun:
+    inputs = {"scene": getattr(scene, "path", scene), "model": model, "area of interest": settings.aoi}
+    refuse_own_input(out_dir, {kind: Path(path) for kind, path in inputs.items() if isinstance(path, str | Path)})
+    if not isinstance(model, Model):
+        model = load_model(model, bare=bare_options(settings), trust_model=settings.trust_model)
+    opened = resolve_scene(scene, model, settings)
+    cleaning_of(settings, model.spec.legend())  # classes that it does not have are refused before the work
+    aoi = None if settings.aoi is None else Aoi.from_file(settings.aoi, opened.geobox)
+    return SceneRun(
+        scene=opened,
+        model=model,
+        settings=settings,
+        explicit=explicit,
+        aoi=aoi,
+        identity=identity(opened, model, settings, aoi_digest=None if aoi is None else aoi.digest()),
+        out_dir=out_dir,
+        listener=listener,
+    )
+
+
+def adopt(run: SceneRun, scratch: Path, *, overwrite: bool, alone: bool = True) -> Ongoing | None:
+    """The unfinished run that lies there, continued under its frozen plan; None where a new one is to begin.
+
+    Args:
+        run: What was asked for.
+        scratch: The run's private folder.
+        overwrite: Begin anew where it differs.
+        alone: Whether nobody else computes tiles of it, so that half-written ones are leftovers.
+
+    Raises:
+        OutputError: OU-011, it was begun with something else.
+    """
+    document = inspect_output(run.out_dir).plan
+    if document is None:
+        return None
+    if document.get("format") == _FORMAT_VERSION:
+        try:
+            return _adopted(run, dict(document), scratch, alone=alone)
+        except OutputError:
+            if not overwrite:
+                raise
+    elif not overwrite:
+        raise OutputError(
+            f"the unfinished run has format {document.get('format')}, this version writes {_FORMAT_VERSION}",
+            code="OU-011",
+            title="Run does not match the output",
+            where=str(run.out_dir),
+            fix="finish it with the version that began it, or add --overwrite",
+        )
+    return None
+
+
+def begin(run: SceneRun, plan: Plan, scratch: Path) -> Ongoing:
+    """A new run: the frozen plan on disk, and an empty store; a run that lies there is removed."""
+    replaced = inspect_output(run.out_dir).plan
+    if replaced is not None:
+        remove_store(from_record(replaced.get("store"), scratch))
+    for leftover in ("store", "ledger"):  # what is staged is cleared before it is used
+        shutil.rmtree(scratch / leftover, ignore_errors=True)
+    store = _new_store(run, plan, new_place(scratch, run.settings.scratch), scratch)
+    return Ongoing(run=run, plan=plan, store=store, scratch=scratch)
+
+
+def _new_store(run: SceneRun, plan: Plan, place: Path, scratch: Path) -> TileStore:
+    """The plan first: at no moment is there a store that no plan tells of."""
+    legend = run.model.spec.legend()
+    require_room(place, out_dir=run.out_dir, plan=plan, legend=legend)
+    begins = not (scratch / PLAN_FILE).exists()
+    atomic_write_json(
+        scratch / PLAN_FILE,
+        {
+            "format": _FORMAT_VERSION,
+            "identity": run.identity,
+            "settings": run.settings.model_dump(mode="json"),
+            "plan": plan.to_json(),
+            "store": to_record(place, scratch),
+            "inputs": {"scene": _path_of(run.scene), "model": _path_of(run.model)},
+        },
+    )
+    try:
+        return create_store(place, plan=plan, legend=legend)
+    except PipelineError:
+        if begins:  # refused, not cut off
+            (scratch / PLAN_FILE).unlink()
+        raise
+
+
+def _path_of(what: Scene | Model) -> str | None:
+    """Where it lies, for the command that `status` tells; of an address not what may be a signature."""
+    path = getattr(what, "path", None)
+    if path is None or "://" in str(path):
+        return None if path is None else str(path).partition("?")[0]
+    return str(Path(path).absolute())
+
+
+def _adopted(run: SceneRun, document: dict[str, Any], scratch: Path, *, alone: bool) -> Ongoing:
+    refuse_differences(document["identity"], run.identity, explicit=run.explicit, where=run.out_dir)
+    plan = Plan.from_json(document["plan"])
+    if plan.engine.device == "cuda" and on_this_machine(run.settings):
+        resolve_device("cuda")
+    place = from_record(document["store"], scratch)
+    store = open_store(place, plan)
+    if store is None:
+        if (scratch / "ledger").exists():
+            run.tell(Notice(text=f"the finished tiles in {place} are gone; all tiles are computed again"))
+        shutil.rmtree(scratch / "ledger", ignore_errors=True)
+        remove_store(place)
+        place = place if run.settings.scratch is None else new_place(scratch, run.settings.scratch)
+        store = _new_store(run, plan, place, scratch)
+    if alone:
+        store.remove_partials()
+    return Ongoing(run=run, plan=plan, store=store, scratch=scratch)
+
+
+def warnings_of(run: SceneRun, plan: Plan) -> list[str]:
+    """What a person should know before trusting the result; told, and kept in run.json."""
+    warnings = [*run.scene.warnings, *run.model.warnings]
+    if run.settings.bands is None and matched_by_position(run.scene, run.model):
+        names = ", ".join(f"{b.name} → {n}" for b, n in zip(run.scene.bands, run.model.spec.bands, strict=True))
+        warnings.append(f"bands were matched by position: {names}")
+    if (plan.flips_frac or 0.0) > _MANY_FLIPS:
+        warnings.append(
+            f"{plan.engine.precision} changes the class of {plan.flips_frac:.2%} of sampled pixels; "
+            "--precision float32 is the reference"
+        )
+    return warnings
+
+
+def commit(
+    ongoing: Ongoing, finished: Finished, verified: Verification | None, staging: Staging, lock: RunLock
+) -> dict[str, Any]:
+    """Move the staged results into place, run.json last, and remove what only an unfinished run needs.
+
+    Returns:
+        Content of run.json.
+
+    Raises:
+        OutputError: OU-013, the scene changed meanwhile; OU-003, the lock was taken over.
+    """
+    run = ongoing.run
+    _refuse_changed_scene(run)
+    lock.ensure_held()
+    record = run_record(
+        identity=run.identity,
+        settings=run.settings,
+        plan=ongoing.plan,
+        model=run.model,
+        scene=run.scene,
+        warnings=warnings_of(run, ongoing.plan),
+        records=list(ongoing.records.values()),
+        finished=finished,
+        verified=verified,
+        timings=run.timings,
+        started=run.started,
+    )
+    staging.commit(finished.names, record)
+    clean_up(ongoing.scratch, ongoing.store.path, lock, keep=run.settings.keep)
+    return record
+
+
+def _until(stop: StopFlag, tiles: Sequence[Tile]) -> Iterator[Window]:
+    """Cores of the tiles, until a signal comes: looking through a large store takes its time."""
+    for tile in tiles:
+        stop.raise_if_set("all finished tiles are kept")
+        yield tile.core
+
+
+def _refuse_changed_scene(run: SceneRun) -> None:
+    if run.scene.fingerprint() != run.identity["scene"]:
+        raise OutputError(
+            "the scene changed while it was being segmented",
+            code="OU-013",
+            title="Scene changed during the run",
+            where=run.scene.name,
+            fix="run again with --overwrite once the file no longer changes",
+        )

@@ -1,0 +1,180 @@
+"""Tasks on a Dask client: a bounded window in flight, whatever kills workers kept apart, signals that end it gently."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from distributed.scheduler import KilledWorker
+
+from pipeline.run.apart import run_apart
+from pipeline.run.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from distributed import Future
+
+    from pipeline.run.cluster import Connection
+    from pipeline.run.events import Listener
+    from pipeline.run.stop import StopFlag
+
+_GRACE_S = 10.0
+"""Time given to a worker to say what became of a task."""
+_AGAIN = ("lost", "pending")
+"""A worker that dies takes the answers with it that nobody fetched; Dask computes them again on another."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Task:
+    """Work for a worker, and who is told of its end. Those who are told run on the client's thread, one at a time."""
+
+    name: str
+    """For people: `tile 3 of s2a`."""
+    function: Callable[..., Any]
+    """Doing it twice must do no harm."""
+    arguments: tuple[object, ...]
+    """Futures among them arrive as what they hold."""
+    on_done: Callable[[Any], None]
+    on_failed: Callable[[BaseException], None]
+    first: bool = False
+    """Before the tasks that wait already."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watch:
+    """Who looks after tasks while they run."""
+
+    stop: StopFlag
+    """Looked at between tasks; those that have not ended are then abandoned."""
+    tell: Listener
+    """Hears what the watchdog does."""
+    stuck_after_s: float
+    """Silence after which workers are started anew; see `Watchdog`."""
+    dump_to: Path
+    """Folder for what the watchdog saw."""
+
+
+def run_tasks(connection: Connection, source: Callable[[], Task | None], *, watch: Watch) -> None:
+    """Run what `source` gives, until it gives no more and all of it has ended, or a signal comes.
+
+    A task whose workers died is run once more in a process of its own; whatever else fails is for `on_failed`.
+
+    Args:
+        connection: Client, and how many tasks keep it busy.
+        source: Gives the next task whenever there is room; None where there is none for now, which is the end once
+            none is running either.
+        watch: Who looks after them.
+
+    Raises:
+        InfrastructureError: CL-004, nothing moves although workers were started anew.
+    """
+    crew = _Crew(connection)
+    dog = Watchdog(connection, stuck_after_s=watch.stuck_after_s, dump_to=watch.dump_to, tell=watch.tell)
+    crew.fill(source)
+    while crew.running and not watch.stop.event.is_set():
+        ended = crew.wait(_LOOK_EVERY_S)
+        if ended is None:
+            now = time.monotonic()
+            running = {one.task.name: now - one.since for one in crew.running.values()}
+            dog.look(running, keys={future.key for future in crew.running})
+            continue
+        dog.moved(time.monotonic() - ended.since)
+        if isinstance(ended.outcome, _Done):
+            ended.task.on_done(ended.outcome.value)
+        elif isinstance(ended.outcome, KilledWorker) and not ended.apart:
+            crew.submit(ended.task, apart=True)
+        else:
+            ended.task.on_failed(ended.outcome)
+        crew.fill(source)
+    crew.abandon()
+
+
+_LOOK_EVERY_S = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    task: Task
+    apart: bool
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended(_Running):
+    outcome: _Done | BaseException
+
+
+class _Crew:
+    """What has been sent and has not ended."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.running: dict[Future, _Running] = {}
+        self._connection = connection
+        self._finished: queue.Queue[Future] = queue.Queue()
+
+    def fill(self, source: Callable[[], Task | None]) -> None:
+        """Send as much as keeps all workers busy."""
+        while len(self.running) < 2 * self._connection.slots:
+            task = source()
+            if task is None:
+                return
+            self.submit(task)
+
+    def submit(self, task: Task, *, apart: bool = False) -> None:
+        """Send one task; `apart` in a process of its own."""
+        call = (run_apart, task.function) if apart else (task.function,)
+        priority = 10 if task.first or apart else 0
+        future = self._connection.client.submit(*call, *task.arguments, pure=False, priority=priority)
+        self._follow(future, _Running(task, apart, time.monotonic()))
+
+    def wait(self, timeout_s: float) -> _Ended | None:
+        """The next one that ends; None where none does in time."""
+        try:
+            future = self._finished.get(timeout=timeout_s)
+        except queue.Empty:
+            return None
+        one = self.running.pop(future)
+        outcome = None if future.status in _AGAIN else _outcome(future)
+        if outcome is None:
+            self._follow(future, one)
+            return None
+        return _Ended(one.task, one.apart, one.since, outcome)
+
+    def abandon(self) -> None:
+        """Drop what has not started and give what runs a moment to be recorded."""
+        if self.running:
+            for future in self.running:
+                with contextlib.suppress(OSError, TimeoutError, RuntimeError):
+                    future.cancel()
+            time.sleep(0.5)
+
+    def _follow(self, future: Future, one: _Running) -> None:
+        self.running[future] = one
+        future.add_done_callback(self._finished.put)
+
+
+def _outcome(future: Future) -> _Done | BaseException | None:
+    """What became of a task whose future has ended; None where its worker does not tell, which may be over."""
+    try:
+        if future.status == "finished":
+            return _Done(future.result(timeout=_GRACE_S))
+    except TimeoutError:
+        return None
+    except BaseException as caught:  # noqa: BLE001 - a cancelled or lost future raises instead of returning
+        return caught
+    try:
+        # Of a scheduler that died there is neither an answer nor an error.
+        error: BaseException = future.exception(timeout=_GRACE_S) or ConnectionError(f"a task is {future.status}")
+    except BaseException as caught:  # noqa: BLE001 - a cancelled or lost future raises instead of returning
+        return caught
+    return error

@@ -1,0 +1,190 @@
+"""What becomes of tiles when their workers die."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from distributed import Client, LocalCluster
+
+from pipeline.grid import Tile, Window
+from pipeline.run import feed, tile_task
+from pipeline.run.cluster import Connection, connect
+from pipeline.run.events import Event, silent
+from pipeline.run.failures import as_failure
+from pipeline.run.settings import make_settings
+from pipeline.run.stop import StopFlag
+from pipeline.run.tasks import Task, Watch, run_tasks
+from pipeline.run.tile_task import TileDone
+from pipeline.store import TileRecord
+
+
+def test_an_answer_that_died_with_its_worker_is_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker is killed after its tiles ended and before anybody fetched what they returned."""
+    calls = tmp_path / "calls"
+
+    def run_tile(_job: object, _model: object, tile: Tile, attempt: int) -> TileDone:
+        again = calls.exists() and str(tile.index) in calls.read_text().split()
+        with calls.open("a") as file:
+            file.write(f"{tile.index}\n")
+        time.sleep(4.0 if again else 0.0)
+        return TileDone(record=_record(tile.index, attempt), patches=1, pixels=1)
+
+    monkeypatch.setattr(feed, "run_tile", run_tile)
+    monkeypatch.setattr(feed, "forget", lambda _key: None)
+    tiles = [Tile(index=i, core=Window(row_off=i, col_off=0, height=1, width=1)) for i in range(4)]
+    seen: list[int] = []
+    with _two_workers() as cluster, Client(cluster, set_as_default=False) as client:
+
+        def on_done(done: TileDone) -> None:
+            if not seen:
+                time.sleep(2)  # the other three end meanwhile
+                held = {address: sum("run_tile" in key for key in keys) for address, keys in client.has_what().items()}
+                most = max(held, key=lambda address: held[address])  # at least two, of which one was fetched at most
+                os.kill(client.run(os.getpid, workers=[most])[most], signal.SIGKILL)
+                time.sleep(2)
+            seen.append(done.record.tile)
+
+        connection = Connection(client, slots=2)
+        feed.run_tiles(connection, _Job(), None, tiles, attempts={}, on_done=on_done, watch=_watch(tmp_path))
+    assert sorted(seen) == [0, 1, 2, 3]
+    assert len(calls.read_text().splitlines()) > len(tiles)
+
+
+def test_d10_a_worker_with_a_broken_gpu_is_replaced_and_its_tile_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marker = tmp_path / "failed once"
+
+    def compute(_job: object, _model: object, tile: Tile, attempt: int) -> TileDone:
+        if tile.index == 1 and not marker.exists():
+            marker.touch()
+            raise RuntimeError("CUDA error: device-side assert triggered")
+        return TileDone(record=_record(tile.index, attempt), patches=1, pixels=1)
+
+    def run_tile(job: object, model: object, tile: Tile, attempt: int) -> TileDone:
+        tile_task._compute_tile = compute  # in the worker's process
+        return tile_task.run_tile(job, model, tile, attempt)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(feed, "run_tile", run_tile)
+    monkeypatch.setattr(feed, "forget", lambda _key: None)
+    tiles = [Tile(index=i, core=Window(row_off=i, col_off=0, height=1, width=1)) for i in range(4)]
+    seen: list[int] = []
+    with _two_workers() as cluster, Client(cluster, set_as_default=False) as client:
+        before = set(client.run(os.getpid).values())
+        feed.run_tiles(
+            Connection(client, slots=2),
+            _Job(),  # type: ignore[arg-type]
+            None,  # type: ignore[arg-type]
+            tiles,
+            attempts={},
+            on_done=lambda done: seen.append(done.record.tile),
+            watch=_watch(tmp_path),
+        )
+        client.wait_for_workers(2, timeout=30)
+        assert set(client.run(os.getpid).values()) != before
+    assert sorted(seen) == [0, 1, 2, 3]
+
+
+def test_d10_in_one_process_the_loss_is_told() -> None:
+    error = RuntimeError("CUDA error: an illegal memory access was encountered")
+    tile_task.leave_broken_process(error)  # no worker here: nothing ends
+    failure = as_failure(error, where="tile 3")
+    assert (failure.code, failure.exit_code) == ("RS-005", 7)
+    assert "illegal memory access" in str(failure)
+    assert "tile 3" in failure.where
+
+
+def _work(folder: Path, number: int, what: str = "") -> int:
+    """A task that does its work, or dies of it: always, by a signal of its own, or stands still once."""
+    marker = folder / f"{number}"
+    with marker.open("a") as file:
+        file.write("x")
+    if what == "abort":
+        os.abort()
+    if what == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if what == "killed twice" and len(marker.read_text()) <= 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if what == "stands still once" and len(marker.read_text()) == 1:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    time.sleep(0.2)
+    return number
+
+
+def _run(folder: Path, special: dict[int, str], *, count: int = 12, stuck_after_s: float = 300) -> tuple[Any, Any, Any]:
+    """Tasks on two worker processes: what was done, what failed, what was told."""
+    done: list[int] = []
+    failed: dict[int, BaseException] = {}
+    told: list[Event] = []
+    tasks = iter(
+        Task(
+            name=f"task {number}",
+            function=_work,
+            arguments=(folder, number, special.get(number, "")),
+            on_done=done.append,
+            on_failed=functools.partial(failed.__setitem__, number),
+        )
+        for number in range(count)
+    )
+    watch = Watch(stop=StopFlag(), tell=told.append, stuck_after_s=stuck_after_s, dump_to=folder)
+    with connect(make_settings({"workers": 2})) as connection:
+        run_tasks(connection, lambda: next(tasks, None), watch=watch)
+    return done, failed, told
+
+
+def test_a8_a_tile_that_crashes_workers_fails_alone_and_is_named(tmp_path: Path) -> None:
+    done, failed, _ = _run(tmp_path, {3: "abort", 7: "killed"})
+    assert sorted(done) == [0, 1, 2, 4, 5, 6, 8, 9, 10, 11]
+    assert set(failed) == {3, 7}
+    assert (failed[3].code, failed[3].exit_code) == ("RS-008", 7)
+    assert "SIGABRT" in str(failed[3])
+    assert failed[7].code == "RS-003"
+    assert len((tmp_path / "3").read_text()) == 3  # on two workers, then once by itself
+
+
+def test_a9_a_tile_that_was_killed_on_two_workers_is_computed_by_itself(tmp_path: Path) -> None:
+    done, failed, _ = _run(tmp_path, {5: "killed twice"})
+    assert sorted(done) == list(range(12))
+    assert not failed
+
+
+def test_a10_workers_that_stand_still_are_started_anew(tmp_path: Path) -> None:
+    done, failed, told = _run(tmp_path, {4: "stands still once", 5: "stands still once"}, stuck_after_s=1)
+    assert sorted(done) == list(range(12))
+    assert not failed
+    assert any("nothing has moved" in getattr(event, "text", "") for event in told)
+    seen = json.loads((tmp_path / "stuck-1.json").read_text())
+    assert {"task 4", "task 5"} & set(seen["running"])
+    assert len(seen["workers"]) == 2
+
+
+class _Scene:
+    name = "scene"
+
+
+class _Job:
+    key = "job"
+    scene = _Scene()
+
+
+def _watch(folder: Path, *, stuck_after_s: float = 300) -> Watch:
+    return Watch(stop=StopFlag(), tell=silent, stuck_after_s=stuck_after_s, dump_to=folder)
+
+
+def _record(index: int, attempt: int) -> TileRecord:
+    return TileRecord(
+        tile=index, kind="empty", mask_sha256=None, plan_id="plan", seconds=0.0, valid_px=0, attempt=attempt
+    )
+
+
+def _two_workers() -> LocalCluster:
+    return LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address="127.0.0.1:0"
+    )

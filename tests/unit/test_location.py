@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+
+from pipeline.access import Access, is_anonymous
+from pipeline.errors import UsageError
+from pipeline.location import Location, is_remote, parse_location
+
+
+@pytest.mark.parametrize(
+    ("text", "shown", "name", "suffix"),
+    [
+        ("s3://bucket/a/b.TIF", "s3://bucket/a/b.TIF", "b.TIF", ".tif"),
+        ("S3://bucket/a b/ü?x.tif", "s3://bucket/a b/ü?x.tif", "ü?x.tif", ".tif"),
+        ("https://host:8443/a/b.tif?sig=1#frag", "https://host:8443/a/b.tif", "b.tif", ".tif"),
+        ("http://host", "http://host/", "", ""),
+        (Path("s3://bucket/a.tif"), "s3://bucket/a.tif", "a.tif", ".tif"),
+    ],
+)
+def test_addresses_are_understood(text: str | Path, shown: str, name: str, suffix: str) -> None:
+    location = parse_location(text)
+    assert (str(location), location.name, location.suffix) == (shown, name, suffix)
+    assert pickle.loads(pickle.dumps(location)) == location
+
+
+def test_a_query_is_asked_for_but_never_shown() -> None:
+    location = parse_location("https://host/a b.tif?sig=canary&se=2")
+    assert location.target == "/a%20b.tif?sig=canary&se=2"
+    assert "canary" not in f"{location} {location!r}"
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("gs://bucket/a.tif", "CF-050"),
+        ("s3://", "CF-050"),
+        ("s3://b/a.tif", "CF-050"),
+        ("https:///a.tif", "CF-050"),
+        ("https://host:port/a.tif", "CF-050"),
+        ("https://host/a\n.tif", "CF-050"),
+        ("https://me:canary@host/a.tif", "CF-051"),
+    ],
+)
+def test_other_addresses_are_refused(text: str, code: str) -> None:
+    assert is_remote(text)
+    with pytest.raises(UsageError, match=code) as caught:
+        parse_location(text)
+    assert "canary" not in caught.value.block()
+
+
+@pytest.mark.parametrize("text", ["a.tif", "/a/b.tif", "C:/a.tif", "s3.tif", "dir/s3:x", Path("x")])
+def test_paths_are_no_addresses(text: str | Path) -> None:
+    assert not is_remote(text)
+
+
+def test_a_name_under_a_prefix() -> None:
+    assert str(Location("s3", "bucket", "out/").child("mask.tif")) == "s3://bucket/out/mask.tif"
+    assert str(Location("s3", "bucket", "").child("mask.tif")) == "s3://bucket/mask.tif"
+
+
+def test_one_endpoint_is_spelled_for_three_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+    access = Access(endpoint="http://127.0.0.1:9000/").resolved()
+    gdal = access.gdal_options(Location("s3", "bucket", "a.tif"))
+    assert gdal.items() >= {
+        "AWS_S3_ENDPOINT": "127.0.0.1:9000", "AWS_HTTPS": "NO", "AWS_VIRTUAL_HOSTING": "FALSE",
+    }.items()  # fmt: skip
+    assert access.obstore_options()["endpoint"] == "http://127.0.0.1:9000"
+    assert access.botocore_options() == {"endpoint_url": "http://127.0.0.1:9000"}
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "https://storage.example.org")
+    assert Access().resolved().endpoint == "https://storage.example.org"
+    assert access.resolved() == access
+
+
+@pytest.mark.parametrize("endpoint", ["127.0.0.1:9000", "ftp://host", "http://me:canary@host", "http://host/bucket"])
+def test_other_endpoints_are_refused(endpoint: str) -> None:
+    with pytest.raises(UsageError, match="CF-054") as caught:
+        Access(endpoint=endpoint).resolved()
+    assert "canary" not in caught.value.block()
+
+
+def test_keys_come_from_environment_or_profile_else_requests_are_unsigned(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_NO_SIGN_REQUEST"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setattr("pipeline.access._is_amazons_machine", lambda: False)
+    assert is_anonymous()
+    assert Access().obstore_options()["skip_signature"]
+    (tmp_path / "credentials").write_text("[me]\naws_access_key_id = A\naws_secret_access_key = B\n")
+    (tmp_path / "config").write_text("[profile me]\nregion = eu-north-1\n")
+    monkeypatch.setenv("AWS_PROFILE", "me")
+    found = Access().obstore_options()
+    assert (found["access_key_id"], found["secret_access_key"], found["region"]) == ("A", "B", "eu-north-1")
+    monkeypatch.setenv("AWS_NO_SIGN_REQUEST", "YES")
+    assert Access().gdal_options(Location("s3", "b", "k"))["AWS_NO_SIGN_REQUEST"] == "YES"
