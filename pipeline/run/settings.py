@@ -180,8 +180,9 @@ class SegmentSettings(BaseModel):
     smooth: bool = False
     """Make straight diagonals of staircases, for both sides of an edge alike; before simplify."""
     simplify: Length | None = None
-    """Simplify polygons: corners whose triangle is smaller than the square of this go, in metres or as `1 px`; shared
-    edges move once for both sides, so that no gaps or overlaps appear. The mask stays as it is."""
+    """Simplify polygons: corners whose triangle is no larger than the square of this go, in metres or as `1 px`; shared
+    edges move once for both sides, so that no gaps or overlaps appear. Where three polygons meet, and where edges leave
+    the scene's rim, they stay. The mask stays as it is."""
     regularize: Names = ()
     """Classes, by name or number, whose polygons get straight walls and right angles (buildings): walls that touch stay
     shared and neighbours follow. Walls may be off by simplify, at least 1.5 px. The mask stays as it is."""

@@ -98,7 +98,7 @@ def vectorize_to_file(
     access: Access | None = None,
     **cleaning: Unpack[Cleaning],
 ) -> WrittenPolygons:
-    """The same, written to a file; in bounded memory unless polygons are simplified or regularized.
+    """The same, written to a file; in bounded memory unless polygons are regularized.
 
     Args:
         mask: As for `vectorize`.

@@ -9,7 +9,6 @@ from pipeline.vector.connect import connect_spool, touching_groups
 from pipeline.vector.fill import fill_spool
 from pipeline.vector.regularize import Grid, Outcome, Regularization, regularize_spool
 from pipeline.vector.simplify import simplify_spool
-from pipeline.vector.smooth import smooth_spool
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,10 +59,11 @@ class After:
             )  # fmt: skip
         groups = touching_groups(path, self.geobox.shape) if self.joins else None
         traced = path
-        if self.smooth:
-            path = smooth_spool(path, self.folder / "smooth.arrow", scene_hw=self.geobox.shape, by_class=self.by_class)
-        if self.tolerance_px is not None:
-            path = simplify_spool(path, self.folder / "simplified.arrow", self.tolerance_px, by_class=self.by_class)
+        if self.smooth or self.tolerance_px is not None:
+            path = simplify_spool(
+                path, self.folder / "simplified.arrow", scene_hw=self.geobox.shape, smooth=self.smooth,
+                tolerance_px=self.tolerance_px, by_class=self.by_class,
+            )  # fmt: skip
         outcome = None
         if self.regularize is not None:
             straight = self.folder / "regularized.arrow"

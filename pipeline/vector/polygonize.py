@@ -73,8 +73,8 @@ def polygonize(
         sieve: Regions below the minimum area take the class of the neighbour with the longest shared border, all at
             once, instead of being left out. Where bands are classes, they have no neighbours and are left out.
         smooth: Staircases become straight diagonals, for both sides of an edge alike.
-        simplify: Corners whose triangle is smaller than the square of this are taken away, shared edges once for both
-            sides; None leaves every pixel's edge.
+        simplify: Corners whose triangle is no larger than the square of this are taken away, shared edges once for
+            both sides; None leaves every pixel's edge.
         probabilities: File of the probabilities that were kept with the mask; polygons are then told how sure the
             network was.
         regularize: Polygons of these classes get straight walls and right angles where that keeps enough of what they
@@ -92,7 +92,7 @@ def polygonize(
         InputError: IN-030, not an integer type; IN-031, unreadable or not one band; IN-032, a class number too large;
             IN-016 and IN-033 to IN-035, masks that do not fit together; IN-036, probabilities of another mask.
         ResourceError: RS-002, the disk with `scratch` is full; RS-006 and RS-007, more polygons than can be
-            simplified, or put in order.
+            regularized, or put in order.
     """
     _check_options(min(min_area_m2, min_area_px, fill_holes_m2, fill_holes_px), tile_px, simplify, regularize)
     paths = [mask_path] if isinstance(mask_path, Path) else mask_path

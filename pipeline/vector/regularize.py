@@ -16,8 +16,8 @@ from scipy.sparse.csgraph import connected_components
 
 from pipeline.vector.lonlat import ToLonLat, is_on_earth
 from pipeline.vector.outlines import Outlines
-from pipeline.vector.simplify import coverages, read_whole, write_whole
 from pipeline.vector.walls import Arcs, Directions, Walls, choose_directions, measure_walls, place_corners
+from pipeline.vector.whole import coverages, read_whole, write_whole
 
 if TYPE_CHECKING:
     from pathlib import Path

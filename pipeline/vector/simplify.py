@@ -1,26 +1,23 @@
 """Simplification that keeps the coverage: an edge that two polygons share moves once, for both.
 
-Polygons need a vertex wherever three of them meet, which tracing with `nodes` gives.
+What becomes of an edge is known from the edge and from a map of all edges around it, so that each polygon is simplified
+by itself, batch after batch, and its neighbours come to the same (docs/adr/0016-arcs-by-themselves.md).
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-import numpy as np
 import pyarrow as pa
-import shapely
 
-from pipeline.errors import ResourceError, UsageError
+from pipeline.errors import UsageError
+from pipeline.vector.cracks import CrackMap
 from pipeline.vector.faults import disk_errors
-from pipeline.vector.spool import SpoolReader
+from pipeline.vector.rings import from_shapely
+from pipeline.vector.spool import SCHEMA, SpoolReader
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from numpy.typing import NDArray
-
-    from pipeline.vector.rings import Geometries
 
 
 class Tolerance(NamedTuple):
@@ -47,89 +44,43 @@ class Tolerance(NamedTuple):
         return self.value / pixel_m
 
 
-_MOST_BYTES = 256 << 20
-"""Outlines that are simplified at once. GEOS holds all edges of a coverage: 12 times as much (2.5 GB for 10.4 million
-vertices of 266 928 polygons), so at most 3.6 GB."""
+_MOST_AREA = (1 << 31) - 1
+"""Largest doubled area that is told from larger ones: 32 767 px of tolerance are as good as any more."""
 
 
-def simplify_coverage(polygons: Geometries, tolerance_px: float) -> Geometries:
-    """Polygons without corners whose triangle is smaller than the square of the tolerance.
-
-    Args:
-        polygons: A valid coverage in pixel coordinates: none overlap, neighbours share all vertices. Shape (polygon,).
-        tolerance_px: In pixels. 1 takes the steps of diagonal edges, 2 those of all slanting edges up to 1 : 8.
-
-    Returns:
-        As many polygons, in the same order: valid, none empty, again a coverage.
-
-    Source: Visvalingam and Whyatt 1993, on the edges of a coverage, as GEOS has it (`CoverageSimplifier`).
-    """
-    if not len(polygons):
-        return polygons
-    return np.asarray(shapely.coverage_simplify(polygons, tolerance_px, simplify_boundary=True))
-
-
-def simplify_spool(path: Path, target: Path, tolerance_px: float, *, by_class: bool) -> Path:
-    """Write a spool whose polygons are simplified, `target`; what was measured of them before stays.
+def simplify_spool(
+    path: Path, target: Path, *, scene_hw: tuple[int, int], smooth: bool, tolerance_px: float | None, by_class: bool
+) -> Path:
+    """Write a spool whose polygons have fewer corners, `target`; what was measured of them before stays.
 
     Args:
-        path: The spool.
-        target: The new one, in canonical order.
-        tolerance_px: See `simplify_coverage`.
+        path: The spool; outlines follow pixels, with a vertex wherever three regions meet.
+        target: The new one; polygons lie in it as they did, those of one tile together.
+        scene_hw: Height and width of the mask.
+        smooth: Cut every corner of an edge between two regions half a pixel before and after it, so that staircases
+            become straight; where three regions meet, or two touch at a corner, and at the scene's rim nothing moves.
+        tolerance_px: Then corners go whose triangle is no larger than the square of this, junctions excepted. 1 takes
+            the steps of diagonal edges, 2 those of all slanting edges up to 1 : 8. None for no more.
         by_class: Classes overlap, so that each is a coverage of its own.
 
     Raises:
-        ResourceError: RS-006, more than can be simplified at once; RS-002, the disk is full.
-    """
-    table, polygons = read_whole(path)
-    for group in coverages(table, by_class=by_class):
-        polygons[group] = simplify_coverage(polygons[group], tolerance_px)
-    return write_whole(table, polygons, target)
-
-
-def read_whole(path: Path) -> tuple[pa.Table, Geometries]:
-    """All of a spool in canonical order, and its polygons.
-
-    Raises:
-        ResourceError: RS-006, more than can be worked on at once.
-    """
-    with SpoolReader(path) as reader:
-        _refuse_too_many(reader, path)
-        table = reader.whole()
-    return table, np.asarray(shapely.from_wkb(table.column("wkb").to_numpy(zero_copy_only=False)))
-
-
-def coverages(table: pa.Table, *, by_class: bool) -> list[NDArray[np.bool_]]:
-    """Which rows of a table do not overlap: all, or those of each class."""
-    class_ids = table.column("class_id").to_numpy()
-    return [class_ids == value for value in np.unique(class_ids)] if by_class else [np.ones(len(class_ids), bool)]
-
-
-def write_whole(table: pa.Table, polygons: Geometries, target: Path) -> Path:
-    """A spool with other polygons in a table's rows.
-
-    Raises:
         ResourceError: RS-002, the disk is full.
+
+    Law: as many polygons as before, all valid, none empty; a coverage stays one (properties/test_vector_simplify.py).
+    Source: Visvalingam and Whyatt 1993, for the order in which corners go.
     """
-    wkb = shapely.to_wkb(polygons, byte_order=1)
-    sizes = np.fromiter(map(len, wkb), np.int64, len(wkb))
-    for name, column in (("wkb", pa.array(wkb, pa.large_binary())), ("num_bytes", pa.array(sizes))):
-        at = table.schema.get_field_index(name)
-        table = table.set_column(at, table.schema.field(at), column)
-    with disk_errors(target), pa.ipc.new_file(str(target), table.schema) as file:
-        file.write_table(table, max_chunksize=8192)
+    limit = -1 if tolerance_px is None else _doubled_area(tolerance_px * (2 if smooth else 1))
+    with SpoolReader(path) as reader, disk_errors(target), pa.ipc.new_file(str(target), SCHEMA) as file:
+        for order in reader.coverages(by_class=by_class):
+            cracks = CrackMap(target.with_suffix(".cracks"), scene_hw)
+            for batch in reader.iter_batches(order=order):
+                cracks.draw(from_shapely(batch.polygons))
+            for batch in reader.iter_batches(order=order):
+                rings = cracks.simpler(from_shapely(batch.polygons), smooth=smooth, limit=limit)
+                file.write_batch(batch.record(rings.to_shapely()))
     return target
 
 
-def _refuse_too_many(reader: SpoolReader, path: Path) -> None:
-    nbytes = int(np.sum(reader.column("num_bytes"), dtype=np.int64))
-    if nbytes > _MOST_BYTES:
-        raise ResourceError(
-            f"{len(reader)} polygons with {nbytes // 16:,} vertices are more than can be simplified or "
-            f"regularized at once ({_MOST_BYTES // 16:,} vertices)",
-            code="RS-006",
-            title="Too many polygons to simplify",
-            where=str(path.parent),
-            fix="drop small ones with --min-area, take the classes one by one with `scenemask vectorize --only`, or "
-            "leave --simplify and --regularize out",
-        )
+def _doubled_area(side: float) -> int:
+    """Of the triangle of a corner that just goes."""
+    return int(min(2 * side * side, _MOST_AREA))

@@ -312,6 +312,13 @@ class SpoolReader:
             yield self._rows(order[start:stop])
             start = stop
 
+    def coverages(self, *, by_class: bool) -> list[NDArray[np.intp]]:
+        """Rows of the polygons that do not overlap, all or those of each class, in the order in which they lie here."""
+        classes = self.column("class_id")
+        return (
+            [np.flatnonzero(classes == value) for value in np.unique(classes)] if by_class else [np.arange(len(self))]
+        )
+
     def close(self) -> None:
         """Let go of the file."""
         self._batches = []

@@ -1,7 +1,7 @@
 """`make bench-polygons`: `scenemask vectorize` on large masks and on noise, as a process of its own.
 
-python -m tests.bench.polygons [--only equal memory noise]
-    [--equal-size 16384] [--memory-size 32768] [--noise-size 4096]
+python -m tests.bench.polygons [--only equal memory noise simplify geos]
+    [--equal-size 16384] [--memory-size 32768] [--noise-size 4096] [--simplify-size 32768] [--geos-size 8192]
 """
 
 from __future__ import annotations
@@ -22,11 +22,17 @@ import rasterio.features
 import shapely
 from affine import Affine
 
+from pipeline.vector.cracks import CrackMap
+from pipeline.vector.join import iter_regions
+from pipeline.vector.rings import from_shapely
+from pipeline.vector.seams import Cells
 from tests.bench.common import OUT, publish
 from tests.bench.vectors import realistic_mask
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from pipeline.vector.rings import Geometries
 
     Mask = NDArray[np.uint8]
     Rows = list[tuple[str, str, str]]
@@ -135,15 +141,76 @@ def measure_noise(side: int) -> tuple[Rows, dict[str, object]]:
     return rows, facts
 
 
+def measure_simplify(side: int) -> tuple[Rows, dict[str, object]]:
+    """Simplified, smoothed, and both: peak memory and time of the whole command."""
+    rows: Rows = []
+    facts: dict[str, object] = {}
+    for options in ((), ("--simplify", "1 px"), ("--smooth",), ("--smooth", "--simplify", "2 px")):
+        status, peak, seconds, said = vectorized(large_mask(side), *options)
+        assert status == 0, said
+        name = " ".join(options) or "as traced"
+        facts[name] = {"seconds": seconds, "peak_gb": peak, "said": said}
+        rows.append(
+            (f"{side}², {name}: peak memory of `vectorize`", f"**{peak:.2f} GB** ({seconds:.0f} s)", "≤ 1.5 GB")
+        )
+    return rows, facts
+
+
+def measure_geos(side: int) -> tuple[Rows, dict[str, object]]:
+    """Ours against `shapely.coverage_simplify`, both from polygons to polygons in memory."""
+    with rasterio.open(large_mask(side)) as file:
+        mask = file.read(1)
+    whole = iter_regions(
+        lambda w: Cells(mask[w.slices_in(w)], mask != _NODATA), (side, side), tile_hw=(side, side), nodes=True
+    )
+    polygons = np.concatenate([regions.polygons for regions in whole])
+    rows: Rows = []
+    facts: dict[str, object] = {}
+    for tolerance in (1.0, 3.0):
+        took, corners = {}, {}
+        for name, work in (("geos", _by_geos), ("ours", _by_us)):
+            started = time.perf_counter()
+            found = work(polygons, tolerance, side)
+            took[name], corners[name] = time.perf_counter() - started, int(shapely.get_num_coordinates(found).sum())
+            assert shapely.is_valid(found).all()
+        assert shapely.coverage_is_valid(found)
+        facts[f"{tolerance:g} px"] = {"seconds": took, "corners": corners}
+        ratio, more = took["geos"] / took["ours"], corners["ours"] / corners["geos"] - 1
+        seconds = f"**{ratio:.1f}** ({took['geos']:.1f} s ÷ {took['ours']:.1f} s)"
+        rows += [
+            (f"{side}², {len(polygons):,} polygons, {tolerance:g} px: coverage_simplify ÷ ours", seconds, "> 1"),
+            ("— corners more than GEOS leaves", f"{100 * more:.1f} %", "≤ 20 %"),
+        ]
+    return rows, facts
+
+
+def _by_geos(polygons: Geometries, tolerance: float, _: int) -> Geometries:
+    return np.asarray(shapely.coverage_simplify(polygons, tolerance, simplify_boundary=True))
+
+
+def _by_us(polygons: Geometries, tolerance: float, side: int) -> Geometries:
+    rings, cracks = from_shapely(polygons), CrackMap(OUT / "bench.cracks", (side, side))
+    cracks.draw(rings)
+    return cracks.simpler(rings, smooth=False, limit=int(2 * tolerance**2)).to_shapely()
+
+
 def main() -> None:
     """Measure and publish, part by part."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--only", nargs="+", default=["equal", "memory", "noise"])
+    parser.add_argument("--only", nargs="+", default=["equal", "memory", "noise", "simplify", "geos"])
     parser.add_argument("--equal-size", type=int, default=16384)
     parser.add_argument("--memory-size", type=int, default=32768)
     parser.add_argument("--noise-size", type=int, default=4096)
+    parser.add_argument("--simplify-size", type=int, default=32768)
+    parser.add_argument("--geos-size", type=int, default=8192)
     given = parser.parse_args()
-    measures = {"equal": measure_equal, "memory": measure_memory, "noise": measure_noise}
+    measures = {
+        "equal": measure_equal,
+        "memory": measure_memory,
+        "noise": measure_noise,
+        "simplify": measure_simplify,
+        "geos": measure_geos,
+    }
     for kind in given.only:
         side = getattr(given, f"{kind}_size")
         rows, facts = measures[kind](side)

@@ -14,9 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import ResourceError, UsageError
-from pipeline.vector import Regularization, Tolerance, polygonize, simplify, to_geodataframe, write_polygons
+from pipeline.vector import Regularization, Tolerance, polygonize, to_geodataframe, whole, write_polygons
 from pipeline.vector.regularize import Grid, regularize_coverage
-from pipeline.vector.simplify import simplify_coverage
 from tests.properties.test_vector_law import NODATA, masks
 from tests.properties.test_vector_simplify import _coverage
 from tests.unit.vector.masks import GRIDS, blobs, write_mask
@@ -81,7 +80,7 @@ def test_a_coverage_stays_one_for_any_tiling(
     traced = _coverage(mask, tile)
     if not len(traced):
         return
-    before = simplify_coverage(traced, 1.0) if simple else traced
+    before = shapely.coverage_simplify(traced, 1.0) if simple else traced
     middles = shapely.get_coordinates(shapely.point_on_surface(traced)).astype(int)
     buildings = mask[middles[:, 1], middles[:, 0]] <= most
     grid = Grid(shape=(mask.shape[0], mask.shape[1]), aspect=1.0)
@@ -206,7 +205,7 @@ def test_neighbours_of_another_class_follow() -> None:
     middles = shapely.get_coordinates(shapely.point_on_surface(traced)).astype(int)
     buildings = mask[middles[:, 1], middles[:, 0]] == 1
     done = regularize_coverage(
-        traced, simplify_coverage(traced, 1.5), buildings, grid=Grid(shape=(200, 200), aspect=1.0), min_iou=0.8,
+        traced, shapely.coverage_simplify(traced, 1.5), buildings, grid=Grid(shape=(200, 200), aspect=1.0), min_iou=0.8,
         tolerance_px=1.5,
     )  # fmt: skip
     assert not done.kept.any()
@@ -230,7 +229,7 @@ def test_walls_are_shared_in_files_too(tmp_path: Path, suffix: str) -> None:
 
 def test_more_than_fits_is_refused_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_mask(tmp_path / "m.tif", blobs(150))
-    monkeypatch.setattr(simplify, "_MOST_BYTES", 1000)
+    monkeypatch.setattr(whole, "_MOST_BYTES", 1000)
     with pytest.raises(ResourceError, match=r"RS-006.*--regularize"):
         polygonize(path, scratch=tmp_path / "s", regularize=Regularization(frozenset({1}), 0.8))
     assert list((tmp_path / "s").iterdir()) == []
