@@ -19,9 +19,9 @@ from pipeline.errors import ModelError, OutputError
 from pipeline.grid import Window
 from pipeline.infer import TileResult
 from pipeline.model import ModelSpec, Scaling, model_from_module
+from pipeline.run import basis as basis_module
 from pipeline.run import choose as choose_module
 from pipeline.run import demand as demand_module
-from pipeline.run import plan as plan_module
 from pipeline.run import segment as segment_module
 from pipeline.run import verify as verify_module
 from pipeline.run.compare import Difference, compare
@@ -100,13 +100,13 @@ def test_one_output_with_a_threshold_passes(scene: Path, tmp_path: Path, budget:
 def test_a_halo_one_stride_short_ends_the_run(
     scene: Path, unet: sm.Model, tmp_path: Path, budget: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = plan_module._halo
+    right = basis_module._halo
 
     def short(*args: Any) -> tuple[int, str]:
         halo, reason = right(*args)
         return halo - unet.traits.stride, reason
 
-    monkeypatch.setattr(plan_module, "_halo", short)
+    monkeypatch.setattr(basis_module, "_halo", short)
     with pytest.raises(ModelError, match="MD-013") as caught:
         _run(scene, unet, tmp_path)
     assert caught.value.exit_code == 4
