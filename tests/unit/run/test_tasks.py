@@ -146,7 +146,8 @@ def test_a8_a_tile_that_crashes_workers_fails_alone_and_is_named(tmp_path: Path)
     assert (failed[3].code, failed[3].exit_code) == ("RS-008", 7)
     assert "SIGABRT" in str(failed[3])
     assert failed[7].code == "RS-003"
-    assert len((tmp_path / "3").read_text()) == 3  # on two workers, then once by itself
+    # On two workers, or on one and in the queue of another that died; then once by itself.
+    assert 2 <= len((tmp_path / "3").read_text()) <= 3
 
 
 def test_a9_a_tile_that_was_killed_on_two_workers_is_computed_by_itself(tmp_path: Path) -> None:
