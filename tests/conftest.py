@@ -27,15 +27,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--run-slow", action="store_true", help="run tests marked slow")
 
 
-@pytest.hookimpl(tryfirst=True)  # before groups are looked at
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     slow = pytest.mark.skip(reason="slow; enable with --run-slow")
     real = pytest.mark.skip(reason=f"real scenes not found beside the checkout ({REAL_DATA.name}/)")
     for item in items:
         if "slow" in item.keywords and not config.getoption("--run-slow"):
             item.add_marker(slow)
-        if "slurm" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("slurm"))  # it has the same ports in each process of the tests
         if "real" in item.keywords and not REAL_DATA.is_dir():
             item.add_marker(real)
 

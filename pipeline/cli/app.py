@@ -149,6 +149,10 @@ def batch(
     from pipeline.run.share import Share
 
     given = given_settings(settings, config)
+    if array is None and (sbatch or dry_run):
+        raise click.UsageError("--sbatch and --dry-run belong to --array")
+    if array is not None and share is not None:
+        raise click.UsageError("--array gives each task its --share; leave that out")
     if array is not None:
         submitted = submit_array(
             scenes,
@@ -160,6 +164,8 @@ def batch(
             dry_run=dry_run,
             lists=lists,
             asset=asset,
+            max_failures=max_failures,
+            retry_failed=retry_failed,
             **given,
         )
         if as_json:

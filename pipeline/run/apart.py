@@ -8,10 +8,12 @@ Both are files in a private folder of the process that waits: a pickled call, an
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,15 +35,16 @@ def run_apart(function: Callable[..., Any], *arguments: object) -> Any:
     with tempfile.TemporaryDirectory(prefix="scenemask-apart-") as folder:
         asked, answered = Path(folder) / "asked", Path(folder) / "answered"
         asked.write_bytes(dumps((function, arguments)))
-        ended = subprocess.run(  # noqa: S603 - our own module, with files of our own
+        process = subprocess.Popen(  # noqa: S603 - our own module, with files of our own
             [sys.executable, "-m", "pipeline.run.apart", str(asked), str(answered)],
-            check=False,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,  # whose end tells it that nobody waits any more
             stdout=subprocess.DEVNULL,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
+        with process:
+            status = process.wait()
         if not answered.exists():
-            raise _died(ended.returncode)
+            raise _died(status)
         succeeded, answer = loads(answered.read_bytes())
     if succeeded:
         return answer
@@ -70,6 +73,7 @@ def _died(status: int) -> ResourceError:
 def _main(asked: str, answered: str) -> None:
     from pipeline.run.travel import portable  # noqa: PLC0415 - this module is also run by itself
 
+    threading.Thread(target=_end_with_parent, args=(Path(asked).parent,), daemon=True).start()
     function, arguments = loads(Path(asked).read_bytes())
     try:
         answer: tuple[bool, object] = (True, function(*arguments))
@@ -79,6 +83,13 @@ def _main(asked: str, answered: str) -> None:
     making = Path(answered).with_suffix(".making")
     making.write_bytes(dumps(answer))
     making.rename(answered)
+
+
+def _end_with_parent(folder: Path) -> None:
+    """Once the process that waits is gone, so is the reason for this one."""
+    sys.stdin.buffer.read()
+    shutil.rmtree(folder, ignore_errors=True)
+    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -66,6 +66,8 @@ def submit_array(
     dry_run: bool = False,
     lists: Sequence[Path] = (),
     asset: str | None = None,
+    max_failures: int | None = None,
+    retry_failed: bool = False,
     **options: Any,
 ) -> Submitted:
     """Freeze a batch, write its job scripts and submit them.
@@ -80,6 +82,8 @@ def submit_array(
         dry_run: Submit nothing.
         lists: As for `batch`.
         asset: As for `batch`.
+        max_failures: As for `batch`, in each task.
+        retry_failed: As for `batch`.
         **options: Fields of `SegmentSettings`.
 
     Raises:
@@ -103,6 +107,8 @@ def submit_array(
     atomic_write_bytes(given, _as_yaml(settings))
     command = [sys.executable, "-m", "pipeline", "batch", "-m", str(Path(model).absolute()), "-o", str(frozen.root)]
     command += ["--config", str(given)]
+    command += ["--retry-failed"] * retry_failed
+    command += [] if max_failures is None else ["--max-failures", str(max_failures)]
     name = re.sub(r"[^A-Za-z0-9_.-]", "-", frozen.root.name) or "batch"
     common = {"name": f"scenemask-{name}", "logs": shlex.quote(str(logs)), "options": _directives(sbatch_options)}
     share = f'--share "$SLURM_ARRAY_TASK_ID/{tasks}" --split {by}'
@@ -111,14 +117,19 @@ def submit_array(
     jobs = None
     if not dry_run:
         first = _submit([str(array)])
-        jobs = first, _submit([f"--dependency=afterany:{first}", str(end)])
+        try:
+            jobs = first, _submit([f"--dependency=afterany:{first}", str(end)])
+        except InfrastructureError:
+            subprocess.run(["scancel", first], check=False)  # noqa: S603, S607 - beside sbatch; an array alone has no end
+            raise
     return Submitted(scripts=(array, end), jobs=jobs, scenes=len(frozen.rows), tasks=tasks, split=by, logs=logs)
 
 
 def _as_yaml(settings: SegmentSettings) -> bytes:
     """The settings that were given, for each task to find its own defaults of the others."""
     told = settings.model_dump(mode="json", include=settings.model_fields_set)
-    return yaml.safe_dump({"cluster": "local", **{k: v for k, v in told.items() if k != "cluster"}}).encode()
+    cluster = "cuda" if settings.cluster == "cuda" else "local"  # a task has its own node, and starts nothing elsewhere
+    return yaml.safe_dump({**told, "cluster": cluster}).encode()
 
 
 def _refuse_options(options: Sequence[str]) -> None:

@@ -15,6 +15,7 @@ from pipeline.run.events import Listener, silent
 from pipeline.run.freeze import freeze_batch
 from pipeline.run.settings import make_settings
 from pipeline.run.stop import stop_on_signals
+from pipeline.store import open_files_as_error
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,6 +36,8 @@ class BatchResult:
     root: Path
     by_tiles: bool
     """Whether only tiles were computed, and scenes are left for a run that makes their files."""
+    passed_on: int
+    """Scenes that other processes hold."""
     counts: dict[str, int]
     """`done`, `empty`, `failed`, `left`."""
     failures: tuple[Outcome, ...]
@@ -44,7 +47,7 @@ class BatchResult:
     @property
     def exit_code(self) -> int:
         """0 when every scene is done; 6 when some failed or are left."""
-        left = 0 if self.by_tiles else self.counts["left"]
+        left = self.passed_on if self.by_tiles else self.counts["left"]
         return 6 if self.counts["failed"] or left else 0
 
     def to_dict(self) -> dict[str, Any]:
@@ -57,6 +60,7 @@ class BatchResult:
         }
 
 
+@open_files_as_error()
 def batch(
     scenes: Sequence[str | Path],
     model: Model | str | Path,
@@ -114,6 +118,7 @@ def batch(
     return BatchResult(
         root=frozen.root,
         by_tiles=by_tiles is not None,
+        passed_on=work.passed_on,
         counts=work.tally(),
         failures=tuple(work.failures()),
         summary_path=frozen.root / "batch.json",

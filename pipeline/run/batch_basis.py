@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import os
-import secrets
+import dataclasses
 from typing import TYPE_CHECKING
 
 from pipeline.infer import resolve_device
 from pipeline.run.basis import Basis
+from pipeline.run.demand import room_of
 from pipeline.run.plan_there import basis_of_a_worker
-from pipeline.run.resolve import resolve_scene
 from pipeline.run.workers import device_wanted, on_this_machine
-from pipeline.store import atomic_write_bytes, read_json
+from pipeline.store import keep_first, read_json
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from pipeline.model import Model
     from pipeline.run.cluster import Connection
     from pipeline.run.settings import SegmentSettings
+    from pipeline.scene import Scene
 
 _FILE = "basis.json"
 
@@ -31,36 +31,37 @@ def batch_device(settings: SegmentSettings) -> str:
 
 
 def batch_basis(
-    connection: Connection, scene: str, model: Model, settings: SegmentSettings, *, folder: Path, num_pixels: int
+    connection: Connection,
+    scene: Scene,
+    model: Model,
+    settings: SegmentSettings,
+    *,
+    folder: Path,
+    num_pixels: int,
+    check_stop: Callable[[], None],
 ) -> Basis:
     """The basis that the batch was begun on, or a new one; of several processes that find one, the first one's counts.
 
     Args:
         connection: Whose workers will do the work.
-        scene: Path of the scene on which precisions are compared.
+        scene: On which precisions are compared.
         model: The model.
-        settings: What was asked for.
+        settings: What was asked for; `memory` replaces what the basis was found with, for scenes yet to be planned.
         folder: The batch's records.
         num_pixels: Of all scenes that are left.
+        check_stop: Called while a worker finds it; may raise.
+
+    Raises:
+        UsageError: CF-020, the batch was begun on a GPU, and there is none.
     """
     path = folder / _FILE
     if not path.exists():
-        found = basis_of_a_worker(
-            connection, resolve_scene(scene, model, settings), model, settings, num_pixels=num_pixels
-        )
-        _keep_first(path, json.dumps(found.to_json()).encode())
-    return Basis.from_json(dict(read_json(path) or {}))
-
-
-def _keep_first(path: Path, data: bytes) -> None:
-    """Write `path` unless it is there by now."""
-    made = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    atomic_write_bytes(made, data)
-    try:
-        os.link(made, path)
-    except FileExistsError:
-        pass
-    except OSError:  # a file system without links: the last one counts
-        made.replace(path)
-    finally:
-        made.unlink(missing_ok=True)
+        found = basis_of_a_worker(connection, scene, model, settings, num_pixels=num_pixels, check_stop=check_stop)
+        keep_first(path, found.to_json())
+    basis = Basis.from_json(dict(read_json(path) or {}))
+    device = basis.engine.spec.device
+    if not on_this_machine(settings):
+        return basis
+    if device == "cuda":
+        resolve_device("cuda")
+    return basis if settings.memory is None else dataclasses.replace(basis, room=room_of(settings, device))

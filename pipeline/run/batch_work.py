@@ -9,13 +9,15 @@ import contextlib
 import functools
 import math
 import random
+import secrets
+import shutil
 import time
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import Interrupted, OutputError, PipelineError
+from pipeline.errors import InputError, Interrupted, OutputError, PipelineError
 from pipeline.run.batch_basis import batch_basis, batch_device
 from pipeline.run.cluster import admit, connect
 from pipeline.run.events import BatchAdvanced, BatchStarted, Event, Listener, Notice, SceneEnded
@@ -30,7 +32,7 @@ from pipeline.run.resolve import resolve_scene
 from pipeline.run.scene_run import Ongoing, SceneRun, adopt, begin, commit, inspect_for, prepare
 from pipeline.run.tasks import Task, Watch, run_tasks
 from pipeline.run.tile_task import forget
-from pipeline.store import RunLock, create_output_folder
+from pipeline.store import RunLock, create_output_folder, foreign_output, private_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -51,7 +53,7 @@ if TYPE_CHECKING:
 _LOOKING_THREADS = 8
 _MOST_OPEN = 256
 """Scenes that are locked at a time."""
-_HELD_ELSEWHERE = "OU-002"
+_HELD_ELSEWHERE = frozenset({"OU-002", "OU-003"})
 _PATIENCE_S = 600.0
 """For the lock of a scene whose tiles are shared: each holder only makes or reads a plan."""
 
@@ -91,6 +93,8 @@ class BatchWork:
     tiles_of: Share | None = None
     """Compute only these tiles of each scene, beside others who compute theirs; nobody then makes files."""
     listener: Listener
+    passed_on: int = 0
+    """Scenes that another process holds."""
     _pixels: dict[str, int] = field(default_factory=dict)
     """Name -> pixels of the scenes that can be opened."""
     _left: deque[SceneRow] = field(default_factory=deque)
@@ -153,6 +157,8 @@ class BatchWork:
                 return math.prod(resolve_scene(row.scene, self.model, self.settings).geobox.shape)
             except PipelineError as error:
                 return error
+            except Exception as error:  # noqa: BLE001 - one scene's, not the batch's
+                return _bug(error)
 
         with ThreadPoolExecutor(_LOOKING_THREADS) as pool:
             found = list(pool.map(look, rows))
@@ -165,18 +171,21 @@ class BatchWork:
 
     def _compute(self, stop: StopFlag, total_px: int) -> None:
         folder = self.outcomes.folder
-        connecting = connect(
-            self.settings,
-            device=batch_device(self.settings),
-            folders=(folder,),
-            check_stop=lambda: stop.raise_if_set("nothing was computed"),
-        )
-        with connecting as connection:
-            largest = max(self._left, key=lambda row: self._pixels[row.name])
-            basis = batch_basis(
-                connection, largest.scene, self.model, self.settings, folder=folder, num_pixels=total_px
+        scratch = () if self.settings.scratch is None else (private_folder(self.settings.scratch, option="--scratch"),)
+        with contextlib.ExitStack() as stack:
+            mine = private_folder(folder / f"process-{secrets.token_hex(8)}")  # keys of a cluster that is started
+            stack.callback(shutil.rmtree, mine, ignore_errors=True)
+            connecting = connect(
+                self.settings,
+                device=batch_device(self.settings),
+                folders=(mine,),
+                check_stop=lambda: stop.raise_if_set("nothing was computed"),
             )
-            admit(connection, self.settings, engine=basis.engine.spec)
+            connection = stack.enter_context(connecting)
+            basis = self._basis(connection, total_px, stop)
+            if basis is None:
+                return
+            admit(connection, self.settings, engine=basis.engine.spec, folders=scratch)
             self._crew = _Crew(connection=connection, model=connection.share(self.model), basis=basis, stop=stop)
             watch = Watch(stop=stop, tell=self.listener, stuck_after_s=self.settings.stuck_after, dump_to=folder)
             try:
@@ -185,6 +194,27 @@ class BatchWork:
                 with contextlib.suppress(OSError, TimeoutError, RuntimeError):
                     connection.client.run(abandon)
                     connection.client.run(forget)
+
+    def _basis(self, connection: Connection, total_px: int, stop: StopFlag) -> Basis | None:
+        """What all scenes are planned on, sampled on the largest that can be read; None where none can."""
+        while self._left:
+            row = max(self._left, key=lambda row: self._pixels[row.name])
+            try:
+                return batch_basis(
+                    connection,
+                    resolve_scene(row.scene, self.model, self.settings),
+                    self.model,
+                    self.settings,
+                    folder=self.outcomes.folder,
+                    num_pixels=total_px,
+                    check_stop=lambda: stop.raise_if_set("nothing was computed"),
+                )
+            except PipelineError as error:
+                if not isinstance(error, InputError) and not error.code.startswith("ST-"):
+                    raise
+                self._left.remove(row)
+                self._end(self._failure(row, error))
+        return None
 
     def _next(self) -> Task | None:
         """What a worker does next: end a scene, else a tile; scenes are opened ahead of the need."""
@@ -230,6 +260,8 @@ class BatchWork:
                 raise
             except PipelineError as error:
                 self._end(self._failure(row, error))
+            except Exception as error:  # noqa: BLE001 - a disk that was away for a moment costs one scene, not the batch
+                self._end(self._failure(row, _bug(error)))
 
     def _locked(self, scratch: Path) -> RunLock:
         """The scene's lock; those who share its tiles hold it for a moment each, and wait for each other."""
@@ -240,6 +272,8 @@ class BatchWork:
             except OutputError:
                 if self.tiles_of is None or time.monotonic() > until:
                     raise
+                assert self._crew is not None
+                self._crew.stop.raise_if_set("finished tiles are kept")
                 time.sleep(random.uniform(0.2, 1.0))  # noqa: S311 - so that they do not come all at once again
             else:
                 return lock
@@ -252,6 +286,8 @@ class BatchWork:
 
     def _ended_before(self, row: SceneRow, run: SceneRun, state: OutputState) -> None:
         record: dict[str, Any] = dict(state.run or {})
+        if "identity" not in record or "status" not in record:
+            raise foreign_output(run.out_dir, state)
         refuse_differences(record["identity"], run.identity, explicit=run.explicit, where=run.out_dir)
         finish_cleaning(run.out_dir)
         self._end(self._success(row, record, seconds=0.0))
@@ -262,6 +298,8 @@ class BatchWork:
         ongoing = adopt(run, scratch, overwrite=False, alone=self.tiles_of is None)
         if ongoing is None:
             ongoing = begin(run, plan_from(run.scene, self.model, run.settings, self._crew.basis), scratch)
+        if self.tiles_of is not None:
+            lock.release()
         missing = ongoing.read_ledger(self._crew.stop, share=self.tiles_of)
         member = _Member(row=row, ongoing=ongoing, lock=lock, since=time.monotonic())
         member.feed = TileFeed(
@@ -328,6 +366,9 @@ class BatchWork:
         except PipelineError as error:
             self._fail(member, error)
             return
+        except Exception as error:  # noqa: BLE001 - one scene's, not the batch's
+            self._fail(member, _bug(error))
+            return
         self._close(member)
         self._end(self._success(member.row, record, seconds=seconds))
 
@@ -364,7 +405,8 @@ class BatchWork:
 
     def _end(self, outcome: Outcome) -> None:
         """Record and tell how a scene ended; one that another process holds has not."""
-        if outcome.code == _HELD_ELSEWHERE:
+        if outcome.code in _HELD_ELSEWHERE:
+            self.passed_on += 1
             self.listener(Notice(text=f"{outcome.name} is left to another process: {outcome.what}"))
             return
         self.outcomes.add(outcome)

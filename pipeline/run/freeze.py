@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import UsageError
 from pipeline.location import is_remote, parse_location
 from pipeline.model import Model, load_model
-from pipeline.run.outcomes import FOLDER, Outcomes
+from pipeline.run.outcomes import FOLDER, LIST, Outcomes
 from pipeline.run.resolve import bare_options
 from pipeline.run.scene_list import SceneRow, collect
 from pipeline.run.settings import COSMETIC, SegmentSettings
@@ -59,7 +59,7 @@ def freeze_batch(
             fix="give a folder, or segment the scenes one by one with -o s3://bucket/prefix",
         )
     root = Path(out_root).absolute()
-    given = collect(scenes, lists, asset=asset) if scenes or lists or not (root / FOLDER).is_dir() else []
+    given = collect(scenes, lists, asset=asset) if scenes or lists or not (root / FOLDER / LIST).exists() else []
     _refuse_signatures(given)
     if not isinstance(model, Model):
         model = load_model(model, bare=bare_options(settings), trust_model=settings.trust_model)

@@ -15,14 +15,22 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.errors import OutputError, PipelineError
 from pipeline.run.scene_list import SceneRow
-from pipeline.store import LineWriter, atomic_write_bytes, atomic_write_json, iter_lines, private_folder, read_json
+from pipeline.store import (
+    LineWriter,
+    atomic_write_bytes,
+    atomic_write_json,
+    iter_lines,
+    keep_first,
+    private_folder,
+    read_json,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 FOLDER = ".scenemask-batch"
-_LIST = "list.json"
+LIST = "list.json"
 _FORMAT = 1
 
 Status = Literal["done", "empty", "failed"]
@@ -105,7 +113,7 @@ class Outcomes:
         found: dict[str, Outcome] = {}
         for body in iter_lines(self.folder):
             outcome = None if body is None else _decode(body)
-            if outcome is not None and outcome.attempt >= found.get(outcome.name, outcome).attempt:
+            if outcome is not None and _speaks_over(outcome, found.get(outcome.name)):
                 found[outcome.name] = outcome
         return found
 
@@ -117,17 +125,29 @@ class Outcomes:
             identity: Model and settings, as plain values.
 
         Raises:
-            OutputError: BA-004, the batch was begun with another model, other settings, or another scene of that name.
+            OutputError: BA-004, the batch was begun with another model, other settings, or another scene of that name;
+            BA-005, the list is there and cannot be read.
         """
-        before = read_json(self.folder / _LIST)
-        known = [SceneRow(**row) for row in (before or {}).get("scenes", [])]  # type: ignore[attr-defined]
-        if before is not None:
-            _refuse_changes(self.root, before, known, rows, identity)
+        path = self.folder / LIST
+        if not path.exists():
+            document = {"format": _FORMAT, "identity": dict(identity), "scenes": [asdict(row) for row in rows]}
+            keep_first(path, document)  # of two that begin at once, the second one compares itself with the first
+        before = read_json(path)
+        if before is None:
+            raise OutputError(
+                "the batch's list of scenes cannot be read",
+                code="BA-005",
+                title="Batch cannot be continued",
+                where=str(path),
+                fix="try again if the disk was away for a moment; else choose another -o",
+            )
+        known = [SceneRow(**row) for row in before["scenes"]]  # type: ignore[attr-defined]
+        _refuse_changes(self.root, before, known, rows, identity)
         names = {row.name for row in known}
         merged = known + [row for row in rows if row.name not in names]
-        if before is None or len(merged) != len(known):
-            document = {"format": _FORMAT, "identity": identity, "scenes": [asdict(row) for row in merged]}
-            atomic_write_json(self.folder / _LIST, document)
+        if len(merged) != len(known):
+            document = {"format": _FORMAT, "identity": dict(identity), "scenes": [asdict(row) for row in merged]}
+            atomic_write_json(path, document)
         return merged
 
     def write_summary(self, rows: Sequence[SceneRow], facts: Mapping[str, Any]) -> None:
@@ -156,6 +176,13 @@ class Outcomes:
 
     def _failed(self, row: SceneRow) -> bool:
         return row.name in self.all and self.all[row.name].status == "failed"
+
+
+def _speaks_over(one: Outcome, other: Outcome | None) -> bool:
+    """Whether a record counts more than another of its scene: a later attempt, or a success of the same."""
+    if other is None or one.attempt != other.attempt:
+        return other is None or one.attempt > other.attempt
+    return other.status == "failed"
 
 
 def _decode(body: bytes) -> Outcome | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
+from distributed import wait
+
 from pipeline.infer import give_back_freed
 from pipeline.run.basis import Basis, find_basis
 from pipeline.run.cores import at_most
@@ -12,6 +14,8 @@ from pipeline.run.travel import portable
 from pipeline.run.workers import cores_of_cluster, memory_per_worker, on_this_machine
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pipeline.model import Model
     from pipeline.run.cluster import Connection
     from pipeline.run.settings import SegmentSettings
@@ -19,7 +23,13 @@ if TYPE_CHECKING:
 
 
 def basis_of_a_worker(
-    connection: Connection, scene: Scene, model: Model, settings: SegmentSettings, *, num_pixels: int | None = None
+    connection: Connection,
+    scene: Scene,
+    model: Model,
+    settings: SegmentSettings,
+    *,
+    check_stop: Callable[[], None],
+    num_pixels: int | None = None,
 ) -> Basis:
     """`find_basis`, called by a worker.
 
@@ -35,10 +45,19 @@ def basis_of_a_worker(
         else settings.model_copy(update={"cluster": "local", "workers": 1, "memory": memory})
     )
     future = connection.client.submit(find_basis_there, scene, shared, alone, num_pixels, cores, pure=False)
+    while True:
+        try:
+            wait([future], timeout=_LOOK_EVERY_S)
+            break
+        except TimeoutError:
+            check_stop()
     error = future.exception()
     if error is not None:
         raise as_failure(error, where=f"planning {scene.name}")
     return cast("Basis", future.result())
+
+
+_LOOK_EVERY_S = 0.5
 
 
 def find_basis_there(

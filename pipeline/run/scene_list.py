@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import UsageError
+from pipeline.errors import PipelineError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -87,10 +87,18 @@ def _expanded(given: str, home: Path | None = None) -> list[str]:
     if "://" in given:
         return [given]
     path = Path(given).expanduser()
-    if glob.has_magic(given) and not path.exists():
-        return [os.path.abspath(match) for match in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH100, PTH207 - keeps links, and patterns with folders
     if home is not None and not path.is_absolute() and not path.exists() and (home / path).exists():
         path = home / path
+    if glob.has_magic(given) and not path.exists():
+        found = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 - patterns with folders
+        if not found:
+            raise UsageError(
+                f"the pattern {given!r} names no file",
+                code="BA-002",
+                title="Batch without scenes",
+                fix="correct it; relative patterns begin in the current folder",
+            )
+        return [os.path.abspath(match) for match in found]  # noqa: PTH100 - a link stays one
     return [os.path.abspath(path)]  # noqa: PTH100 - a link stays one
 
 
@@ -108,7 +116,9 @@ def _read_list(path: Path, asset: str | None) -> Iterator[tuple[str | None, str]
         raise _unreadable(path, f"its suffix is {path.suffix or 'missing'}", "use .txt, .csv, .parquet or .json (STAC)")
     try:
         rows = list(reader(path))
-    except (OSError, ValueError, csv.Error) as error:
+    except PipelineError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise _unreadable(path, reason, "check the path and its contents") from error
     for name, scene in rows:

@@ -286,6 +286,14 @@ def _adopted(run: SceneRun, document: dict[str, Any], scratch: Path, *, alone: b
         resolve_device("cuda")
     place = from_record(document["store"], scratch)
     store = open_store(place, plan)
+    if store is None and not alone:
+        raise OutputError(
+            f"the tiles of this scene lie in {place}, which is not there on this machine",
+            code="BA-006",
+            title="Shared tiles are not seen",
+            where=str(run.out_dir),
+            fix="leave --scratch out, or give a disk that all machines see, when tiles are shared out",
+        )
     if store is None:
         if (scratch / "ledger").exists():
             run.tell(Notice(text=f"the finished tiles in {place} are gone; all tiles are computed again"))

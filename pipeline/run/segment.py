@@ -119,6 +119,10 @@ class _Cluster:
         self._stack = stack
         self._connection: Connection | None = None
 
+    def check_stop(self) -> None:
+        """End the run if a signal came."""
+        self._stop.raise_if_set("finished tiles are kept")
+
     def connection(self, *, device: str) -> Connection:
         """The workers, before it is known what they are to do."""
         if self._connection is None:
@@ -126,7 +130,7 @@ class _Cluster:
                 self._settings,
                 device=device,
                 folders=(self._scratch,),
-                check_stop=lambda: self._stop.raise_if_set("finished tiles are kept"),
+                check_stop=self.check_stop,
             )
             self._connection = self._stack.enter_context(connecting)
         return self._connection
@@ -180,7 +184,9 @@ def _begin(run: SceneRun, scratch: Path, cluster: _Cluster) -> Ongoing:
         plan = make_plan(run.scene, run.model, run.settings)
     else:
         device = "cuda" if device_wanted(run.settings) == "cuda" else "cpu"
-        basis = basis_of_a_worker(cluster.connection(device=device), run.scene, run.model, run.settings)
+        basis = basis_of_a_worker(
+            cluster.connection(device=device), run.scene, run.model, run.settings, check_stop=cluster.check_stop
+        )
         plan = plan_from(run.scene, run.model, run.settings, basis)
     return begin(run, plan, scratch)
 

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
     from pipeline.store import OutputKind
 
-_CARRIED = ("trust_model", "workers", "cluster", "memory", "keep")
+_CARRIED = (
+    "trust_model", "workers", "cluster", "memory", "keep", "stuck_after", "insecure_cluster", "allow_version_skew",
+    "endpoint", "allow_loopback", "retries", "connect_timeout", "read_timeout",
+)  # fmt: skip
 """Settings that a resumption does not adopt."""
 
 

@@ -89,7 +89,8 @@ def run_tasks(connection: Connection, source: Callable[[], Task | None], *, watc
             ended.task.on_done(ended.outcome.value)
         elif isinstance(ended.outcome, KilledWorker) and not ended.apart:
             crew.submit(ended.task, apart=True)
-        elif is_cluster_lost(ended.outcome):
+        elif ended.lost:
+            assert isinstance(ended.outcome, BaseException)
             raise as_failure(ended.outcome, where=ended.task.name)
         else:
             ended.task.on_failed(ended.outcome)
@@ -115,6 +116,8 @@ class _Running:
 @dataclass(frozen=True, slots=True)
 class _Ended(_Running):
     outcome: _Done | BaseException
+    lost: bool
+    """Whether the scheduler is gone; what a task itself raised says nothing of that."""
 
 
 class _Crew:
@@ -151,7 +154,8 @@ class _Crew:
         if outcome is None:
             self._follow(future, one)
             return None
-        return _Ended(one.task, one.apart, one.since, outcome)
+        lost = not isinstance(outcome, _Done) and future.status != "error" and is_cluster_lost(outcome)
+        return _Ended(one.task, one.apart, one.since, outcome, lost)
 
     def abandon(self) -> None:
         """Drop what has not started and give what runs a moment to be recorded."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from distributed import get_worker
 
+from pipeline.errors import ResourceError
 from pipeline.infer import Predictor, device_thread, is_device_lost
 from pipeline.model import make_engine
 from pipeline.run.picture import Picture
@@ -231,7 +232,8 @@ def _tools_for(job: Job, model: Model) -> Iterator[_Tools]:
         closing = [_tools.pop(key) for key in idle]
     try:
         for old in closing:
-            old.ledger.close()
+            with contextlib.suppress(OSError, ResourceError):  # of another scene; what is lost is computed again
+                old.ledger.close()
         yield tools
     finally:
         with _guard:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 import statistics
 import sys
 import time
@@ -38,7 +39,7 @@ class Watchdog:
     Args:
         connection: Whose workers are started anew; those in this process cannot be.
         stuck_after_s: Seconds.
-        dump_to: Folder for `stuck-<n>.json`.
+        dump_to: Folder for `stuck-*.json`.
         tell: Hears of it.
     """
 
@@ -50,6 +51,7 @@ class Watchdog:
         self._took: deque[float] = deque(maxlen=100)
         self._last = time.monotonic()
         self._dumps = 0
+        self._name = secrets.token_hex(4)  # others may watch from the same folder
         self._restarts = 0
 
     def moved(self, seconds: float) -> None:
@@ -96,7 +98,7 @@ class Watchdog:
 
     def _dump(self, running: Mapping[str, float], quiet: float) -> Path:
         self._dumps += 1
-        path = self._dump_to / f"stuck-{self._dumps}.json"
+        path = self._dump_to / f"stuck-{self._name}-{self._dumps}.json"
         document: dict[str, Any] = {
             "quiet_s": round(quiet, 1),
             "running": {name: round(seconds, 1) for name, seconds in running.items()},

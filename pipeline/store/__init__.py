@@ -7,6 +7,7 @@ from pipeline.store.digest import sha256_array, sha256_file
 from pipeline.store.files import (
     atomic_write_bytes,
     atomic_write_json,
+    keep_first,
     open_files_as_error,
     private_folder,
     read_json,
@@ -65,6 +66,7 @@ __all__ = [
     "foreign_output",
     "inspect_output",
     "iter_lines",
+    "keep_first",
     "merge_records",
     "open_files_as_error",
     "private_folder",

@@ -205,6 +205,21 @@ def atomic_write_json(path: Path, value: Mapping[str, object]) -> None:
     atomic_write_bytes(path, text.encode() + b"\n")
 
 
+def keep_first(path: Path, value: Mapping[str, object]) -> None:
+    """Write `path` unless it is there; of several that try at once, one succeeds and the others leave it alone."""
+    made = path.with_name(f".{path.name}.{secrets.token_hex(8)}.first")
+    atomic_write_json(made, value)
+    try:
+        os.link(made, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without links
+        if not path.exists():
+            made.replace(path)
+    finally:
+        made.unlink(missing_ok=True)
+
+
 def read_json(path: Path) -> dict[str, object] | None:
     """The JSON object in `path`; None where the file is absent, torn or something else."""
     try:
