@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, cast
-
-from distributed import wait
 
 from pipeline.infer import give_back_freed
 from pipeline.run.basis import Basis, find_basis
@@ -45,19 +44,16 @@ def basis_of_a_worker(
         else settings.model_copy(update={"cluster": "local", "workers": 1, "memory": memory})
     )
     future = connection.client.submit(find_basis_there, scene, shared, alone, num_pixels, cores, pure=False)
-    while True:
-        try:
-            wait([future], timeout=_LOOK_EVERY_S)
-            break
-        except TimeoutError:
-            check_stop()
+    while not future.done():
+        check_stop()
+        time.sleep(_LOOK_EVERY_S)
     error = future.exception()
     if error is not None:
         raise as_failure(error, where=f"planning {scene.name}")
     return cast("Basis", future.result())
 
 
-_LOOK_EVERY_S = 0.5
+_LOOK_EVERY_S = 0.02
 
 
 def find_basis_there(
