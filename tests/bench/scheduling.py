@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 _TILES = 50_000
 _BARE = 5_000
+_PATCH_PX, _HALO_PX = 1216, 96
 
 
 def _null_tile(_job: object, _model: object, tile: Tile, attempt: int) -> TileDone:
@@ -201,8 +202,8 @@ def _steady_rate(workers: int, number: int) -> float:
 
     out = OUT / "scaling" / f"{workers}-{number}"
     segment(
-        scene_of(4096), unet(), out, overwrite=True, listener=hear, workers=workers, backend="torch",
-        precision="float32", patch=576, tile=384, vectors="none",
+        scene_of(8192), unet(), out, overwrite=True, listener=hear, workers=workers, backend="torch",
+        precision="float32", patch=_PATCH_PX, tile=_PATCH_PX - 2 * _HALO_PX, vectors="none",
     )  # fmt: skip
     ended = times[1 + workers :]
     return sum(pixels for _, pixels in ended) / (ended[-1][0] - times[workers][0])
@@ -213,14 +214,14 @@ def _forwards(seconds: float, rate: Any) -> None:
     torch.set_num_threads(1)
     from pipeline.model import EngineSpec, make_engine
 
-    spec = EngineSpec(backend="torch", device="cpu", precision="float32", threads=1, one_size=True, trim_px=96)
-    engine, x = make_engine(unet(), spec), torch.randn(1, 4, 576, 576)
+    spec = EngineSpec(backend="torch", device="cpu", precision="float32", threads=1, one_size=True, trim_px=_HALO_PX)
+    engine, x = make_engine(unet(), spec), torch.randn(1, 4, _PATCH_PX, _PATCH_PX)
     engine.label(x)
     started, count = time.perf_counter(), 0
     while time.perf_counter() - started < seconds:
         engine.label(x)
         count += 1
-    rate.value = count * 384 * 384 / (time.perf_counter() - started)
+    rate.value = count * (_PATCH_PX - 2 * _HALO_PX) ** 2 / (time.perf_counter() - started)
 
 
 def _bare_rate(seconds: float = 20.0) -> float:
@@ -237,7 +238,7 @@ def _bare_rate(seconds: float = 20.0) -> float:
 
 def measure_workers(repeats: int) -> None:
     """Two worker processes against two bare processes, PyTorch with one thread in each."""
-    unet(), scene_of(4096)
+    unet(), scene_of(8192)
     count = iter(range(100))
     work: dict[str, Callable[[], float]] = {"two_workers": lambda: _steady_rate(2, next(count)), "two_bare": _bare_rate}
     medians = {name: values[0] for name, values in interleaved(repeats, **work).items()}
