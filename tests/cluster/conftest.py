@@ -31,14 +31,17 @@ SCRIPT = ROOT / "tests" / "infra" / "slurm_local.sh"
 TELLS = ("slurmctld", "slurmd", "munged", "sbatch")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Its configuration; SLURM's commands find it by the environment."""
     missing = [name for name in TELLS if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") is None]
     if missing or os.geteuid():
         pytest.skip(f"needs root and SLURM (apt install slurm-wlm munge): {', '.join(missing) or 'not root'}")
     state = tmp_path_factory.mktemp("slurm")
-    subprocess.run(["bash", SCRIPT, "start", state], check=True)
+    # Each process of the tests has a SLURM of its own.
+    number = 40 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    ports = {"SLURM_CTLD_PORT": str(17817 + number), "SLURM_D_PORT0": str(17830 + number)}
+    subprocess.run(["bash", SCRIPT, "start", state], check=True, env={**os.environ, **ports})
     variables = {"SLURM_CONF": str(state / "slurm.conf"), "PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "PASSIVE"}
     with pytest.MonkeyPatch.context() as patch:
         for name, value in variables.items():

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from tests.cluster.running import Known
     from tests.commands import Cli
 
-pytestmark = pytest.mark.xdist_group("slurm")  # its ports are the same in each process of the tests
-
 
 def _jobs(what: str = "%i") -> list[str]:
     return subprocess.run(["squeue", "-h", "-r", "-o", what], check=True, capture_output=True, text=True).stdout.split()

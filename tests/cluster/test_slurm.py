@@ -26,8 +26,6 @@ from tests.scenes import sha256
 if TYPE_CHECKING:
     pass
 
-pytestmark = pytest.mark.xdist_group("slurm")  # its ports are the same in each process of the tests
-
 
 def _jobs(what: str) -> list[str]:
     done = subprocess.run(["squeue", "-h", "-o", what], check=True, capture_output=True, text=True)
