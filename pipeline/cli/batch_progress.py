@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
 from typing import TYPE_CHECKING
 
-from pipeline.cli.progress import say
-from pipeline.run.events import BatchAdvanced, BatchStarted, Event, Listener, Notice, SceneEnded, silent
+from pipeline.cli.progress import choose_listener, say
+from pipeline.run.events import BatchAdvanced, BatchStarted, Event, Listener, Notice, SceneEnded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from rich.console import Console
     from rich.progress import Progress
 
 _LINE_EVERY_S = 10.0
@@ -21,13 +21,8 @@ _LINE_EVERY_S = 10.0
 @contextlib.contextmanager
 def batch_listener(*, quiet: bool, verbose: int = 0) -> Iterator[Listener]:
     """A listener for the duration of a batch."""
-    if quiet:
-        yield silent
-    elif sys.stderr.isatty():
-        with _bar() as progress:
-            yield _Bar(progress)
-    else:
-        yield _Lines(verbose=verbose)
+    with choose_listener(quiet=quiet, bar=_bar, on_bar=_Bar, elsewhere=lambda: _Lines(verbose=verbose)) as listener:
+        yield listener
 
 
 class _Rate:
@@ -83,8 +78,7 @@ class _Lines:
         say(text)
 
 
-def _bar() -> Progress:
-    from rich.console import Console
+def _bar(console: Console) -> Progress:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     return Progress(
@@ -92,7 +86,7 @@ def _bar() -> Progress:
         BarColumn(bar_width=32),
         TextColumn("{task.fields[rate]}"),
         TimeElapsedColumn(),
-        console=Console(stderr=True),
+        console=console,
     )
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import types
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 import click
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 _METAVARS = {
     "overlap": "PX", "patch": "PX", "tile": "PX", "bands": "NAMES|NUMBERS", "aoi": "FILE", "nodata": "V",
@@ -31,9 +31,20 @@ class Place(click.ParamType):  # type: ignore[type-arg]  # generic in newer vers
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
         """Text with `://` in it stays text."""
         del param, ctx
-        from pathlib import Path
 
         return value if isinstance(value, Path) or "://" in value else Path(value)
+
+
+model_option = click.option(
+    "-m",
+    "--model",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Model folder or network file (weights, ONNX, TorchScript, .pt2).",
+)
+config_option = click.option(
+    "--config", type=click.Path(path_type=Path), help="Settings file (YAML); flags win over it."
+)
 
 
 class SettingsCommand(click.Command):

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 from pipeline.run.events import Event, Listener, Notice, StageAdvanced, StageFinished, StageStarted, silent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+    from rich.console import Console
     from rich.progress import Progress, TaskID
 
 _LINE_EVERY_S = 10.0
@@ -36,17 +37,31 @@ _WARMING = {"infer": "warming up"}
 @contextlib.contextmanager
 def run_listener(*, quiet: bool, verbose: int = 0) -> Iterator[Listener]:
     """A listener for the duration of a command."""
+    with choose_listener(quiet=quiet, bar=_bar, on_bar=_Bar, elsewhere=lambda: _Lines(verbose=verbose)) as listener:
+        yield listener
+
+
+@contextlib.contextmanager
+def choose_listener(
+    *,
+    quiet: bool,
+    bar: Callable[[Console], Progress],
+    on_bar: Callable[[Progress], Listener],
+    elsewhere: Callable[[], Listener],
+) -> Iterator[Listener]:
+    """Nothing when quiet, a bar on a terminal, something without control characters elsewhere."""
     if quiet:
         yield silent
     elif sys.stderr.isatty():
-        with _bar() as progress:
-            yield _Bar(progress)
+        from rich.console import Console
+
+        with bar(Console(stderr=True)) as progress:
+            yield on_bar(progress)
     else:
-        yield _Lines(verbose=verbose)
+        yield elsewhere()
 
 
-def _bar() -> Progress:
-    from rich.console import Console
+def _bar(console: Console) -> Progress:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     return Progress(
@@ -57,7 +72,7 @@ def _bar() -> Progress:
         TimeElapsedColumn(),
         TextColumn("eta"),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=console,
     )
 
 

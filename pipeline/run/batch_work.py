@@ -23,7 +23,7 @@ from pipeline.run.cluster import admit, connect
 from pipeline.run.events import BatchAdvanced, BatchStarted, Event, Listener, Notice, SceneEnded
 from pipeline.run.failures import as_failure
 from pipeline.run.feed import TileFeed
-from pipeline.run.finish_there import Finish, Made, abandon, finish_there
+from pipeline.run.finish_there import Made, abandon, finish_there
 from pipeline.run.identity import refuse_differences
 from pipeline.run.leftovers import finish_cleaning, remove_staged
 from pipeline.run.outcomes import Outcome, Outcomes
@@ -337,20 +337,10 @@ class BatchWork:
         assert self._crew is not None
         ongoing = member.ongoing
         remove_staged(ongoing.scratch)
-        recipe = Finish(
-            scene=ongoing.run.scene,
-            settings=ongoing.run.settings,
-            plan=ongoing.plan,
-            aoi=ongoing.run.aoi,
-            store=ongoing.store,
-            records=ongoing.records,
-            out_dir=ongoing.run.out_dir,
-            scratch=ongoing.scratch,
-        )
         return Task(
             name=f"files of {member.row.name}",
             function=finish_there,
-            arguments=(recipe, self._crew.model),
+            arguments=(ongoing.recipe(), self._crew.model),
             on_done=functools.partial(self._finished, member),
             on_failed=functools.partial(self._not_finished, member),
             first=True,

@@ -17,6 +17,7 @@ from pipeline.run.leftovers import clean_up
 from pipeline.run.plan import Plan
 from pipeline.run.record import run_record
 from pipeline.run.resolve import bare_options, matched_by_position, resolve_scene
+from pipeline.run.results import Recipe
 from pipeline.run.scratch import (
     create_store,
     digest_of,
@@ -110,6 +111,19 @@ class Ongoing:
             store=self.store,
             ledger=self.scratch / "ledger",
             own_cluster=starts_workers(self.run.settings),
+        )
+
+    def recipe(self) -> Recipe:
+        """Of its files, once all tiles are recorded."""
+        return Recipe(
+            scene=self.run.scene,
+            settings=self.run.settings,
+            plan=self.plan,
+            aoi=self.run.aoi,
+            store=self.store,
+            records=self.records,
+            out_dir=self.run.out_dir,
+            scratch=self.scratch,
         )
 
     def read_ledger(self, stop: StopFlag, *, share: Share | None = None) -> list[Tile]:

@@ -9,22 +9,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import OutputError
-from pipeline.infer import give_back_freed
 from pipeline.run.cluster import admit, connect
-from pipeline.run.demand import budget_left
 from pipeline.run.events import Listener, Notice, StageAdvanced, StageFinished, StageStarted, silent
 from pipeline.run.feed import run_tiles
-from pipeline.run.finish import Finisher
 from pipeline.run.identity import refuse_differences
 from pipeline.run.leftovers import finish_cleaning
 from pipeline.run.output import Output, output_at
 from pipeline.run.plan import make_plan, plan_from
 from pipeline.run.plan_there import basis_of_a_worker
+from pipeline.run.results import make_files
 from pipeline.run.scene_run import Ongoing, SceneRun, adopt, begin, commit, prepare, warnings_of
 from pipeline.run.settings import make_settings
 from pipeline.run.stop import StopFlag, stop_on_signals
 from pipeline.run.tasks import Watch
-from pipeline.run.verify import Verification, Verifier
 from pipeline.run.workers import device_wanted, on_this_machine
 from pipeline.store import RunLock, create_output_folder, foreign_output, open_files_as_error
 from pipeline.syncpoint import reached
@@ -152,7 +149,6 @@ def _locked(
         for warning in warnings_of(run, ongoing.plan):
             run.tell(Notice(text=warning))
         _infer(ongoing, cluster, stop)
-    verified = _verify(ongoing, stop)
     stop.raise_if_set("all tiles are kept")
     staging = output.staging()
     staging.clear()
@@ -161,19 +157,9 @@ def _locked(
         reached("step")
         stop.raise_if_set("all tiles are kept")
 
-    done = Finisher(
-        scene=run.scene,
-        model=run.model,
-        settings=run.settings,
-        plan=ongoing.plan,
-        store=ongoing.store,
-        records=ongoing.records,
-        staging=staging,
-        scratch=scratch,
-        tell=run.tell,
-        check=check,
-    ).run()
-    stop.raise_if_set("all tiles are kept")
+    done, verified = make_files(
+        ongoing.recipe(), run.model, staging=staging, scratch=scratch, tell=run.tell, check=check
+    )
     record = commit(ongoing, done, verified, staging, lock)
     return _result(output.place, record, resumed=False)
 
@@ -212,27 +198,6 @@ def _infer(ongoing: Ongoing, cluster: _Cluster, stop: StopFlag) -> None:
         run_tiles(connection, job, run.model, missing, attempts=attempts, on_done=on_done, watch=watch)
     stop.raise_if_set(f"{len(records)} of {total} tiles are kept")
     run.tell(StageFinished(name="infer", seconds=time.monotonic() - started))
-
-
-def _verify(ongoing: Ongoing, stop: StopFlag) -> Verification | None:
-    """Compare sampled windows, where that was asked for."""
-    run = ongoing.run
-    if not run.settings.verify:
-        return None
-    started = time.monotonic()
-    run.tell(StageStarted(name="verify"))
-    give_back_freed()  # the budget knows what the process holds
-    made = Verifier(
-        scene=run.scene,
-        model=run.model,
-        plan=ongoing.plan,
-        aoi=run.aoi,
-        store=ongoing.store,
-        budget_bytes=budget_left(run.settings, ongoing.plan.engine.device),
-        check_stop=lambda: stop.raise_if_set("all tiles are kept"),
-    ).run(ongoing.records, count=run.settings.verify)
-    run.tell(StageFinished(name="verify", seconds=time.monotonic() - started))
-    return made
 
 
 def _already_done(run: SceneRun, output: Output, state: OutputState) -> RunResult:

@@ -22,7 +22,7 @@ from pipeline.model import ModelSpec, Scaling, model_from_module
 from pipeline.run import basis as basis_module
 from pipeline.run import choose as choose_module
 from pipeline.run import demand as demand_module
-from pipeline.run import segment as segment_module
+from pipeline.run import results as results_module
 from pipeline.run import verify as verify_module
 from pipeline.run.compare import Difference, compare
 from pipeline.run.verify import WindowCheck
@@ -51,7 +51,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def budget(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Memory for one forward over the whole scene, or only for forwards over windows."""
     if request.param == "windows":
-        monkeypatch.setattr(segment_module, "budget_left", lambda *_: 18_000_000)
+        monkeypatch.setattr(results_module, "budget_left", lambda *_: 18_000_000)
     return str(request.param)
 
 
@@ -198,7 +198,7 @@ def test_verification_may_be_asked_for_late_but_not_after_the_end(
         raise RuntimeError("killed")
 
     with monkeypatch.context() as patched:
-        patched.setattr(segment_module.Finisher, "run", killed)
+        patched.setattr(results_module.Finisher, "run", killed)
         with pytest.raises(RuntimeError, match="killed"):
             _run(scene, unet, tmp_path, verify=0)
     assert _run(scene, unet, tmp_path, verify=4)["verify"]["windows"] == 4
@@ -304,7 +304,7 @@ def test_only_tiles_that_were_cut_are_forgiven(
 
         with monkeypatch.context() as patched:
             patched.setattr(verify_module.Verifier, "run", with_splits)
-            patched.setattr(segment_module, "Finisher", None)
+            patched.setattr(results_module, "Finisher", None)
             end: Any = TypeError if passes and splits else ModelError
             with pytest.raises(end, match="NoneType" if end is TypeError else "MD-013"):
                 _run(scene, unet, tmp_path / str(splits))
