@@ -20,6 +20,7 @@ import pytest
 import pipeline as sm
 from pipeline.run.batch import batch
 from pipeline.run.share import Share
+from pipeline.store import read_ledger
 from tests.cluster.running import await_lines, dask, free_port, process
 from tests.commands import assert_block
 from tests.scenes import save_unet, sha256, smooth_values, write_scene
@@ -148,6 +149,8 @@ def test_shares_of_scenes_and_of_tiles_end_in_the_same(
     for index in range(3):
         part = batch(scenes, model, by_tiles, share=Share(index=index, count=3), split="tiles", **OPTIONS)
         assert part.exit_code == 0
+        for ledger in by_tiles.glob("*/.scenemask/ledger"):
+            assert {tile % 3 for tile in read_ledger(ledger)} <= set(range(index + 1)), "others' tiles"
     assert not _all_hashes(by_tiles)
     heard: list[Any] = []
     batch([], model, by_tiles, listener=heard.append, **OPTIONS)

@@ -112,3 +112,15 @@ def test_torn_outcomes_are_dropped_and_the_last_attempt_speaks(tmp_path: Path) -
     file.write_bytes(file.read_bytes()[:-5])
     again = Outcomes(tmp_path)
     assert {name: one.status for name, one in again.all.items()} == {"a": "done"}
+
+
+@pytest.mark.parametrize("order", [("done", "failed"), ("failed", "done"), ("empty", "failed"), ("failed", "empty")])
+def test_of_two_who_end_a_scene_at_once_the_one_that_succeeded_speaks(tmp_path: Path, order: tuple[str, str]) -> None:
+    """Their files are read in the order of random names."""
+    for number, status in enumerate(order):
+        one = Outcomes(tmp_path)
+        one.add(Outcome(name="a", status=status))  # type: ignore[arg-type]
+        one.close()
+        for file in one.folder.glob("*-*-*.jsonl"):
+            file.rename(file.with_name(f"{number}.jsonl"))
+    assert Outcomes(tmp_path).all["a"].status != "failed"
