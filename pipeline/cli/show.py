@@ -126,7 +126,7 @@ _KINDS = {
 
 def show_status(out_dir: Path, status: Status) -> None:
     """What a folder holds, line by line."""
-    facts: dict[str, Any] = {str(out_dir): _KINDS[status.kind]}
+    facts: dict[str, Any] = {"folder": out_dir, "holds": _KINDS[status.kind]}
     if status.finished:
         facts |= {"finished": status.finished, "by": f"scenemask {status.version}"}
     if status.progress is not None:
@@ -138,8 +138,8 @@ def show_status(out_dir: Path, status: Status) -> None:
         holder = status.holder
         who = f"process {holder.pid} on {holder.host}, since {holder.started}"
         facts["lock"] = f"held by {who}" if holder.beats else f"left by {who}, which is dead"
-    for name, size in status.files.items():
-        facts[f"  {name}"] = f"{size:,} bytes"
+    if status.files:
+        facts["files"] = {name: f"{size:,} bytes" for name, size in status.files.items()}
     show_facts(facts)
     if status.progress is not None and status.progress.command and not (status.holder and status.holder.beats):
         Console(highlight=False).print(f"continue with: {status.progress.command}", markup=False, soft_wrap=True)
