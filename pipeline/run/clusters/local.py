@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
 from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any
@@ -38,7 +39,8 @@ def processes(settings: SegmentSettings, threads: int, device: str) -> SpecClust
     def worker(number: int) -> dict[str, Any]:
         # No limit: what a worker may take is the plan's business.
         mine = {"nthreads": threads, "memory_limit": 0, "env": environment_of(number, device)}
-        return {"cls": Nanny, "options": {**common, **mine}}
+        # Processes read Dask's settings of its log before ours reach them.
+        return {"cls": Nanny, "options": {**common, **mine, "silence_logs": logging.ERROR}}
 
     with _deaf_children():
         return SpecCluster(

@@ -24,8 +24,6 @@ _ALWAYS: dict[str, Any] = {
     "distributed.scheduler.active-memory-manager.start": False,
     "distributed.worker.profile.enabled": False,  # it looks at every thread a hundred times a second
     "distributed.logging.distributed": "error",
-    # Worker processes read their own settings of that before ours reach them.
-    "distributed.nanny.pre-spawn-environ.DASK_DISTRIBUTED__LOGGING__DISTRIBUTED": "error",
 }
 
 
