@@ -8,7 +8,7 @@ READY  := $(VENV)/.ready
 .PHONY: help demo test test-all check fix bench bench-gpu bench-kills bench-memory bench-peers bench-polygons bench-vectors check-deploy clean lock
 
 help:
-	@echo "make demo          install, then make, train and segment a synthetic scene (about 2 minutes after installation)"
+	@echo "make demo          install, then make and segment a synthetic scene (a minute after installation)"
 	@echo "make test          install, then the tests that are not slow"
 	@echo "make test-all      the slow ones too"
 	@echo "make check         format, lint, types, import rules, fast tests"

@@ -26,6 +26,7 @@ from pipeline.cli.options import (
     with_common_options,
     with_servers,
 )
+from pipeline.cli.train import export, train
 from pipeline.errors import InfrastructureError, Interrupted, PipelineError, UsageError
 from pipeline.redact import redact
 
@@ -50,6 +51,8 @@ def app(context: click.Context) -> None:
 
 
 app.add_command(batch)
+app.add_command(train)
+app.add_command(export)
 
 
 @app.command(cls=SettingsCommand)
@@ -296,17 +299,20 @@ def doctor(*, verbose: int, quiet: bool, as_json: bool, debug: bool) -> None:
 @app.command()
 @click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("demo"), help="Folder.  [default: demo]")
 @click.option("--size", type=click.IntRange(min=512), default=4096, help="Side of the scene, px.  [default: 4096]")
-@click.option("--steps", type=click.IntRange(min=1), default=None, help="Training steps.")
+@click.option("--train", is_flag=True, help="Train the network anew, instead of taking the one that comes along.")
+@click.option("--steps", type=click.IntRange(min=1), default=None, help="Training steps; implies --train.")
 @with_common_options
-def demo(out: Path, *, size: int, steps: int | None, verbose: int, quiet: bool, as_json: bool, debug: bool) -> None:
-    """Make a synthetic scene, train a small U-Net on part of it, segment all of it."""
+def demo(
+    out: Path, *, size: int, train: bool, steps: int | None, verbose: int, quiet: bool, as_json: bool, debug: bool
+) -> None:
+    """Make a synthetic scene, segment it, and score the half that the network has not learnt from."""
     del debug
     from pipeline.cli.progress import run_listener
     from pipeline.cli.show import show_demo
     from pipeline.run.demo import run_demo
 
     with run_listener(quiet=quiet or as_json, verbose=verbose) as listener:
-        result = run_demo(out, size_px=size, steps=steps, listener=listener)
+        result = run_demo(out, size_px=size, train=train, steps=steps, listener=listener)
     if as_json:
         click.echo(json.dumps(result.to_dict(), indent=1))
     elif not quiet:
