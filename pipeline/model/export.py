@@ -44,7 +44,7 @@ def export_model(
     Args:
         source: Model folder or weights file.
         folder: New model folder; appears whole.
-        kind: Format. Batch, height and width stay free; sides are multiples of the network's stride, two of it at least.
+        kind: Format. Batch, height and width stay free; sides are multiples of the network's stride, from two on.
         overwrite: Replace a model that is there.
 
     Raises:
