@@ -366,7 +366,8 @@ def _warnings(dataset: Any, scene: RasterScene, layout: TiffLayout | None) -> li
     found: list[str | None] = []
     declared = any(b.nodata is not None for b in scene.bands)
     found.append(sparse_warning(layout, declared=declared))
-    if not declared and not scene.alpha and scene.mask == "none":
+    blank = layout is not None and layout.is_blank
+    if not declared and not blank and not scene.alpha and scene.mask == "none":
         found.append(collar_warning(dataset, [b.index for b in scene.bands[:_MAX_LOOKED_AT]]))
     if layout is not None and layout.num_images > 1:
         found.append(f"the file holds {layout.num_images} images; only the first is used (gdalinfo lists the others).")

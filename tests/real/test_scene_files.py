@@ -150,3 +150,20 @@ def test_sentinels_own_quality_layer_over_finer_and_coarser_bands(real_data: Pat
         assert not layer.warnings
         np.testing.assert_array_equal(layer.mask(whole(scene)), expected)
         assert 0 < np.count_nonzero(~expected) < expected.size
+
+
+def test_c16_c25_collars_and_unwritten_blocks_are_told_and_nothing_else_is(real_data: Path) -> None:
+    """Sentinel-2's JPEG 2000 files have a collar of zeros and do not say so; the scenes and variants have none."""
+    whole_scenes = [
+        *real_data.glob("scenes/**/*.tif"),
+        *real_data.glob("variants/*.tif"),
+        *real_data.glob("stac/**/*.tif"),
+    ]
+    assert len(whole_scenes) > 60
+    for path in whole_scenes:
+        told = [
+            sentence for sentence in open_scene(path, allow_no_crs=True).warnings if "control points" not in sentence
+        ]
+        assert told == [], path
+    for path in real_data.glob("odd/jp2/*.jp2"):
+        assert any("--nodata 0" in sentence for sentence in open_scene(path, allow_no_crs=True).warnings), path
