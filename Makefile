@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 READY  := $(VENV)/.ready
 
-.PHONY: help demo test test-all check fix bench bench-gpu bench-kills bench-memory bench-peers bench-polygons bench-vectors check-deploy clean lock
+.PHONY: help demo test test-all check fix bench bench-gpu bench-kills bench-memory bench-peers bench-polygons bench-vectors check-deploy fuzz clean lock
 
 help:
 	@echo "make demo          install, then make and segment a synthetic scene (a minute after installation)"
@@ -17,6 +17,7 @@ help:
 	@echo "make bench-memory  peak memory at two sizes, into docs/benchmarks/"
 	@echo "make bench-vectors polygons against other polygonizers, into docs/benchmarks/"
 	@echo "make bench-kills   200 kills of runs, into docs/benchmarks/"
+	@echo "make fuzz          25 000 damaged inputs, into docs/benchmarks/"
 	@echo "make bench-gpu     a CUDA device against its floors, into docs/benchmarks/"
 	@echo "make bench-polygons  large masks and noise, into docs/benchmarks/"
 	@echo "make check-deploy  manifests, Dockerfiles and scripts (with kubectl, yamllint and shellcheck where they are)"
@@ -63,6 +64,9 @@ bench-polygons: $(READY)
 
 bench-peers: $(READY)
 	$(BIN)/python -m tests.bench.peers
+
+fuzz: $(READY)
+	$(BIN)/python -m tests.fuzz.run
 
 bench-gpu: $(READY)
 	$(BIN)/python -m tests.bench.gpu

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import InputError, UsageError
 from pipeline.run.settings import access_of
-from pipeline.scene import open_scene
+from pipeline.scene import Aoi, Limits, open_quality_layer, open_scene
 
 if TYPE_CHECKING:
     from pipeline.model import BareOptions, Model
@@ -56,6 +56,20 @@ def resolve_scene(source: Any, model: Model | None, settings: SegmentSettings) -
     if model is not None and len(scene.bands) != len(model.spec.bands):
         raise _mismatch(scene, model)
     return scene
+
+
+def resolve_limits(scene: Scene, settings: SegmentSettings) -> Limits:
+    """Where a result of the scene is wanted.
+
+    Raises:
+        PipelineError: The area of interest or the quality layer cannot be used.
+    """
+    aoi = None if settings.aoi is None else Aoi.from_file(settings.aoi, scene.geobox)
+    if settings.mask_layer is None:
+        return Limits(aoi=aoi)
+    access = access_of(settings)
+    layer = open_quality_layer(scene, settings.mask_layer, settings.mask_values, access=access)
+    return Limits(aoi=aoi, layer=layer)
 
 
 def _refuse_opening_options(settings: SegmentSettings) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pipeline.run.events import Listener
     from pipeline.run.plan import Plan
     from pipeline.run.settings import SegmentSettings
-    from pipeline.scene import Aoi, Scene
+    from pipeline.scene import Limits, Scene
     from pipeline.store import Staging, TileRecord, TileStore
 
 
@@ -31,7 +31,7 @@ class Recipe:
     scene: Scene
     settings: SegmentSettings
     plan: Plan
-    aoi: Aoi | None
+    limits: Limits
     store: TileStore
     records: Mapping[int, TileRecord]
     """Of all tiles."""
@@ -82,7 +82,7 @@ def _verify(recipe: Recipe, model: Model, tell: Listener, check: Callable[[], No
         scene=recipe.scene,
         model=model,
         plan=recipe.plan,
-        aoi=recipe.aoi,
+        limits=recipe.limits,
         store=recipe.store,
         budget_bytes=budget_left(recipe.settings, recipe.plan.engine.device),
         check_stop=check,

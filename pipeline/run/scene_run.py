@@ -16,7 +16,7 @@ from pipeline.run.identity import adopt_settings, identity, refuse_differences
 from pipeline.run.leftovers import clean_up
 from pipeline.run.plan import Plan
 from pipeline.run.record import run_record
-from pipeline.run.resolve import bare_options, matched_by_position, resolve_scene
+from pipeline.run.resolve import bare_options, matched_by_position, resolve_limits, resolve_scene
 from pipeline.run.results import Recipe
 from pipeline.run.scratch import (
     create_store,
@@ -31,7 +31,6 @@ from pipeline.run.scratch import (
 from pipeline.run.tile_task import Job
 from pipeline.run.vectorize import cleaning_of
 from pipeline.run.workers import on_this_machine, starts_workers
-from pipeline.scene import Aoi
 from pipeline.store import (
     RunLock,
     Staging,
@@ -55,7 +54,7 @@ if TYPE_CHECKING:
     from pipeline.run.share import Share
     from pipeline.run.stop import StopFlag
     from pipeline.run.verify import Verification
-    from pipeline.scene import Scene
+    from pipeline.scene import Limits, Scene
     from pipeline.store import OutputState
 
 _MANY_FLIPS = 0.005
@@ -72,7 +71,7 @@ class SceneRun:
     model: Model
     settings: SegmentSettings
     explicit: set[str]
-    aoi: Aoi | None
+    limits: Limits
     identity: dict[str, Any]
     out_dir: Path
     listener: Listener
@@ -107,7 +106,7 @@ class Ongoing:
             key=f"{self.plan.digest}-{self.scratch.parent.name}-{time.monotonic_ns():x}",
             scene=self.run.scene,
             plan=self.plan,
-            aoi=self.run.aoi,
+            limits=self.run.limits,
             store=self.store,
             ledger=self.scratch / "ledger",
             own_cluster=starts_workers(self.run.settings),
@@ -119,7 +118,7 @@ class Ongoing:
             scene=self.run.scene,
             settings=self.run.settings,
             plan=self.plan,
-            aoi=self.run.aoi,
+            limits=self.run.limits,
             store=self.store,
             records=self.records,
             out_dir=self.run.out_dir,
@@ -199,20 +198,25 @@ def _open(
     out_dir: Path,
     listener: Listener,
 ) -> SceneRun:
-    inputs = {"scene": getattr(scene, "path", scene), "model": model, "area of interest": settings.aoi}
+    inputs = {
+        "scene": getattr(scene, "path", scene),
+        "model": model,
+        "area of interest": settings.aoi,
+        "mask layer": settings.mask_layer,
+    }
     refuse_own_input(out_dir, {kind: Path(path) for kind, path in inputs.items() if isinstance(path, str | Path)})
     if not isinstance(model, Model):
         model = load_model(model, bare=bare_options(settings), trust_model=settings.trust_model)
     opened = resolve_scene(scene, model, settings)
     cleaning_of(settings, model.spec.legend())  # classes that it does not have are refused before the work
-    aoi = None if settings.aoi is None else Aoi.from_file(settings.aoi, opened.geobox)
+    limits = resolve_limits(opened, settings)
     return SceneRun(
         scene=opened,
         model=model,
         settings=settings,
         explicit=explicit,
-        aoi=aoi,
-        identity=identity(opened, model, settings, aoi_digest=None if aoi is None else aoi.digest()),
+        limits=limits,
+        identity=identity(opened, model, settings, limits=limits),
         out_dir=out_dir,
         listener=listener,
     )
@@ -322,7 +326,7 @@ def _adopted(run: SceneRun, document: dict[str, Any], scratch: Path, *, alone: b
 
 def warnings_of(run: SceneRun, plan: Plan) -> list[str]:
     """What a person should know before trusting the result; told, and kept in run.json."""
-    warnings = [*run.scene.warnings, *run.model.warnings]
+    warnings = [*run.scene.warnings, *run.limits.warnings, *run.model.warnings]
     if run.settings.bands is None and matched_by_position(run.scene, run.model):
         names = ", ".join(f"{b.name} → {n}" for b, n in zip(run.scene.bands, run.model.spec.bands, strict=True))
         warnings.append(f"bands were matched by position: {names}")
@@ -375,10 +379,17 @@ def _until(stop: StopFlag, tiles: Sequence[Tile]) -> Iterator[Window]:
 
 def _refuse_changed_scene(run: SceneRun) -> None:
     if run.scene.fingerprint() != run.identity["scene"]:
-        raise OutputError(
-            "the scene changed while it was being segmented",
-            code="OU-013",
-            title="Scene changed during the run",
-            where=run.scene.name,
-            fix="run again with --overwrite once the file no longer changes",
-        )
+        raise _changed("scene", run.scene.name)
+    layer = run.limits.layer
+    if layer is not None and layer.digest() != run.identity["settings"]["mask_layer"]:
+        raise _changed("mask layer", layer.layer.name)
+
+
+def _changed(what: str, where: str) -> OutputError:
+    return OutputError(
+        f"the {what} changed while the scene was being segmented",
+        code="OU-013",
+        title=f"{what.capitalize()} changed during the run",
+        where=where,
+        fix="run again with --overwrite once the file no longer changes",
+    )

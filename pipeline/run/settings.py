@@ -107,6 +107,17 @@ def _on_disk(value: Any) -> Any:
 
 AbsolutePath = Annotated[Path, BeforeValidator(_on_disk), AfterValidator(Path.absolute)]
 """Read from the folder in which the command was given: workers may stand in another one."""
+
+
+def _place(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
+def _absolute_place(text: str) -> str:
+    """A file's path as seen from any folder; addresses and names of bands stay as they are."""
+    return text if is_remote(text) or not Path(text).exists() else str(Path(text).absolute())
+
+
 Numbers = Annotated[tuple[float, ...], BeforeValidator(_listed)]
 Probabilities = Annotated[
     tuple[Annotated[float, Field(gt=0, lt=1)], ...], BeforeValidator(_listed), Field(min_length=1)
@@ -125,6 +136,11 @@ class SegmentSettings(BaseModel):
     """Bands of the scene by name or 1-based number, in the model's order; matched by name if not given."""
     aoi: AbsolutePath | None = None
     """Polygons (any OGR format, any CRS); nothing outside is computed or written."""
+    mask_layer: Annotated[str, BeforeValidator(_place), AfterValidator(_absolute_place)] | None = None
+    """Quality layer, such as Sentinel-2's SCL: a raster of one band in any resolution and CRS, or the name of a band of
+    the scene. Its pixels with one of mask_values come out as nodata; what the network sees stays as it is."""
+    mask_values: Annotated[tuple[int, ...], BeforeValidator(_listed)] = ()
+    """Class numbers of mask_layer that are left out, such as `3,8,9,10`."""
     nodata: float | None = Field(default=None, allow_inf_nan=True)
     """Value that means "no data", where the file declares none or a wrong one."""
     assume_crs: str | None = None
@@ -255,6 +271,11 @@ class SegmentSettings(BaseModel):
         """JSON has no NaN; and the text equals itself, so that a rerun finds the same setting."""
         return value if value is None or math.isfinite(value) else str(value)
 
+    @field_serializer("mask_layer", when_used="json")
+    def _layer_in_json(self, value: str | None) -> str | None:
+        """The query of an address may be a signature."""
+        return value.partition("?")[0] if value is not None and is_remote(value) else value
+
     @model_validator(mode="after")
     def _possible(self) -> Self:
         problems = []
@@ -270,6 +291,10 @@ class SegmentSettings(BaseModel):
             problems.append("sieve gives regions to neighbours across their sides; it needs connectivity 4")
         if self.assume_crs is not None and self.allow_no_crs:
             problems.append("assume_crs and allow_no_crs exclude each other")
+        if (self.mask_layer is None) != (not self.mask_values):
+            problems.append(
+                "mask_layer and mask_values need each other: a layer, and which of its numbers to leave out"
+            )
         if self.cluster not in NAMES and "://" not in self.cluster and not is_file(self.cluster):
             problems.append(
                 f"cluster {self.cluster!r} is none of {', '.join(NAMES)}, no address such as tls://host:8786 and no "

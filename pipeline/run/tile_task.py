@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pipeline.grid import Tile, Window
     from pipeline.model import Engine, EngineSpec, Model
     from pipeline.run.plan import Plan
-    from pipeline.scene import Aoi, Block, Scene
+    from pipeline.scene import Block, Limits, Scene
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -39,7 +39,7 @@ class Job:
     """Identity of the run; workers keep one predictor per key."""
     scene: Scene
     plan: Plan
-    aoi: Aoi | None
+    limits: Limits
     store: TileStore
     ledger: Path
     own_cluster: bool = False
@@ -121,7 +121,7 @@ def _compute_with(tools: _Tools, job: Job, model: Model, tile: Tile, attempt: in
     digest, patches, splits = None, 0, 0
     legend, valid_px = model.spec.legend(), 0
     counts = np.zeros(len(legend), np.int64)
-    wanted = None if job.aoi is None else job.aoi.mask(tile.core)
+    wanted = job.limits.mask(tile.core)
     if wanted is None or wanted.any():
         reader = _Reader(job.scene)
         result = tools.predictor.predict(reader, tile.core, probabilities=job.plan.probabilities, output_valid=wanted)

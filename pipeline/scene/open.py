@@ -50,6 +50,7 @@ def open_scene(
     nodata: float | None = None,
     assume_crs: str | None = None,
     allow_no_crs: bool = False,
+    class_numbers: bool = False,
     access: Access | None = None,
 ) -> Scene:
     """Open a raster file or an array as a scene.
@@ -61,6 +62,7 @@ def open_scene(
         nodata: Value of missing pixels in all bands, in place of what the file declares.
         assume_crs: CRS of a scene that has none, such as `EPSG:32633`.
         allow_no_crs: Accept a scene without CRS; results are then in pixel coordinates.
+        class_numbers: Accept a palette image: its numbers are wanted as classes, not as measurements.
         access: How servers are reached; AWS's own endpoint and patience by default.
 
     Raises:
@@ -79,6 +81,8 @@ def open_scene(
         from pipeline.scene.array import scene_from_array  # noqa: PLC0415 - xarray is slow to load
 
         scene = scene_from_array(source, **options)
+    if not class_numbers:
+        _refuse_palette(scene, source)
     return scene if bands is None else scene.select(bands)
 
 
@@ -252,15 +256,17 @@ def _check_pixels(dataset: Any, path: Path | Location) -> None:
             where=str(path),
             fix="write amplitudes first, for example with gdal_calc --calc 'abs(A)'",
         )
-    if any(
-        color == ColorInterp.palette and not _is_bitmap(dataset, i + 1) for i, color in enumerate(dataset.colorinterp)
-    ):
+
+
+def _refuse_palette(scene: Scene, source: Any) -> None:
+    if any(band.color == "palette" for band in scene.bands):
         raise InputError(
-            f"{path.name} holds palette numbers, which are no measurements: neighbouring numbers are unrelated colours",
+            f"{scene.name} holds palette numbers, which are no measurements: neighbouring numbers are unrelated "
+            "colours",
             code="IN-010",
             title="Palette image",
-            where=str(path),
-            fix=f"gdal_translate -expand rgb '{path.name}' rgb.tif",
+            where=getattr(scene, "path", str(source)),
+            fix=f"gdal_translate -expand rgb '{scene.name}.tif' rgb.tif",
         )
 
 
@@ -325,7 +331,7 @@ def _band(dataset: Any, i: int, *, nodata: float | None) -> Band:
         nodata=float(nodata) if nodata is not None else None if own is None else float(own),
         scale=float(dataset.scales[i]),
         offset=float(dataset.offsets[i]),
-        color=dataset.colorinterp[i].name,
+        color="gray" if _is_bitmap(dataset, i + 1) else dataset.colorinterp[i].name,
         described=bool(description),
     )
 
@@ -360,7 +366,8 @@ def _warnings(dataset: Any, scene: RasterScene, layout: TiffLayout | None) -> li
     found: list[str | None] = []
     declared = any(b.nodata is not None for b in scene.bands)
     found.append(sparse_warning(layout, declared=declared))
-    if not declared and not scene.alpha and scene.mask == "none":
+    blank = layout is not None and layout.is_blank
+    if not declared and not blank and not scene.alpha and scene.mask == "none":
         found.append(collar_warning(dataset, [b.index for b in scene.bands[:_MAX_LOOKED_AT]]))
     if layout is not None and layout.num_images > 1:
         found.append(f"the file holds {layout.num_images} images; only the first is used (gdalinfo lists the others).")

@@ -149,11 +149,12 @@ def read_ledger(folder: Path, *, plan_id: str | None = None) -> dict[int, TileRe
 
 
 def _plausible(record: TileRecord) -> bool:
-    integers = (record.tile, record.valid_px, record.attempt, *(record.class_px or ()))
+    integers = (record.tile, record.valid_px, record.attempt, record.splits, *(record.class_px or ()))
     hashes = (h for h in (record.mask_sha256, record.prob_sha256) if h is not None)
     return (
         all(type(n) is int and n >= 0 for n in integers)
         and all(isinstance(h, str) and len(h) == _SHA256_DIGITS and set(h) <= _HEX for h in hashes)
-        and record.kind in {"written", "empty"}
+        and record.kind in ("written", "empty")
+        and type(record.seconds) in (int, float)
         and isinstance(record.plan_id, str)
     )

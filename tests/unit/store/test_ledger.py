@@ -212,6 +212,15 @@ def test_lines_with_a_good_checksum_but_no_record_are_dropped(body: bytes) -> No
     assert decode_record(body + b"\t%08x" % zlib.crc32(body)) is None
 
 
+@pytest.mark.parametrize(("name", "value"), [("kind", []), ("kind", {}), ("splits", "1"), ("seconds", None)])
+def test_fields_of_another_type_make_no_record(name: str, value: Any) -> None:
+    import json
+    import zlib
+
+    body = json.dumps({**json.loads(encode_record(record()).rpartition(b"\t")[0]), name: value}).encode()
+    assert decode_record(body + b"\t%08x" % zlib.crc32(body)) is None
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"tile": -1}, {"tile": True}, {"mask_sha256": "xyz"}, {"attempt": 1.5}, {"class_px": (1, -1)}, {"plan_id": 3}],
