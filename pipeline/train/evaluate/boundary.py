@@ -4,8 +4,8 @@ A pixel's *distance* to another is that between their centres. Pixels that are n
 are unknown: no border runs along them.
 
 - The *band* of a class: its pixels from which a compared pixel of another class is at most the tolerance away.
-  Boundary IoU is the IoU of the bands of PRED and TRUTH (Cheng et al. 2021, arXiv:2103.16562, whose bands are counted in
-  steps of an erosion, and run along the rim of the image too).
+  Boundary IoU is the IoU of the bands of PRED and TRUTH (Cheng et al. 2021, arXiv:2103.16562, whose bands are counted
+  in steps of an erosion, and run along the rim of the image too).
 - The *contour* of a class: its pixels with one of the four neighbours compared and of another class. Boundary
   precision is the share of PRED's contour with a pixel of TRUTH's contour of that class at most the tolerance away,
   recall the reverse, boundary F1 their harmonic mean (Martin et al. 2004; Csurka et al. 2013 for classes).
