@@ -25,9 +25,7 @@ Mask = NDArray[np.uint8] if TYPE_CHECKING else Any
 
 
 def _tiling(shape: tuple[int, int]) -> Tiling:
-    return exact_tiling(
-        shape, core_hw=(7, 6), halo_px=1, stride=1, margin_px=0, sizes=SizeRule(multiple=1), tile_px=7
-    )
+    return exact_tiling(shape, core_hw=(7, 6), halo_px=1, stride=1, margin_px=0, sizes=SizeRule(multiple=1), tile_px=7)
 
 
 def _all(pred: Mask, truth: Mask, tolerance: float, window_px: int) -> list[Any]:

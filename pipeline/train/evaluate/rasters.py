@@ -186,7 +186,7 @@ def open_truth(path: Path, pred: ClassRaster) -> Iterator[ClassRaster]:
                 height=height,
                 width=width,
                 resampling=Resampling.nearest,
-                tolerance=0,  # GDAL's own approximation would depend on the window
+                tolerance=1e-6,  # a coarser approximation would depend on the window; GDAL takes no 0
                 add_alpha=True,
             )
         )
