@@ -17,6 +17,7 @@ import click
 
 from pipeline import __version__
 from pipeline.cli.batch import batch
+from pipeline.cli.evaluate import evaluate
 from pipeline.cli.options import (
     Place,
     SettingsCommand,
@@ -53,6 +54,7 @@ def app(context: click.Context) -> None:
 app.add_command(batch)
 app.add_command(train)
 app.add_command(export)
+app.add_command(evaluate)
 
 
 @app.command(cls=SettingsCommand)
