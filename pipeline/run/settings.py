@@ -131,6 +131,9 @@ class SegmentSettings(BaseModel):
     """CRS of a scene that has none, such as `EPSG:32633`."""
     allow_no_crs: bool = False
     """Take a scene without CRS; polygons are then in pixel space."""
+    resampling: Literal["auto", "nearest", "bilinear", "cubic", "average"] = "auto"
+    """How bands come onto a grid with other pixels than theirs; auto: average where the grid is coarser, else
+    bilinear."""
     tiling: Literal["auto", "exact", "blend"] = "auto"
     """exact: equals one whole forward; blend: weighted mean of overlapping patches; auto: what the network allows."""
     halo_tolerance: float | None = Field(default=None, gt=0, lt=1)

@@ -114,3 +114,8 @@ def same_crs(one: CRS, other: CRS) -> bool:
     except pyproj.exceptions.CRSError:  # local and engineering CRS that PROJ has no object for
         return False
     return bool(pair[0].equals(pair[1], ignore_axis_order=True))
+
+
+def same_wkt(one: str | None, other: str | None) -> bool:
+    """`same_crs` of two texts; no CRS is like no CRS."""
+    return one == other or (one is not None and other is not None and same_crs(CRS.from_wkt(one), CRS.from_wkt(other)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -18,7 +18,9 @@ from pipeline.location import is_remote
 from pipeline.scene.base import Band
 from pipeline.scene.crs import check_transform, choose_crs
 from pipeline.scene.datasets import GDAL_ERRORS, gdal_options, open_dataset
+from pipeline.scene.find import find_product
 from pipeline.scene.magic import HEAD_BYTES, check_sidecars, driver_of, is_complete, read_ends
+from pipeline.scene.product import Product
 from pipeline.scene.raster import REOPENINGS, RasterScene, cannot_read, digest_ends, not_found
 from pipeline.scene.remote import RangeReader, RemoteFile, remote_file
 from pipeline.scene.tiff import read_tiff_layout
@@ -43,25 +45,44 @@ MAX_BLOCK_BYTES = 512 * 10**6
 _MAX_LOOKED_AT = 16  # bands that the look for a collar reads
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opening:
+    """What a person says about files that are opened, where these say nothing or something wrong."""
+
+    nodata: float | None = None
+    """Value of missing pixels in all bands."""
+    assume_crs: str | None = None
+    """CRS of a scene that has none."""
+    allow_no_crs: bool = False
+    """Accept a scene without CRS."""
+    access: Access = field(default_factory=Access)
+    """How servers are reached."""
+    resampling: str = "auto"
+    """Kernel of bands that have other pixels than the finest one."""
+
+
 def open_scene(
-    source: str | os.PathLike[str] | xr.DataArray,
+    source: str | os.PathLike[str] | xr.DataArray | Sequence[str | os.PathLike[str]],
     *,
     bands: Sequence[str | int] | None = None,
     nodata: float | None = None,
     assume_crs: str | None = None,
     allow_no_crs: bool = False,
     access: Access | None = None,
+    resampling: str = "auto",
 ) -> Scene:
-    """Open a raster file or an array as a scene.
+    """Open a raster, a product of several files, or an array as a scene.
 
     Args:
-        source: Path or address (`s3://bucket/key`, `https://host/path`) of a GeoTIFF, JPEG 2000, JPEG or PNG, or a
-            DataArray `(band, y, x)` or `(y, x)`.
+        source: Path or address (`s3://bucket/key`, `https://host/path`) of a GeoTIFF, JPEG 2000, JPEG or PNG, or of a
+            STAC item; or a DataArray `(band, y, x)` or `(y, x)`.
         bands: Bands to read, in this order: names, or 1-based numbers in the file. All but alpha by default.
         nodata: Value of missing pixels in all bands, in place of what the file declares.
         assume_crs: CRS of a scene that has none, such as `EPSG:32633`.
         allow_no_crs: Accept a scene without CRS; results are then in pixel coordinates.
         access: How servers are reached; AWS's own endpoint and patience by default.
+        resampling: How bands with other pixels than the finest one are brought onto its grid: nearest, bilinear, cubic,
+            average, or auto (average where they are finer, else bilinear).
 
     Raises:
         InputError: The scene cannot be used: IN-001 to IN-017, IN-040 to IN-042, see docs/errors.md.
@@ -69,17 +90,54 @@ def open_scene(
         UsageError: CF-010 `assume_crs` contradicts the file, CF-011 impossible nodata, CF-012 unknown CRS, CF-050 to
             CF-054 an address that cannot be used.
     """
-    options: dict[str, Any] = {"nodata": nodata, "assume_crs": assume_crs, "allow_no_crs": allow_no_crs}
-    scene: Scene
-    if is_remote(source):
-        scene = _open_remote(remote_file(source, access or Access()), **options)
-    elif isinstance(source, (str, os.PathLike)):
-        scene = _open_raster(os.fspath(source), **options)
-    else:
-        from pipeline.scene.array import scene_from_array  # noqa: PLC0415 - xarray is slow to load
+    opening = Opening(
+        nodata=nodata,
+        assume_crs=assume_crs,
+        allow_no_crs=allow_no_crs,
+        access=access or Access(),
+        resampling=resampling,
+    )
+    found = look_at(source, opening)
+    if bands is not None:
+        found = found.select(bands)
+    return open_product(found, opening) if isinstance(found, Product) else found
 
-        scene = scene_from_array(source, **options)
-    return scene if bands is None else scene.select(bands)
+
+def look_at(source: Any, opening: Opening) -> Scene | Product:
+    """The scene; or, where it consists of several files, what it offers, so that only those that are needed are opened.
+
+    Raises as `open_scene`.
+    """
+    product = find_product(source, opening.access)
+    return open_one(source, opening) if product is None else product
+
+
+def open_product(product: Product, opening: Opening) -> Scene:
+    """Open the files of a product that its chosen bands are in; raises as `open_scene`."""
+
+    def opener(href: str, told: float | None) -> Scene:
+        scene = open_one(href, opening)
+        if told is None or opening.nodata is not None or any(band.nodata is not None for band in scene.bands):
+            return scene
+        return open_one(href, replace(opening, nodata=told)) if can_occur(told, scene.dtype) else scene
+
+    return product.open(opener, resampling=opening.resampling)
+
+
+def open_one(source: Any, opening: Opening) -> Scene:
+    """Open one file or array; raises as `open_scene`."""
+    options: dict[str, Any] = {
+        "nodata": opening.nodata,
+        "assume_crs": opening.assume_crs,
+        "allow_no_crs": opening.allow_no_crs,
+    }
+    if is_remote(source):
+        return _open_remote(remote_file(source, opening.access), **options)
+    if isinstance(source, (str, os.PathLike)):
+        return _open_raster(os.fspath(source), **options)
+    from pipeline.scene.array import scene_from_array  # noqa: PLC0415 - xarray is slow to load
+
+    return scene_from_array(source, **options)
 
 
 def _open_raster(source: str, *, nodata: float | None, assume_crs: str | None, allow_no_crs: bool) -> RasterScene:
@@ -174,7 +232,7 @@ def _inspect(
 def _read_ends(source: str, path: Path) -> tuple[bytes, bytes, os.stat_result]:
     if source.startswith("/vsi"):
         raise not_found(source)  # GDAL's virtual file systems reach further than a path on disk may
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112 - False, not an error, for names that are too long
         raise InputError(
             f"{source} is a folder, not a raster file",
             code="IN-002",
