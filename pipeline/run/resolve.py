@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import InputError, UsageError
+from pipeline.run.resolution import on_wished_grid
 from pipeline.run.settings import access_of
 from pipeline.scene.open import Opening, look_at, open_product
 from pipeline.scene.product import Product
@@ -31,7 +31,7 @@ def resolve_scene(source: Any, model: Model | None, settings: SegmentSettings) -
     """The scene with the bands that the model takes, in its order.
 
     Args:
-        source: Path, `xarray.DataArray`, or a `Scene`.
+        source: Path, several paths, `xarray.DataArray`, or a `Scene`.
         model: Whose bands are needed; None for all bands.
         settings: For `bands`, `nodata`, `assume_crs`, `allow_no_crs`.
 
@@ -41,7 +41,7 @@ def resolve_scene(source: Any, model: Model | None, settings: SegmentSettings) -
     """
     opening = opening_of(settings)
     found: Scene | Product
-    if isinstance(source, str | Path) or not hasattr(source, "read_block"):
+    if not hasattr(source, "read_block"):
         found = look_at(source, opening)
     else:
         _refuse_opening_options(settings)
@@ -52,7 +52,8 @@ def resolve_scene(source: Any, model: Model | None, settings: SegmentSettings) -
         found = _match_by_name(found, model)
     if model is not None and len(found.bands) != len(model.spec.bands):
         raise _mismatch(found, model)
-    return open_product(found, opening) if isinstance(found, Product) else found
+    scene = open_product(found, opening) if isinstance(found, Product) else found
+    return on_wished_grid(scene, model, settings)
 
 
 def opening_of(settings: SegmentSettings) -> Opening:
@@ -63,6 +64,9 @@ def opening_of(settings: SegmentSettings) -> Opening:
         allow_no_crs=settings.allow_no_crs,
         access=access_of(settings),
         resampling=settings.resampling,
+        any_grid=settings.align is not None or settings.crs is not None,
+        warp_gcps=settings.warp_gcps,
+        rpc_height_m=settings.rpc_height,
     )
 
 
@@ -71,6 +75,7 @@ def _refuse_opening_options(settings: SegmentSettings) -> None:
         "nodata": settings.nodata,
         "assume_crs": settings.assume_crs,
         "allow_no_crs": settings.allow_no_crs or None,
+        "warp_gcps": settings.warp_gcps or None,
     }
     late = [f"{name}={value!r}" for name, value in given.items() if value is not None]
     if late:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import tarfile
+import zipfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -12,16 +14,17 @@ import numpy as np
 from rasterio.enums import ColorInterp, MaskFlags
 
 from pipeline.access import Access
-from pipeline.errors import InputError, UsageError
+from pipeline.errors import InputError, PipelineError, UsageError
 from pipeline.grid import GeoBox
 from pipeline.location import is_remote
 from pipeline.scene.base import Band
 from pipeline.scene.crs import check_transform, choose_crs
 from pipeline.scene.datasets import GDAL_ERRORS, gdal_options, open_dataset
-from pipeline.scene.find import find_product
+from pipeline.scene.find import find_sources
+from pipeline.scene.folder import gdal_path, read_member, split_member
 from pipeline.scene.magic import HEAD_BYTES, check_sidecars, driver_of, is_complete, read_ends
 from pipeline.scene.product import Product
-from pipeline.scene.raster import REOPENINGS, RasterScene, cannot_read, digest_ends, not_found
+from pipeline.scene.raster import IGNORED, REOPENINGS, RasterScene, cannot_read, digest_ends, not_found
 from pipeline.scene.remote import RangeReader, RemoteFile, remote_file
 from pipeline.scene.tiff import read_tiff_layout
 from pipeline.scene.validity import can_occur
@@ -59,6 +62,12 @@ class Opening:
     """How servers are reached."""
     resampling: str = "auto"
     """Kernel of bands that have other pixels than the finest one."""
+    any_grid: bool = False
+    """A grid is given elsewhere, so files of one scene need not share theirs."""
+    warp_gcps: bool = False
+    """Take scenes that only control points or RPCs place, on a grid in the CRS of these."""
+    rpc_height_m: float | None = None
+    """Height of the ground above the ellipsoid, for RPCs."""
 
 
 def open_scene(
@@ -75,7 +84,8 @@ def open_scene(
 
     Args:
         source: Path or address (`s3://bucket/key`, `https://host/path`) of a GeoTIFF, JPEG 2000, JPEG or PNG, or of a
-            STAC item; or a DataArray `(band, y, x)` or `(y, x)`.
+            STAC item; a folder, zip or tar of Sentinel-2, Landsat or one file per band; several paths, or a folder of
+            them, that lie side by side; or a DataArray `(band, y, x)` or `(y, x)`.
         bands: Bands to read, in this order: names, or 1-based numbers in the file. All but alpha by default.
         nodata: Value of missing pixels in all bands, in place of what the file declares.
         assume_crs: CRS of a scene that has none, such as `EPSG:32633`.
@@ -108,8 +118,14 @@ def look_at(source: Any, opening: Opening) -> Scene | Product:
 
     Raises as `open_scene`.
     """
-    product = find_product(source, opening.access)
-    return open_one(source, opening) if product is None else product
+    found = find_sources(source, opening.access)
+    if not isinstance(found, list):
+        return open_one(source, opening) if found is None else found
+    from pipeline.scene.mosaic import make_mosaic  # noqa: PLC0415 - for those who need it
+
+    path = None if isinstance(source, list | tuple) else str(Path(source).absolute())
+    scenes = [open_one(one, opening) for one in found]
+    return make_mosaic(scenes, path=path, resampling=opening.resampling, any_grid=opening.any_grid)
 
 
 def open_product(product: Product, opening: Opening) -> Scene:
@@ -121,11 +137,13 @@ def open_product(product: Product, opening: Opening) -> Scene:
             return scene
         return open_one(href, replace(opening, nodata=told)) if can_occur(told, scene.dtype) else scene
 
-    return product.open(opener, resampling=opening.resampling)
+    return product.open(opener, resampling=opening.resampling, any_grid=opening.any_grid)
 
 
 def open_one(source: Any, opening: Opening) -> Scene:
     """Open one file or array; raises as `open_scene`."""
+    if opening.warp_gcps and (is_remote(source) or isinstance(source, str | os.PathLike)):
+        return _open_warped(source, replace(opening, warp_gcps=False))
     options: dict[str, Any] = {
         "nodata": opening.nodata,
         "assume_crs": opening.assume_crs,
@@ -140,7 +158,23 @@ def open_one(source: Any, opening: Opening) -> Scene:
     return scene_from_array(source, **options)
 
 
+def _open_warped(source: Any, opening: Opening) -> Scene:
+    """A file that its control points or RPCs place; as it is where it has a geotransform."""
+    from pipeline.scene.regrid import warped_by_reference  # noqa: PLC0415 - needs more of PROJ than most scenes do
+
+    scene = open_one(source, replace(opening, allow_no_crs=opening.assume_crs is None))
+    assert isinstance(scene, RasterScene)
+    if scene.geobox.transform.is_identity:
+        warped = warped_by_reference(scene, height_m=opening.rpc_height_m)
+        if warped is not None:
+            return warped
+    return scene if scene.geobox.crs_wkt else open_one(source, opening)
+
+
 def _open_raster(source: str, *, nodata: float | None, assume_crs: str | None, allow_no_crs: bool) -> RasterScene:
+    member = split_member(source)
+    if member is not None:
+        return _open_member(*member, nodata=nodata, assume_crs=assume_crs, allow_no_crs=allow_no_crs)
     path = Path(source).absolute()
     head, tail, status = _read_ends(source, path)
     driver = driver_of(head, path)
@@ -154,6 +188,28 @@ def _open_raster(source: str, *, nodata: float | None, assume_crs: str | None, a
             return replace(scene, warnings=tuple(_warnings(dataset, scene, layout)))
     except GDAL_ERRORS as error:
         raise cannot_read(str(path), f"{path.name} cannot be opened", error) from error
+
+
+def _open_member(
+    archive: Path, name: str, *, nodata: float | None, assume_crs: str | None, allow_no_crs: bool
+) -> RasterScene:
+    """A raster that stays packed; the archive is the file that must not change."""
+    archive = archive.absolute()
+    head, tail, status = _read_ends(str(archive), archive)
+    try:
+        within = gdal_path(archive, name)
+        driver = driver_of(read_member(archive, name, HEAD_BYTES), Path(name))
+        with open_dataset(within, driver) as dataset:
+            scene = _inspect(
+                dataset, Path(name), driver, nodata=nodata, assume_crs=assume_crs, allow_no_crs=allow_no_crs
+            )
+            scene = replace(scene, path=str(archive), member=name, within=within, digest=digest_ends(head, tail))
+            scene = replace(scene, size=status.st_size, mtime_ns=status.st_mtime_ns)
+            return replace(scene, warnings=tuple(_warnings(dataset, scene, None)))
+    except (*GDAL_ERRORS, OSError, zipfile.BadZipFile, tarfile.TarError, EOFError, RuntimeError) as error:
+        if isinstance(error, PipelineError):
+            raise
+        raise cannot_read(f"{archive}, {name}", f"{Path(name).name} cannot be opened", error) from error
 
 
 def _open_remote(file: RemoteFile, *, nodata: float | None, assume_crs: str | None, allow_no_crs: bool) -> RasterScene:
@@ -339,7 +395,7 @@ def _check_georeference(dataset: Any, path: Path | Location, *, allow_no_crs: bo
             code="IN-007",
             title="Ground control points only",
             where=str(path),
-            fix=f"gdalwarp '{path.name}' warped.tif (--assume-crs does not help: pixels have to move)",
+            fix="--warp-gcps moves pixels to where they belong while they are read (--assume-crs does not help)",
         )
     if dataset.rpcs is not None and not dataset.crs:
         raise InputError(
@@ -347,7 +403,7 @@ def _check_georeference(dataset: Any, path: Path | Location, *, allow_no_crs: bo
             code="IN-008",
             title="Rational polynomial coefficients only",
             where=str(path),
-            fix=f"gdalwarp -rpc -to RPC_DEM=dem.tif -t_srs EPSG:xxxx '{path.name}' warped.tif",
+            fix=f"--warp-gcps --rpc-height METRES; in hilly country: gdalwarp -rpc -to RPC_DEM=dem.tif '{path.name}' …",
         )
 
 
@@ -435,7 +491,7 @@ def _warnings(dataset: Any, scene: RasterScene, layout: TiffLayout | None) -> li
 
 def _identity_warning(dataset: Any, scene: RasterScene) -> str | None:
     if dataset.gcps[0] or (dataset.rpcs is not None and not dataset.crs):
-        return "ground control points or RPCs are ignored: the scene is taken in pixel coordinates."
+        return IGNORED
     if scene.geobox.crs_wkt is None:
         return None  # --allow-no-crs said so
     return (

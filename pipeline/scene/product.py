@@ -69,13 +69,13 @@ class Product:
         known = [offer.band for offer in self.offers]
         return replace(self, chosen=tuple(band.index for band in select_bands(known, bands, where=self.path)))
 
-    def open(self, opener: Opener, *, resampling: str = "auto", aligned: bool = True) -> SourcesScene:
+    def open(self, opener: Opener, *, resampling: str = "auto", any_grid: bool = False) -> SourcesScene:
         """Open the files that the wanted bands are in.
 
         Args:
             opener: Opens one.
             resampling: Kernel of bands that have other pixels than the grid; `auto` if not given.
-            aligned: Whether files must cover the same ground; else the finest one decides.
+            any_grid: Whether a grid is given elsewhere, so that theirs need not cover the same ground.
 
         Raises:
             InputError: IN-051, they lie elsewhere or have another CRS; and what `opener` raises.
@@ -93,7 +93,7 @@ class Product:
             parts.append(Part(scene=scene, numbers=tuple(offer.band.index for offer in offers)))
             for offer, own in zip(offers, scene.bands, strict=True):
                 found[offer.band.index] = _merged(offer.band, own)
-        if aligned:
+        if not any_grid:
             _refuse_elsewhere(parts, self.path)
         scene = SourcesScene(
             name=self.name,

@@ -39,6 +39,8 @@ class Part:
     """The source."""
     numbers: tuple[int, ...]
     """Band of the whole that each of the source's bands is, 1-based."""
+    geobox: GeoBox | None = None
+    """Where the source lies, in place of what it says itself: a corner rounded to whole pixels of its neighbours."""
     reference: Georeference | None = None
     """What places the source where its transform does not."""
     placement: Placement | None = None
@@ -48,7 +50,7 @@ class Part:
 
     def on_grid(self, geobox: GeoBox, resampling: str) -> Part:
         """The same part, placed."""
-        placement = place(geobox, self.scene.geobox, reference=self.reference)
+        placement = place(geobox, self.geobox or self.scene.geobox, reference=self.reference)
         return replace(self, placement=placement, kernel=_kernel(placement, resampling))
 
     def describe(self) -> dict[str, Json]:
@@ -131,7 +133,7 @@ class SourcesScene:
         return replace(self, parts=parts, geobox=geobox, resampling=chosen, native=native)
 
     def read(self, window: Window) -> NDArray[Any]:
-        """Values of a window on the grid, shape `(band, y, x)`; raises as the sources do."""
+        """Values of a window on the grid, shape `(band, y, x)`: nodata or 0 where none is usable."""
         return self.read_block(window).data
 
     def read_block(self, window: Window) -> Block:
@@ -201,13 +203,9 @@ def _add(
     values, usable, where = found
     rows, cols = where.slices_in(window)
     for k, slot in enumerate(slots):
-        if valid[slot, rows, cols].any():
-            new = usable[k] & ~valid[slot, rows, cols]
-            data[slot, rows, cols][new] = values[k][new]
-            valid[slot, rows, cols] |= new
-        else:
-            data[slot, rows, cols] = values[k]
-            valid[slot, rows, cols] = usable[k]
+        new = usable[k] & ~valid[slot, rows, cols]
+        np.copyto(data[slot, rows, cols], values[k], where=new)
+        valid[slot, rows, cols] |= new
 
 
 def read_part(part: Part, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_], Window] | None:
