@@ -88,7 +88,7 @@ def given_settings(values: dict[str, Any], config: Path | None) -> dict[str, Any
         UsageError: The file cannot be read; CF-005 for its wrong keys and values.
     """
     from pipeline.run.settings import SegmentSettings, make_settings
-    from pipeline.run.yaml_file import read_yaml
+    from pipeline.yaml_file import read_yaml
 
     given: dict[str, Any] = {}
     if config is not None:

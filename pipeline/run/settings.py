@@ -23,8 +23,8 @@ from pydantic import (
 from pipeline.access import Access
 from pipeline.errors import UsageError
 from pipeline.location import is_remote
+from pipeline.quantities import parse_bytes, sentence, unknown_key
 from pipeline.run.clusters.options import NAMES, absolute_file, check_cluster, is_file
-from pipeline.run.quantities import parse_bytes, sentence, unknown_key
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
