@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import types
     from collections.abc import Iterator
 
-_SCENE = click.argument("scene", type=Place())
+_SCENE = click.argument("scene", type=Place(), nargs=-1, required=True, metavar="SCENE...")
 _OUT_DIR = click.argument("out", type=click.Path(path_type=Path))
 
 
@@ -65,7 +65,7 @@ app.add_command(evaluate)
 @config_option
 @with_common_options
 def segment(
-    scene: Path | str,
+    scene: tuple[Path | str, ...],
     model: Path,
     out: Path | str,
     *,
@@ -77,8 +77,9 @@ def segment(
     debug: bool,
     **settings: Any,
 ) -> None:
-    """Segment SCENE into a georeferenced mask and polygons.
+    """Segment SCENE into a georeferenced mask and polygons: a raster, a STAC item, a folder or archive of a product.
 
+    Several rasters side by side are one scene; `batch` takes them one by one.
     The same command again resumes a run that was cut off, and returns at once when all is done.
     """
     del debug
@@ -88,7 +89,9 @@ def segment(
 
     given = given_settings(settings, config)
     with run_listener(quiet=quiet or as_json, verbose=verbose) as listener:
-        result = run_segment(scene, model, out, overwrite=overwrite, listener=listener, **given)
+        result = run_segment(
+            scene if len(scene) > 1 else scene[0], model, out, overwrite=overwrite, listener=listener, **given
+        )
     with _reader_may_leave():
         if as_json:
             click.echo(json.dumps(result.summary, indent=1, ensure_ascii=False))
@@ -102,7 +105,7 @@ def segment(
 @config_option
 @with_common_options
 def plan(
-    scene: Path | str,
+    scene: tuple[Path | str, ...],
     model: Path,
     *,
     config: Path | None,
@@ -117,7 +120,7 @@ def plan(
     from pipeline.cli.show import show_plan
     from pipeline.run.preview_plan import plan as make
 
-    summary = make(scene, model, **given_settings(settings, config)).summary()
+    summary = make(scene if len(scene) > 1 else scene[0], model, **given_settings(settings, config)).summary()
     if as_json:
         click.echo(json.dumps(summary, indent=1))
     else:

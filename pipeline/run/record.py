@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from pipeline.run.doctor import versions
+from pipeline.scene.sources import SourcesScene
 from pipeline.store import block_rows
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def run_record(
         "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
         "finished": datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="seconds"),
         "scene": scene.name,
+        "source": scene.describe() if isinstance(scene, SourcesScene) else None,
         "model": model.spec.name,
         "classes": class_rows(model, records, finished),
         "polygons": finished.num_polygons,

@@ -198,13 +198,12 @@ def _open(
     out_dir: Path,
     listener: Listener,
 ) -> SceneRun:
-    inputs = {
-        "scene": getattr(scene, "path", scene),
-        "model": model,
-        "area of interest": settings.aoi,
-        "mask layer": settings.mask_layer,
-    }
-    refuse_own_input(out_dir, {kind: Path(path) for kind, path in inputs.items() if isinstance(path, str | Path)})
+    places = scene if isinstance(scene, list | tuple) else [getattr(scene, "path", scene)]
+    inputs = [("scene", place) for place in places]
+    inputs += [("model", model), ("area of interest", settings.aoi), ("mask layer", settings.mask_layer)]
+    for kind, path in inputs:
+        if isinstance(path, str | Path):
+            refuse_own_input(out_dir, {kind: Path(path)})
     if not isinstance(model, Model):
         model = load_model(model, bare=bare_options(settings), trust_model=settings.trust_model)
     opened = resolve_scene(scene, model, settings)

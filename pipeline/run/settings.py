@@ -127,6 +127,23 @@ Probabilities = Annotated[
 Length = Annotated[tuple[Annotated[float, Field(gt=0)], Literal["m", "px"]], _measure("a length", "m", "px")]
 
 
+def _resolution(value: Any) -> Any:
+    return value if value in ("native", "model") else _metres(value)
+
+
+def _metres(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?)\s*(m?)\s*", value)
+    if match is None:
+        msg = f"{value!r} is not native, model or a length; write `10` or `10 m`"
+        raise ValueError(msg)
+    return float(match.group(1))
+
+
+Resolution = Annotated[Literal["native", "model"] | Annotated[float, Field(gt=0)], BeforeValidator(_resolution)]
+
+
 class SegmentSettings(BaseModel):
     """Options of `segment`; each is a flag, a key of a settings file and a keyword in Python."""
 
@@ -147,6 +164,22 @@ class SegmentSettings(BaseModel):
     """CRS of a scene that has none, such as `EPSG:32633`."""
     allow_no_crs: bool = False
     """Take a scene without CRS; polygons are then in pixel space."""
+    resampling: Literal["auto", "nearest", "bilinear", "cubic", "average"] = "auto"
+    """How bands come onto a grid with other pixels than theirs; auto: average where the grid is coarser, else
+    bilinear."""
+    resolution: Resolution = "native"
+    """Pixels that the network sees, and the mask has: native, the scene's own; model, those that the model was trained
+    on; or metres on the ground."""
+    force_resolution: bool = False
+    """Take scenes whose pixels are four times as large or as small as those that the model was trained on."""
+    crs: str | None = None
+    """CRS to bring the scene into while it is read, such as `EPSG:32633`."""
+    align: AbsolutePath | None = None
+    """Raster on whose grid, pixel by pixel, the scene is read and the mask written."""
+    warp_gcps: bool = False
+    """Take a scene that only ground control points or RPCs place, and move its pixels to where they belong."""
+    rpc_height: Annotated[float, _quantity("m")] | None = None
+    """Height of the ground above the ellipsoid in metres, for a scene that RPCs place."""
     tiling: Literal["auto", "exact", "blend"] = "auto"
     """exact: equals one whole forward; blend: weighted mean of overlapping patches; auto: what the network allows."""
     halo_tolerance: float | None = Field(default=None, gt=0, lt=1)
@@ -276,9 +309,17 @@ class SegmentSettings(BaseModel):
         """The query of an address may be a signature."""
         return value.partition("?")[0] if value is not None and is_remote(value) else value
 
+    def _grid_problems(self) -> list[str]:
+        problems = []
+        if self.align is not None and (self.crs is not None or self.resolution != "native"):
+            problems.append("align says what grid it is; crs and resolution would say it again")
+        if self.rpc_height is not None and not self.warp_gcps:
+            problems.append("rpc_height belongs to warp_gcps")
+        return problems
+
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        problems = []
+        problems = self._grid_problems()
         if self.overlap is not None and self.patch is not None and self.overlap >= self.patch:
             problems.append(f"overlap {self.overlap} px must be smaller than patch {self.patch} px")
         if self.overlap is not None and self.tiling == "exact":

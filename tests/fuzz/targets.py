@@ -77,8 +77,9 @@ def _settings(_folder: Path) -> list[str]:
 
 
 def _read_settings(path: Path) -> object:
-    from pipeline.run.settings import make_settings
     from pipeline.run.yaml_file import read_yaml
+
+    from pipeline.run.settings import make_settings
 
     return make_settings(read_yaml(path), where=str(path))
 
