@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _SCENE = click.argument("scene", type=Place())
-_OUT_DIR = click.argument("out", type=click.Path(path_type=Path))
+_OUT_DIR = click.argument("out", type=Place())
 
 
 @click.group(
@@ -236,8 +236,9 @@ def vectorize(
 
 @app.command()
 @_OUT_DIR
+@with_servers
 @with_common_options
-def status(out: Path, *, verbose: int, quiet: bool, as_json: bool, debug: bool) -> None:
+def status(out: Path | str, *, access: Any, verbose: int, quiet: bool, as_json: bool, debug: bool) -> None:
     """Show what the output folder OUT holds: how far a run has come, who is at it, and how to go on.
 
     Touches nothing. Exit code 0: complete; 75: unfinished, can be continued; 5: results of something else; 2: nothing.
@@ -246,7 +247,7 @@ def status(out: Path, *, verbose: int, quiet: bool, as_json: bool, debug: bool) 
     from pipeline.cli.show import show_status
     from pipeline.run.status import status_of
 
-    found = status_of(out)
+    found = status_of(out, access=access)
     with _reader_may_leave():
         if as_json:
             click.echo(json.dumps(found.to_json(), indent=1, ensure_ascii=False))
@@ -257,8 +258,9 @@ def status(out: Path, *, verbose: int, quiet: bool, as_json: bool, debug: bool) 
 
 @app.command()
 @_OUT_DIR
+@with_servers
 @with_common_options
-def verify(out: Path, *, verbose: int, quiet: bool, as_json: bool, debug: bool) -> None:
+def verify(out: Path | str, *, access: Any, verbose: int, quiet: bool, as_json: bool, debug: bool) -> None:
     """Read back all that run.json in OUT describes: files by hash, mask and probabilities block by block.
 
     Exit code 0: as it was written; 5: damaged, and the damaged blocks are named.
@@ -266,7 +268,7 @@ def verify(out: Path, *, verbose: int, quiet: bool, as_json: bool, debug: bool) 
     del verbose, debug
     from pipeline.run.audit import audit
 
-    found = audit(out)
+    found = audit(out, access=access)
     with _reader_may_leave():
         if as_json:
             click.echo(json.dumps(found.to_json(), indent=1, ensure_ascii=False))

@@ -22,7 +22,7 @@ from pydantic import (
 
 from pipeline.access import Access
 from pipeline.errors import UsageError
-from pipeline.location import is_remote
+from pipeline.location import is_remote, parse_location
 from pipeline.run.clusters.options import NAMES, absolute_file, check_cluster, is_file
 from pipeline.run.quantities import parse_bytes, sentence, unknown_key
 
@@ -107,6 +107,18 @@ def _on_disk(value: Any) -> Any:
 
 AbsolutePath = Annotated[Path, BeforeValidator(_on_disk), AfterValidator(Path.absolute)]
 """Read from the folder in which the command was given: workers may stand in another one."""
+
+
+def _folder_or_prefix(value: Any) -> Any:
+    if not is_remote(value):
+        return Path(value).absolute() if isinstance(value, str | Path) else value
+    try:
+        return str(parse_location(value, schemes=("s3",))).rstrip("/")
+    except UsageError as error:
+        raise ValueError(error.what) from error
+
+
+FolderOrPrefix = Annotated[Path | str, BeforeValidator(_folder_or_prefix)]
 Numbers = Annotated[tuple[float, ...], BeforeValidator(_listed)]
 Probabilities = Annotated[
     tuple[Annotated[float, Field(gt=0, lt=1)], ...], BeforeValidator(_listed), Field(min_length=1)
@@ -206,8 +218,9 @@ class SegmentSettings(BaseModel):
     and worker processes are started anew."""
     memory: Annotated[int, BeforeValidator(parse_bytes)] | None = Field(default=None, ge=2**28)
     """Memory per worker, such as `8GB`; sets the patch."""
-    scratch: AbsolutePath | None = None
-    """Where unfinished tiles lie; inside the output folder if not given."""
+    scratch: FolderOrPrefix | None = None
+    """Where unfinished tiles lie: a folder, or `s3://bucket/prefix`, which workers reach without a shared disk; inside
+    the output folder if not given."""
     keep: bool = False
     """Keep the scratch store after success."""
     endpoint: str | None = None
@@ -293,6 +306,17 @@ def access_of(settings: SegmentSettings) -> Access:
         connect_s=settings.connect_timeout,
         stall_s=settings.read_timeout,
     ).resolved()
+
+
+def settings_for(access: Access) -> SegmentSettings:
+    """Settings that say no more than how servers are reached, as `access_of` tells it."""
+    return SegmentSettings(
+        endpoint=access.endpoint,
+        allow_loopback=access.allow_loopback,
+        retries=access.retries,
+        connect_timeout=access.connect_s,
+        read_timeout=access.stall_s,
+    )
 
 
 # What may differ between a run and its resumption: it changes no output.
