@@ -325,7 +325,8 @@ def main() -> None:
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # libraries' notes to developers; ours are printed
     try:
-        app(standalone_mode=False)
+        with _stoppable_before_work():
+            app(standalone_mode=False)
     except PipelineError as error:
         if debug:
             raise
@@ -347,6 +348,22 @@ def main() -> None:
         _report(_bug(error), as_json=as_json)
         sys.exit(1)
     sys.exit(0)
+
+
+@contextlib.contextmanager
+def _stoppable_before_work() -> Iterator[None]:
+    """What stops a job may come while imports are read from a slow disk; commands that can resume listen themselves."""
+
+    def stop(number: int, _frame: types.FrameType | None) -> None:
+        print(f"interrupted: stopped by {signal.Signals(number).name}; {_command_given()}", file=sys.stderr)
+        sys.exit(Interrupted.exit_code)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
