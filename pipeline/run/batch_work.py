@@ -27,11 +27,10 @@ from pipeline.run.finish_there import Made, abandon, finish_there
 from pipeline.run.identity import refuse_differences
 from pipeline.run.leftovers import finish_cleaning, remove_staged
 from pipeline.run.outcomes import Outcome, Outcomes
-from pipeline.run.output import BucketStaging, Output, output_at
+from pipeline.run.output import BucketStaging, Output, output_at, tiles_under
 from pipeline.run.plan import plan_from
 from pipeline.run.resolve import resolve_scene
 from pipeline.run.scene_run import Ongoing, SceneRun, adopt, begin, commit, prepare
-from pipeline.run.scratch import shared_place
 from pipeline.run.settings import access_of
 from pipeline.run.tasks import Task, Watch, run_tasks
 from pipeline.run.tile_task import forget
@@ -181,9 +180,7 @@ class BatchWork:
                 self._pixels[row.name] = one
 
     def _compute(self, stop: StopFlag, total_px: int) -> None:
-        folder, shared = self.outcomes.folder, shared_place(self.settings)
-        if shared is not None:
-            shared.make(option="--scratch")
+        folder, tiles = self.outcomes.folder, tiles_under(self.root, self.settings)
         with contextlib.ExitStack() as stack:
             mine = None
             if isinstance(folder, Folder):
@@ -200,7 +197,7 @@ class BatchWork:
             basis = self._basis(connection, total_px, stop)
             if basis is None:
                 return
-            admit(connection, self.settings, engine=basis.engine.spec, seen=() if shared is None else (shared,))
+            admit(connection, self.settings, engine=basis.engine.spec, seen=(tiles,))
             self._crew = _Crew(connection=connection, model=connection.share(self.model), basis=basis, stop=stop)
             watch = Watch(stop=stop, tell=self.listener, stuck_after_s=self.settings.stuck_after, dump_to=folder)
             try:

@@ -15,6 +15,7 @@ from pipeline.errors import InfrastructureError, UsageError
 from pipeline.location import Location, is_remote, parse_location
 from pipeline.model.cache import cache_folder
 from pipeline.run.scene_run import inspect_for
+from pipeline.run.scratch import shared_place
 from pipeline.run.settings import access_of
 from pipeline.store import (
     Folder,
@@ -135,6 +136,19 @@ def output_at(out_dir: str | Path | Location, settings: SegmentSettings) -> Outp
     name = re.sub(r"[^A-Za-z0-9-]+", "-", place.name or place.host)[:40].strip("-")
     folder = private_folder(_working_root(settings) / f"{name}-{identity}", option="--scratch")
     return BucketOutput(place, folder, bucket, shared=isinstance(settings.scratch, str))
+
+
+def tiles_under(root: Path | Location, settings: SegmentSettings) -> Place:
+    """What the tiles of all outputs under `root` lie in, made if absent: workers must see it.
+
+    Raises:
+        UsageError: CF-002, CF-053.
+    """
+    shared = shared_place(settings)
+    if shared is not None:
+        shared.make(option="--scratch")
+        return shared
+    return Folder(root if isinstance(root, Path) else _working_root(settings))
 
 
 def _working_root(settings: SegmentSettings) -> Path:

@@ -81,7 +81,7 @@ def test_a_preempted_task_goes_back_into_the_queue_and_continues(tmp_path: Path)
 @pytest.mark.timeout(1800)
 @pytest.mark.usefixtures("slurm")
 def test_a14_a_task_whose_time_is_over_goes_back_into_the_queue_and_continues(tmp_path: Path) -> None:
-    """A limit of a minute is less than the warning that the script asks for: SLURM warns at its first look, within 30 s.
+    """A limit of a minute is less than the warning that the script asks for: SLURM warns at its first look.
 
     It waits for two minutes before it starts a task again.
     """
