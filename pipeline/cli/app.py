@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _SCENE = click.argument("scene", type=Place(), nargs=-1, required=True, metavar="SCENE...")
-_OUT_DIR = click.argument("out", type=click.Path(path_type=Path))
+_OUT_DIR = click.argument("out", type=Place())
 
 
 @click.group(
@@ -244,8 +244,9 @@ def vectorize(
 
 @app.command()
 @_OUT_DIR
+@with_servers
 @with_common_options
-def status(out: Path, *, verbose: int, quiet: bool, as_json: bool, debug: bool) -> None:
+def status(out: Path | str, *, access: Any, verbose: int, quiet: bool, as_json: bool, debug: bool) -> None:
     """Show what the output folder OUT holds: how far a run has come, who is at it, and how to go on.
 
     Touches nothing. Exit code 0: complete; 75: unfinished, can be continued; 5: results of something else; 2: nothing.
@@ -254,7 +255,7 @@ def status(out: Path, *, verbose: int, quiet: bool, as_json: bool, debug: bool) 
     from pipeline.cli.show import show_status
     from pipeline.run.status import status_of
 
-    found = status_of(out)
+    found = status_of(out, access=access)
     with _reader_may_leave():
         if as_json:
             click.echo(json.dumps(found.to_json(), indent=1, ensure_ascii=False))
@@ -265,8 +266,9 @@ def status(out: Path, *, verbose: int, quiet: bool, as_json: bool, debug: bool) 
 
 @app.command()
 @_OUT_DIR
+@with_servers
 @with_common_options
-def verify(out: Path, *, verbose: int, quiet: bool, as_json: bool, debug: bool) -> None:
+def verify(out: Path | str, *, access: Any, verbose: int, quiet: bool, as_json: bool, debug: bool) -> None:
     """Read back all that run.json in OUT describes: files by hash, mask and probabilities block by block.
 
     Exit code 0: as it was written; 5: damaged, and the damaged blocks are named.
@@ -274,7 +276,7 @@ def verify(out: Path, *, verbose: int, quiet: bool, as_json: bool, debug: bool) 
     del verbose, debug
     from pipeline.run.audit import audit
 
-    found = audit(out)
+    found = audit(out, access=access)
     with _reader_may_leave():
         if as_json:
             click.echo(json.dumps(found.to_json(), indent=1, ensure_ascii=False))
@@ -334,7 +336,8 @@ def main() -> None:
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # libraries' notes to developers; ours are printed
     try:
-        app(standalone_mode=False)
+        with _stoppable_before_work():
+            app(standalone_mode=False)
     except PipelineError as error:
         if debug:
             raise
@@ -356,6 +359,22 @@ def main() -> None:
         _report(_bug(error), as_json=as_json)
         sys.exit(1)
     sys.exit(0)
+
+
+@contextlib.contextmanager
+def _stoppable_before_work() -> Iterator[None]:
+    """What stops a job may come while imports are read from a slow disk; commands that can resume listen themselves."""
+
+    def stop(number: int, _frame: types.FrameType | None) -> None:
+        print(f"interrupted: stopped by {signal.Signals(number).name}; {_command_given()}", file=sys.stderr)
+        sys.exit(Interrupted.exit_code)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

@@ -125,7 +125,7 @@ _KINDS = {
 }
 
 
-def show_status(out_dir: Path, status: Status) -> None:
+def show_status(out_dir: Path | str, status: Status) -> None:
     """What a folder holds, line by line."""
     facts: dict[str, Any] = {"folder": out_dir, "holds": _KINDS[status.kind]}
     if status.finished:

@@ -77,7 +77,7 @@ class Finisher:
     def run(self) -> Finished:
         """All files but run.json."""
         with ThreadPoolExecutor(1) as aside:
-            scene_picture = aside.submit(Picture.of(self.scene).assemble, self.store.path)  # while the mask is written
+            scene_picture = aside.submit(Picture.of(self.scene).assemble, self.store.place)  # while the mask is written
             self._stage("mask", self._masks)
             num_polygons = self._polygons() if self.settings.vectors else None
             self._stage("files", lambda: self._small_files(scene_picture.result()))

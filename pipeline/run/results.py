@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from pipeline.model import Model
     from pipeline.run.events import Listener
+    from pipeline.run.output import Delivery
     from pipeline.run.plan import Plan
     from pipeline.run.settings import SegmentSettings
     from pipeline.scene import Limits, Scene
@@ -37,6 +38,8 @@ class Recipe:
     """Of all tiles."""
     out_dir: Path
     scratch: Path
+    delivery: Delivery | None = None
+    """For a worker that makes files on its own machine and sends them; None where it makes them in `out_dir`."""
 
 
 def make_files(

@@ -19,11 +19,12 @@ from pipeline.run.plan import make_plan, plan_from
 from pipeline.run.plan_there import basis_of_a_worker
 from pipeline.run.results import make_files
 from pipeline.run.scene_run import Ongoing, SceneRun, adopt, begin, commit, prepare, warnings_of
-from pipeline.run.settings import make_settings
+from pipeline.run.scratch import shared_place
+from pipeline.run.settings import access_of, make_settings
 from pipeline.run.stop import StopFlag, stop_on_signals
 from pipeline.run.tasks import Watch
 from pipeline.run.workers import device_wanted, on_this_machine
-from pipeline.store import RunLock, create_output_folder, foreign_output, open_files_as_error
+from pipeline.store import Folder, RunLock, create_output_folder, foreign_output, open_files_as_error
 from pipeline.syncpoint import reached
 
 if TYPE_CHECKING:
@@ -87,15 +88,14 @@ def segment(
     given = make_settings(options)
     output = output_at(out_dir, given)  # absolute: workers, and a resumption, may stand in another folder
     output.refuse_input(getattr(scene, "path", scene))
-    folder = output.folder
-    opened = functools.partial(prepare, scene, model, given, out_dir=folder, overwrite=overwrite, listener=listener)
-    state = output.inspect(overwrite=overwrite)
-    run = opened(state)
-    if state.kind == "complete" and not overwrite:
-        return _already_done(run, output, state)
-    scratch = create_output_folder(folder)
+    opened = functools.partial(prepare, scene, model, given, output=output, overwrite=overwrite, listener=listener)
     with contextlib.ExitStack() as ending:
         ending.callback(output.tidy)
+        state = output.inspect(overwrite=overwrite)
+        run = opened(state)
+        if state.kind == "complete" and not overwrite:
+            return _already_done(run, output, state)
+        scratch = create_output_folder(output.folder)
         stop, lock = ending.enter_context(stop_on_signals()), ending.enter_context(RunLock(scratch))
         ending.enter_context(output.locked())
         now = output.inspect(overwrite=overwrite)
@@ -110,7 +110,7 @@ class _Cluster:
     """Connected to once it is needed, until the end of the run's computing."""
 
     def __init__(self, run: SceneRun, scratch: Path, stop: StopFlag, stack: contextlib.ExitStack) -> None:
-        self._settings = run.settings
+        self._run, self._settings = run, run.settings
         self._scratch = scratch
         self._stop = stop
         self._stack = stack
@@ -123,10 +123,12 @@ class _Cluster:
     def connection(self, *, device: str) -> Connection:
         """The workers, before it is known what they are to do."""
         if self._connection is None:
+            shared = shared_place(self._settings)
             connecting = connect(
                 self._settings,
                 device=device,
-                folders=(self._scratch,),
+                keys=self._scratch,
+                seen=(self._run.home,) if shared is None else (shared,),
                 check_stop=self.check_stop,
             )
             self._connection = self._stack.enter_context(connecting)
@@ -135,7 +137,7 @@ class _Cluster:
     def ready_for(self, ongoing: Ongoing) -> Connection:
         """The workers, asked whether they can do what the plan says."""
         connection = self.connection(device=ongoing.plan.engine.device)
-        admit(connection, self._settings, engine=ongoing.plan.engine, folders=(ongoing.store.path,))
+        admit(connection, self._settings, engine=ongoing.plan.engine, seen=(ongoing.store.place,))
         return connection
 
 
@@ -160,7 +162,7 @@ def _locked(
     done, verified = make_files(
         ongoing.recipe(), run.model, staging=staging, scratch=scratch, tell=run.tell, check=check
     )
-    record = commit(ongoing, done, verified, staging, lock)
+    record = commit(ongoing, done, verified, staging.commit, lock)
     return _result(output.place, record, resumed=False)
 
 
@@ -193,7 +195,7 @@ def _infer(ongoing: Ongoing, cluster: _Cluster, stop: StopFlag) -> None:
     if missing:
         connection = cluster.ready_for(ongoing)
         stuck_after_s = run.settings.stuck_after
-        watch = Watch(stop=stop, tell=run.tell, stuck_after_s=stuck_after_s, dump_to=ongoing.scratch)
+        watch = Watch(stop=stop, tell=run.tell, stuck_after_s=stuck_after_s, dump_to=Folder(ongoing.scratch))
         job, attempts = ongoing.job(), ongoing.attempts
         run_tiles(connection, job, run.model, missing, attempts=attempts, on_done=on_done, watch=watch)
     stop.raise_if_set(f"{len(records)} of {total} tiles are kept")
@@ -223,7 +225,7 @@ def _already_done(run: SceneRun, output: Output, state: OutputState) -> RunResul
             where=str(output.place),
             fix="restore them, choose another -o, or replace them with --overwrite",
         )
-    finish_cleaning(run.out_dir)
+    finish_cleaning(output, access_of(run.settings))
     run.tell(Notice(text="the same run ended here before and its files are whole; nothing to do"))
     return _result(output.place, record, resumed=True)
 

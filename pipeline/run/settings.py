@@ -22,7 +22,7 @@ from pydantic import (
 
 from pipeline.access import Access
 from pipeline.errors import UsageError
-from pipeline.location import is_remote
+from pipeline.location import is_remote, parse_location
 from pipeline.quantities import parse_bytes, sentence, unknown_key
 from pipeline.run.clusters.options import NAMES, absolute_file, check_cluster, is_file
 
@@ -118,6 +118,16 @@ def _absolute_place(text: str) -> str:
     return text if is_remote(text) or not Path(text).exists() else str(Path(text).absolute())
 
 
+def _folder_or_prefix(value: Any) -> Any:
+    if not is_remote(value):
+        return Path(value).absolute() if isinstance(value, str | Path) else value
+    try:
+        return str(parse_location(value, schemes=("s3",))).rstrip("/")
+    except UsageError as error:
+        raise ValueError(error.what) from error
+
+
+FolderOrPrefix = Annotated[Path | str, BeforeValidator(_folder_or_prefix)]
 Numbers = Annotated[tuple[float, ...], BeforeValidator(_listed)]
 Probabilities = Annotated[
     tuple[Annotated[float, Field(gt=0, lt=1)], ...], BeforeValidator(_listed), Field(min_length=1)
@@ -255,8 +265,9 @@ class SegmentSettings(BaseModel):
     and worker processes are started anew."""
     memory: Annotated[int, BeforeValidator(parse_bytes)] | None = Field(default=None, ge=2**28)
     """Memory per worker, such as `8GB`; sets the patch."""
-    scratch: AbsolutePath | None = None
-    """Where unfinished tiles lie; inside the output folder if not given."""
+    scratch: FolderOrPrefix | None = None
+    """Where unfinished tiles lie: a folder, or `s3://bucket/prefix`, which workers reach without a shared disk; inside
+    the output folder if not given."""
     keep: bool = False
     """Keep the scratch store after success."""
     endpoint: str | None = None
@@ -359,6 +370,17 @@ def access_of(settings: SegmentSettings) -> Access:
         connect_s=settings.connect_timeout,
         stall_s=settings.read_timeout,
     ).resolved()
+
+
+def settings_for(access: Access) -> SegmentSettings:
+    """Settings that say no more than how servers are reached, as `access_of` tells it."""
+    return SegmentSettings(
+        endpoint=access.endpoint,
+        allow_loopback=access.allow_loopback,
+        retries=access.retries,
+        connect_timeout=access.connect_s,
+        read_timeout=access.stall_s,
+    )
 
 
 # What may differ between a run and its resumption: it changes no output.
