@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pipeline.run.settings import SegmentSettings
     from pipeline.scene import Aoi, Scene
     from pipeline.store import Staging, TileRecord, TileStore
+    from pipeline.vector import Hands
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -40,7 +41,14 @@ class Recipe:
 
 
 def make_files(
-    recipe: Recipe, model: Model, *, staging: Staging, scratch: Path, tell: Listener, check: Callable[[], None]
+    recipe: Recipe,
+    model: Model,
+    *,
+    staging: Staging,
+    scratch: Path,
+    tell: Listener,
+    check: Callable[[], None],
+    hands: Hands | None = None,
 ) -> tuple[Finished, Verification | None]:
     """Stage all files but run.json.
 
@@ -51,6 +59,7 @@ def make_files(
         scratch: For what polygons need meanwhile.
         tell: Hears of stages.
         check: Called often; raises when the run is to stop.
+        hands: Who traces polygons; this process if not given.
 
     Raises:
         ModelError: MD-013, sampled windows differ from the tiles.
@@ -68,6 +77,7 @@ def make_files(
         scratch=scratch,
         tell=tell,
         check=check,
+        hands=hands,
     ).run()
     check()
     return finished, verified

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -48,6 +49,13 @@ class Layer:
     """File of the probabilities kept with the mask."""
     sieves: tuple[Mapping[Window, Ints], ...] = ()
     """What was given to neighbours, one after the other; see `Sieved`."""
+
+    def anywhere(self) -> Layer:
+        """The same for processes that stand in another folder."""
+        masks = tuple(mask.absolute() for mask in self.masks)
+        return dataclasses.replace(
+            self, masks=masks, probabilities=self.probabilities and self.probabilities.absolute()
+        )
 
     @contextmanager
     def open(self) -> Iterator[OpenLayer]:

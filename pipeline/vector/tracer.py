@@ -92,12 +92,12 @@ class Tracer:
         return spool.path
 
     def _by_hands(self, hands: Hands, layers: Sequence[Layer], progress: Sequence[Progress | None]) -> Path:
-        folder, found = self.folder / "regions", 0
+        folder, found = self.folder.absolute() / "regions", 0
         folder.mkdir()
         for number, (layer, tell) in enumerate(zip(layers, progress, strict=True)):
             tracing = Tracing(
-                layer=layer, geobox=self.geobox, tile_hw=self.tile_hw, nodes=self.nodes, least_m2=self.smallest.m2,
-                least_px=self.smallest.px, folder=folder, name=str(number),
+                layer=layer.anywhere(), geobox=self.geobox, tile_hw=self.tile_hw, nodes=self.nodes,
+                least_m2=self.smallest.m2, least_px=self.smallest.px, folder=folder, name=str(number),
             )  # fmt: skip
             found = trace_in_blocks(tracing, hands, found=found, progress=tell)
         return folder
