@@ -180,6 +180,7 @@ def inspect(
     default=0.8,
     help="Least overlap with what was traced, else the outline stays.  [default: 0.8]",
 )
+@click.option("--workers", type=click.IntRange(min=1), default=1, help="Processes that trace.  [default: 1]")
 @click.option("--overwrite", is_flag=True, help="Replace the file if it is there.")
 @with_servers
 @with_common_options
@@ -197,6 +198,7 @@ def vectorize(
     probabilities: Path | str | None,
     regularize: str | None,
     min_iou: float,
+    workers: int,
     overwrite: bool,
     access: Any,
     verbose: int,
@@ -225,6 +227,7 @@ def vectorize(
         simplify=simplify,
         regularize=regularize or (),
         min_iou=min_iou,
+        workers=workers,
         probabilities=probabilities,
         overwrite=overwrite,
         access=access,

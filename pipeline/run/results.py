@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pipeline.run.settings import SegmentSettings
     from pipeline.scene import Limits, Scene
     from pipeline.store import Staging, TileRecord, TileStore
+    from pipeline.vector import Hands
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -43,7 +44,14 @@ class Recipe:
 
 
 def make_files(
-    recipe: Recipe, model: Model, *, staging: Staging, scratch: Path, tell: Listener, check: Callable[[], None]
+    recipe: Recipe,
+    model: Model,
+    *,
+    staging: Staging,
+    scratch: Path,
+    tell: Listener,
+    check: Callable[[], None],
+    hands: Hands | None = None,
 ) -> tuple[Finished, Verification | None]:
     """Stage all files but run.json.
 
@@ -54,6 +62,7 @@ def make_files(
         scratch: For what polygons need meanwhile.
         tell: Hears of stages.
         check: Called often; raises when the run is to stop.
+        hands: Who traces polygons; this process if not given.
 
     Raises:
         ModelError: MD-013, sampled windows differ from the tiles.
@@ -71,6 +80,7 @@ def make_files(
         scratch=scratch,
         tell=tell,
         check=check,
+        hands=hands,
     ).run()
     check()
     return finished, verified

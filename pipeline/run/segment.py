@@ -23,6 +23,7 @@ from pipeline.run.scratch import shared_place
 from pipeline.run.settings import access_of, make_settings
 from pipeline.run.stop import StopFlag, stop_on_signals
 from pipeline.run.tasks import Watch
+from pipeline.run.tracers import hands_on
 from pipeline.run.workers import device_wanted, on_this_machine
 from pipeline.store import Folder, RunLock, create_output_folder, foreign_output, open_files_as_error
 from pipeline.syncpoint import reached
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from pipeline.run.cluster import Connection
     from pipeline.run.tile_task import TileDone
     from pipeline.store import OutputState
+    from pipeline.vector import Hands
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +142,16 @@ class _Cluster:
         admit(connection, self._settings, engine=ongoing.plan.engine, seen=(ongoing.store.place,))
         return connection
 
+    def hands(self, watch: Watch) -> Hands | None:
+        """The workers for polygons, where they are processes of this machine; others are let go.
+
+        While masks are written workers have nothing to do; those on other hosts are better given back.
+        """
+        connection = self._connection
+        if connection is None or connection.in_process or not self._settings.vectors:
+            return None
+        return hands_on(connection, watch=watch) if on_this_machine(self._settings) else None
+
 
 def _locked(
     run: SceneRun, output: Output, scratch: Path, lock: RunLock, stop: StopFlag, *, overwrite: bool
@@ -151,17 +163,20 @@ def _locked(
         for warning in warnings_of(run, ongoing.plan):
             run.tell(Notice(text=warning))
         _infer(ongoing, cluster, stop)
-    stop.raise_if_set("all tiles are kept")
-    staging = output.staging()
-    staging.clear()
-
-    def check() -> None:
-        reached("step")
         stop.raise_if_set("all tiles are kept")
+        hands = cluster.hands(_watch(ongoing, stop))
+        if hands is None:
+            stack.close()
+        staging = output.staging()
+        staging.clear()
 
-    done, verified = make_files(
-        ongoing.recipe(), run.model, staging=staging, scratch=scratch, tell=run.tell, check=check
-    )
+        def check() -> None:
+            reached("step")
+            stop.raise_if_set("all tiles are kept")
+
+        done, verified = make_files(
+            ongoing.recipe(), run.model, staging=staging, scratch=scratch, tell=run.tell, check=check, hands=hands
+        )
     record = commit(ongoing, done, verified, staging.commit, lock)
     return _result(output.place, record, resumed=False)
 
@@ -194,12 +209,16 @@ def _infer(ongoing: Ongoing, cluster: _Cluster, stop: StopFlag) -> None:
 
     if missing:
         connection = cluster.ready_for(ongoing)
-        stuck_after_s = run.settings.stuck_after
-        watch = Watch(stop=stop, tell=run.tell, stuck_after_s=stuck_after_s, dump_to=Folder(ongoing.scratch))
+        watch = _watch(ongoing, stop)
         job, attempts = ongoing.job(), ongoing.attempts
         run_tiles(connection, job, run.model, missing, attempts=attempts, on_done=on_done, watch=watch)
     stop.raise_if_set(f"{len(records)} of {total} tiles are kept")
     run.tell(StageFinished(name="infer", seconds=time.monotonic() - started))
+
+
+def _watch(ongoing: Ongoing, stop: StopFlag) -> Watch:
+    run = ongoing.run
+    return Watch(stop=stop, tell=run.tell, stuck_after_s=run.settings.stuck_after, dump_to=Folder(ongoing.scratch))
 
 
 def _already_done(run: SceneRun, output: Output, state: OutputState) -> RunResult:
