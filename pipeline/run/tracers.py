@@ -21,6 +21,7 @@ from pipeline.run.failures import as_failure
 from pipeline.run.stop import StopFlag
 from pipeline.run.tasks import Task, Watch, run_tasks
 from pipeline.run.travel import portable
+from pipeline.store import Folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -91,5 +92,5 @@ def local_hands(settings: SegmentSettings) -> Iterator[Hands | None]:
         processes(settings, 1, "cpu") as cluster,
         client_of(cluster, timeout_s=30, security=None) as client,
     ):
-        watch = Watch(stop=StopFlag(), tell=silent, stuck_after_s=settings.stuck_after, dump_to=Path(folder))
+        watch = Watch(stop=StopFlag(), tell=silent, stuck_after_s=settings.stuck_after, dump_to=Folder(Path(folder)))
         yield hands_on(Connection(client, settings.workers), watch=watch)
