@@ -9,11 +9,11 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pyproj import CRS, Geod, Transformer
 
 from pipeline import __version__
 from pipeline.errors import ModelError, OutputError
 from pipeline.model import MODEL_FILE, ModelSpec, Scaling, UNet, UNetConfig, load_model, publish_model, save_model
+from pipeline.scene.regrid import pixel_size_m
 from pipeline.store.files import atomic_write_bytes, atomic_write_json, private_folder
 from pipeline.store.lock import RunLock
 from pipeline.train.check import count_on
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from pipeline.grid import GeoBox
     from pipeline.train.checkpoint import Progress
     from pipeline.train.data import LabelledView
     from pipeline.train.loop import Trained
@@ -188,7 +187,7 @@ def _spec(settings: TrainSettings, views: Sequence[LabelledView], scaling: Scali
         colors=tuple(info.color for info in legend),
         background=next((info.name for info in legend if info.background), None),
         scaling=scaling,
-        gsd_m=ground_gsd_m(views[0].geobox),
+        gsd_m=pixel_size_m(views[0].geobox),
     )
 
 
@@ -284,18 +283,3 @@ def _with_board(
         board.flush()
 
     return both
-
-
-def ground_gsd_m(geobox: GeoBox) -> float | None:
-    """Side of a pixel on the ellipsoid in the scene's middle, in metres; None without CRS."""
-    if geobox.crs_wkt is None:
-        return None
-    crs = CRS.from_wkt(geobox.crs_wkt)
-    row, col = geobox.height / 2, geobox.width / 2
-    corners = [geobox.transform @ point for point in ((col, row), (col + 1, row), (col, row + 1))]
-    to_lonlat = Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True)
-    lonlat = [to_lonlat.transform(*corner) for corner in corners]
-    geod: Geod = crs.get_geod() or Geod(ellps="WGS84")
-    across = geod.inv(*lonlat[0], *lonlat[1])[2]
-    down = geod.inv(*lonlat[0], *lonlat[2])[2]
-    return float(round((across * down) ** 0.5, 6))
