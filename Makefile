@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 READY  := $(VENV)/.ready
 
-.PHONY: help demo test test-all check fix bench bench-gpu bench-kills bench-memory bench-peers bench-polygons bench-vectors check-deploy fuzz clean lock
+.PHONY: help demo test test-all check fix bench bench-gpu bench-kills bench-memory bench-peers bench-polygons bench-train bench-vectors check-deploy fuzz clean experiment-buildings experiment-skips test-encoders lock
 
 help:
 	@echo "make demo          install, then make and segment a synthetic scene (a minute after installation)"
@@ -21,6 +21,10 @@ help:
 	@echo "make bench-gpu     a CUDA device against its floors, into docs/benchmarks/"
 	@echo "make bench-polygons  large masks and noise, into docs/benchmarks/"
 	@echo "make check-deploy  manifests, Dockerfiles and scripts (with kubectl, yamllint and shellcheck where they are)"
+	@echo "make bench-train   training against bare forward and backward passes, into docs/benchmarks/"
+	@echo "make experiment-buildings  a U-Net, one without skips and per-pixel classifiers on real buildings, into docs/"
+	@echo "make experiment-skips  with and without skip connections, from few labels, into docs/"
+	@echo "make test-encoders pretrained encoders, in an environment of their own"
 	@echo "make lock          newest packages for the images, with hashes (asks the package index; minutes)"
 	@echo "make bench-peers   other ways of doing it on the same weights (with MONAI where it is installed)"
 
@@ -35,6 +39,20 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+test-encoders:
+	$(PYTHON) -m venv build/encoders
+	build/encoders/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[encoders]" hypothesis psutil pytest pytest-timeout
+	build/encoders/bin/python -m pytest -q -o addopts= tests/encoders
+
+experiment-skips: $(READY)
+	$(BIN)/python -m tests.experiments.skips
+
+experiment-buildings: $(READY)
+	$(BIN)/python -m tests.experiments.buildings
+
+bench-train: $(READY)
+	$(BIN)/python -m tests.bench.train
 
 test-all: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --run-slow

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pystac import Asset, Item
+    from pystac import Asset
     from pystac.extensions.mlm import ModelInput, ModelOutput
 
     from pipeline.model.foreign import NetworkIO
@@ -53,7 +53,7 @@ def model_item(network: UNet, spec: ModelSpec, weights_sha256: str, training: di
         input=[_input(network.config.bands, 2**network.config.depth * 32, spec)],
         output=[_output(network.config.outputs, 2**network.config.depth * 32, spec)],
     )
-    _describe(item, spec, training)
+    item.properties.update(described(spec, training))
     asset = pystac.Asset(
         href=f"./{WEIGHTS_FILE}",
         media_type="application/octet-stream; application=safetensors",
@@ -71,7 +71,7 @@ def model_item(network: UNet, spec: ModelSpec, weights_sha256: str, training: di
     return document
 
 
-def _describe(item: Item, spec: ModelSpec, training: dict[str, Any]) -> None:
+def described(spec: ModelSpec, training: dict[str, Any]) -> dict[str, Any]:
     """STAC's common fields, and MLM's about training, where they are known."""
     settings = training.get("settings", {})
     known = {
@@ -85,7 +85,7 @@ def _describe(item: Item, spec: ModelSpec, training: dict[str, Any]) -> None:
             key: settings[key] for key in ("network", "loss", "schedule", "augment") if key in settings
         },
     }
-    item.properties.update({key: value for key, value in known.items() if value})
+    return {key: value for key, value in known.items() if value}
 
 
 def _add_checksum(asset: Asset, sha256: str) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import ModelError, OutputError
+from pipeline.model.card import described
 from pipeline.model.decision import to_probabilities
 from pipeline.model.folder import MODEL_FILE, adopt_model, load_model, publish_model
 from pipeline.model.unet import UNet
@@ -20,6 +21,7 @@ from pipeline.processes import temporary_folder
 
 if TYPE_CHECKING:
     from pipeline.model.model import Model
+    from pipeline.model.spec import ModelSpec
 
 MAX_DIFFERENCE = 1e-4
 """Of probabilities, between an exported network and the original."""
@@ -71,20 +73,45 @@ def export_model(
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
     with temporary_folder(folder.parent, f".{folder.name}.made-") as made:
-        _write(model.network, made / _FILES[kind], kind)
+        stride = 1 << model.network.config.depth
+        _write(model.network, made / _FILES[kind], kind, bands=model.network.config.bands, stride=stride)
         exported = adopt_model(made, made / _FILES[kind], model.spec, trust_model=True)
         _keep_record(source, made)
-        difference = _compare(model, exported)
+        difference = _compare(model.network, exported, stride=stride)
         publish_model(made, folder)
     return Exported(file=folder / _FILES[kind], max_difference=difference)
 
 
-def _write(network: UNet, path: Path, kind: str) -> None:
+def save_as_onnx(folder: Path, network: nn.Module, spec: ModelSpec, *, training: dict[str, Any], stride: int) -> Model:
+    """A model folder with a network that is not our U-Net, as ONNX.
+
+    Args:
+        folder: Made if it does not exist.
+        network: `(batch, band, y, x)` -> logits of the same size.
+        spec: What it expects and gives.
+        training: As in `save_model`.
+        stride: What the sides of its inputs are multiples of.
+
+    Raises:
+        ModelError: MD-016 a package is missing; MD-017 the file computes something else.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / _FILES["onnx"]
+    _write(network.eval(), path, "onnx", bands=len(spec.bands), stride=stride)
+    made = adopt_model(folder, path, spec)
+    _compare(network, made, stride=stride)
+    document = json.loads((folder / MODEL_FILE).read_text())
+    document["properties"] |= described(spec, training) | {"scenemask:training": training}
+    (folder / MODEL_FILE).write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    return made
+
+
+def _write(network: nn.Module, path: Path, kind: str, *, bands: int, stride: int) -> None:
     # PyTorch tells its own developers what it skips and deprecates.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program = _program(network)
+        program = _program(network, bands=bands, stride=stride)
         if kind == "pt2":
             torch.export.save(program, path)
             return
@@ -96,9 +123,9 @@ def _write(network: UNet, path: Path, kind: str) -> None:
 
 
 class _Plain(nn.Module):
-    """A U-Net without the arguments that only we use."""
+    """A network without the arguments that only we use."""
 
-    def __init__(self, network: UNet) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
@@ -107,10 +134,9 @@ class _Plain(nn.Module):
         return logits
 
 
-def _program(network: UNet) -> torch.export.ExportedProgram:
-    stride = 1 << network.config.depth
+def _program(network: nn.Module, *, bands: int, stride: int) -> torch.export.ExportedProgram:
     plain = _Plain(network).eval()
-    example = torch.zeros(2, network.config.bands, 4 * stride, 6 * stride)
+    example = torch.zeros(2, bands, 4 * stride, 6 * stride)
     dim = torch.export.Dim
     rows, cols = (stride * dim(name, min=2, max=4096) for name in ("rows", "cols"))
     return torch.export.export(
@@ -131,21 +157,20 @@ def _require(*packages: str) -> None:
         )
 
 
-def _compare(model: Model, exported: Model) -> float:
+def _compare(network: nn.Module, exported: Model, *, stride: int) -> float:
     """The largest difference of a probability over several shapes.
 
     Raises:
         ModelError: MD-017.
     """
-    assert isinstance(model.network, UNet)
-    stride, bands = 1 << model.network.config.depth, model.network.config.bands
+    bands = len(exported.spec.bands)
     generator = torch.Generator().manual_seed(0)
     worst = 0.0
     with torch.inference_mode():
         for batch, rows, cols in ((1, 4, 4), (2, 5, 8), (3, 2, 3)):
             x = torch.randn(batch, bands, rows * stride, cols * stride, generator=generator)
-            for one, other in zip(*(m.network.eval()(x) for m in (model, exported)), strict=True):
-                difference = to_probabilities(one, model.spec) - to_probabilities(other, model.spec)
+            for one, other in zip(network.eval()(x), exported.network.eval()(x), strict=True):
+                difference = to_probabilities(one, exported.spec) - to_probabilities(other, exported.spec)
                 worst = max(worst, float(difference.abs().max()))
     if not worst <= MAX_DIFFERENCE:
         raise ModelError(

@@ -18,14 +18,14 @@ from pipeline.train.checkpoint import Progress, load_checkpoint, save_checkpoint
 from pipeline.train.events import Checked, StepDone, TrainListener
 from pipeline.train.losses import balanced_weights, segmentation_loss
 from pipeline.train.metrics import iou
+from pipeline.train.networks import set_frozen
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
-    from pipeline.model import UNet
     from pipeline.train.loader import Batch, BatchMaker
     from pipeline.train.settings import ScheduleSettings, TrainSettings
     from pipeline.train.split import Area
@@ -41,7 +41,7 @@ _CHECK_WINDOWS = 64
 class Trained:
     """What a loop ends with."""
 
-    network: UNet
+    network: nn.Module
     """With the best weights, in eval mode."""
     progress: Progress
     autocast: torch.dtype | None
@@ -49,14 +49,14 @@ class Trained:
 
 
 def train(
-    network: UNet,
+    network: nn.Module,
     batches: BatchMaker,
     found: Survey,
     val_areas: tuple[Area, ...],
     folder: Path,
     *,
     listener: TrainListener,
-    on_check: Callable[[UNet, Progress], None] = lambda *_: None,
+    on_check: Callable[[nn.Module, Progress], None] = lambda *_: None,
     stop: Callable[[], None] = lambda: None,
 ) -> Trained:
     """Train until the schedule ends, going on from the newest checkpoint in `folder`.
@@ -101,9 +101,7 @@ def train(
             if done >= 1 or _patience_ended(progress, schedule):
                 break
             rate = learning_rate(done, schedule)
-            _freeze(
-                network, frozen=progress.step < settings.network.freeze_steps and settings.network.start is not None
-            )
+            set_frozen(network, frozen=progress.step < settings.network.freeze_steps)
             loss = _step(network, optimiser, batch, progress, rate, settings, class_weights, device, autocast)
             progress.step += 1
             progress.losses.append(loss)
@@ -120,7 +118,7 @@ def train(
         look()
     if best is not None:
         network.load_state_dict(best)
-    trained: UNet = network.to("cpu").eval()
+    trained: nn.Module = network.to("cpu").eval()
     return Trained(network=trained, progress=progress, autocast=autocast)
 
 
@@ -135,7 +133,7 @@ def learning_rate(done: float, schedule: ScheduleSettings) -> float:
 
 
 def _step(
-    network: UNet,
+    network: nn.Module,
     optimiser: torch.optim.Optimizer,
     batch: Batch,
     progress: Progress,
@@ -172,7 +170,7 @@ def _step(
 
 
 def _check(
-    network: UNet,
+    network: nn.Module,
     batches: BatchMaker,
     areas: tuple[Area, ...],
     progress: Progress,
@@ -191,7 +189,7 @@ def _check(
         areas,
         batches.scaling,
         num_classes=len(batches.settings.class_names),
-        stride=1 << batches.settings.network.depth,
+        stride=batches.settings.network.stride,
         device=device,
         autocast=autocast,
         limit=_CHECK_WINDOWS,
@@ -217,7 +215,9 @@ def _checked(progress: Progress, schedule: ScheduleSettings, *, better: bool) ->
     )
 
 
-def _resume(folder: Path, network: UNet, optimiser: torch.optim.Optimizer) -> tuple[Progress, dict[str, Tensor] | None]:
+def _resume(
+    folder: Path, network: nn.Module, optimiser: torch.optim.Optimizer
+) -> tuple[Progress, dict[str, Tensor] | None]:
     found = load_checkpoint(folder)
     if found is None:
         return Progress(), None
@@ -230,7 +230,7 @@ def _resume(folder: Path, network: UNet, optimiser: torch.optim.Optimizer) -> tu
 def _save_now(
     folder: Path,
     progress: Progress,
-    network: UNet,
+    network: nn.Module,
     optimiser: torch.optim.Optimizer,
     best: dict[str, Tensor] | None,
     elapsed_s: float,
@@ -239,16 +239,8 @@ def _save_now(
     save_checkpoint(folder, progress, weights=network.state_dict(), optimiser=optimiser.state_dict(), best=best)
 
 
-def _copy(network: UNet) -> dict[str, Tensor]:
+def _copy(network: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
-
-
-def _freeze(network: UNet, *, frozen: bool) -> None:
-    """The encoder's weights stand still; its normalisation goes on with the weights it was trained with."""
-    for part in (network.encoder, network.bottleneck):
-        for parameter in part.parameters():
-            parameter.requires_grad_(not frozen)
-        part.train(not frozen)
 
 
 def _class_weights(settings: TrainSettings, found: Survey, device: str) -> Tensor | None:

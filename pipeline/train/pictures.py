@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+    from torch import nn
 
     from pipeline.grid import Window
-    from pipeline.legend import Legend
-    from pipeline.model import Scaling, UNet
+    from pipeline.model import Scaling
     from pipeline.train.checkpoint import Progress
     from pipeline.train.data import LabelledView
+    from pipeline.train.settings import TrainSettings
 
 _GAP_PX = 8
 _EXAMPLE_PX = 384
@@ -78,14 +79,15 @@ def draw_curves(path: Path, progress: Progress, class_names: Sequence[str]) -> b
 
 
 def draw_example(
-    path: Path, network: UNet, view: LabelledView, window: Window, scaling: Scaling, legend: Legend
+    path: Path, network: nn.Module, view: LabelledView, window: Window, scaling: Scaling, settings: TrainSettings
 ) -> None:
     """Scene, labels and what the network says, side by side, for the middle of a window."""
     window = _middle(window)
     sample = view.read(window)
-    mask = predict_window(network, view, window, scaling, stride=1 << network.config.depth).astype(np.uint16)
+    mask = predict_window(network, view, window, scaling, stride=settings.network.stride).astype(np.uint16)
     known = np.asarray(sample.valid.all(axis=0))
     rgb = stretch_rgb(sample.data[_display_bands(view)], known)
+    legend = settings.legend
     nodata = np.uint16(legend.nodata)
     panels = (
         rgb,

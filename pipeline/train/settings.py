@@ -115,7 +115,17 @@ class NetworkSettings(_Part):
     """Model folder to start from, instead of random weights: of the same depth, width and norm. The first layer is
     adapted to other bands, and the last one begins anew with other classes."""
     freeze_steps: int = Field(default=0, ge=0)
-    """With start: steps during which the encoder stays as it is."""
+    """Steps at the beginning during which the encoder stays as it is."""
+    encoder: str | None = None
+    """An encoder of segmentation-models-pytorch, such as `resnet34`, in place of our own; its result is written as
+    ONNX. Width, norm, up-sampling, skips, dropout and start then have no meaning."""
+    encoder_weights: str | None = None
+    """What the encoder learnt before, such as `imagenet`; fetched when first used."""
+
+    @property
+    def stride(self) -> int:
+        """What the sides of its inputs are multiples of; encoders have five poolings."""
+        return 32 if self.encoder is not None else 1 << self.depth
 
 
 class LossSettings(_Part):
@@ -246,8 +256,7 @@ class TrainSettings(_Part):
                 if name is not None and name not in names:
                     msg = f"{unknown_key(name, names).replace('key', 'class')}; classes are {', '.join(names)}"
                     raise ValueError(msg)
-        if self.chips.size % (1 << self.network.depth):
-            stride = 1 << self.network.depth
+        if self.chips.size % (stride := self.network.stride):
             msg = f"chips.size={self.chips.size} is not a multiple of the network's stride {stride}"
             raise ValueError(msg)
         weights = self.loss.class_weights

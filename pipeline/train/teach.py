@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from pipeline import __version__
-from pipeline.errors import ModelError, OutputError
-from pipeline.model import MODEL_FILE, ModelSpec, Scaling, UNet, UNetConfig, load_model, publish_model, save_model
+from pipeline.errors import OutputError
+from pipeline.model import MODEL_FILE, ModelSpec, Scaling, publish_model
 from pipeline.scene.regrid import pixel_size_m
 from pipeline.store.files import atomic_write_bytes, atomic_write_json, private_folder
 from pipeline.store.lock import RunLock
@@ -23,6 +21,7 @@ from pipeline.train.data import open_views
 from pipeline.train.events import Note, TrainListener, silent
 from pipeline.train.loader import BatchMaker
 from pipeline.train.loop import settings_of, train
+from pipeline.train.networks import make_network, save_trained
 from pipeline.train.pictures import draw_curves, draw_example, summary_of, write_curves
 from pipeline.train.settings import to_yaml
 from pipeline.train.split import make_split
@@ -32,12 +31,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from torch import Tensor
+    from torch import nn
 
     from pipeline.train.checkpoint import Progress
     from pipeline.train.data import LabelledView
     from pipeline.train.loop import Trained
-    from pipeline.train.settings import NetworkSettings, TrainSettings
+    from pipeline.train.settings import TrainSettings
     from pipeline.train.split import Area, Split
     from pipeline.train.survey import Survey
 
@@ -99,8 +98,7 @@ def _train(settings: TrainSettings, work: Path, listener: TrainListener, stop: C
     for text in (*warnings_of(found, settings.legend), *_scene_warnings(views)):
         listener(Note(text=text))
     scaling = _scaling(found)
-    torch.manual_seed(settings.seed)
-    network = _network(settings.network, bands=len(found.mean), outputs=num_classes)
+    network = make_network(settings.network, bands=len(found.mean), outputs=num_classes, seed=settings.seed)
     batches = BatchMaker(
         views, ChipPlaces(split["train"], found.places, settings.chips, settings.seed), scaling, settings
     )
@@ -108,10 +106,10 @@ def _train(settings: TrainSettings, work: Path, listener: TrainListener, stop: C
     made.mkdir(exist_ok=True)
     shown = (split["val"] or split["train"])[0]
 
-    def on_check(network: UNet, progress: Progress) -> None:
+    def on_check(network: nn.Module, progress: Progress) -> None:
         write_curves(made / "training.csv", progress, settings.class_names)
         draw_curves(made / "training.png", progress, settings.class_names)
-        draw_example(made / "example.png", network, views[shown.view], shown.window, scaling, settings.legend)
+        draw_example(made / "example.png", network, views[shown.view], shown.window, scaling, settings)
 
     trained = train(
         network,
@@ -123,9 +121,10 @@ def _train(settings: TrainSettings, work: Path, listener: TrainListener, stop: C
         on_check=_with_board(on_check, settings, work.parent),
         stop=stop,
     )
-    draw_example(made / "example.png", trained.network, views[shown.view], shown.window, scaling, settings.legend)
+    draw_example(made / "example.png", trained.network, views[shown.view], shown.window, scaling, settings)
     training = _record(settings, views, split, found, trained, scaling)
-    save_model(made, trained.network, _spec(settings, views, scaling), training=training)
+    stride = settings.network.stride
+    save_trained(made, trained.network, _spec(settings, views, scaling), training, stride=stride)
     atomic_write_bytes(made / "config.yaml", to_yaml(settings).encode())
     return training
 
@@ -133,49 +132,6 @@ def _train(settings: TrainSettings, work: Path, listener: TrainListener, stop: C
 def _scaling(found: Survey) -> Scaling:
     bands = len(found.mean)
     return Scaling(scale=(1.0,) * bands, offset=(0.0,) * bands, mean=found.mean, std=found.std)
-
-
-def _network(settings: NetworkSettings, *, bands: int, outputs: int) -> UNet:
-    """A fresh U-Net, with what fits of the model to start from."""
-    config = UNetConfig(
-        bands=bands,
-        outputs=outputs,
-        **settings.model_dump(include={"depth", "width", "norm", "upsampling", "skips", "dropout"}),
-    )
-    network = UNet(config)
-    if settings.start is None:
-        return network
-    first = load_model(settings.start).network
-    state, own = first.state_dict(), network.state_dict()
-    if _FIRST_LAYER in state:
-        state[_FIRST_LAYER] = _for_bands(state[_FIRST_LAYER], bands)
-    fitting = {name: tensor for name, tensor in state.items() if name in own and own[name].shape == tensor.shape}
-    if not isinstance(first, UNet) or _FIRST_LAYER not in fitting:
-        raise ModelError(
-            "none of its encoder's weights fit this network; depth, width and norm must be the same",
-            code="TR-021",
-            title="Model to start from does not fit",
-            where=str(settings.start),
-            fix="set network.depth, width and norm as that model has them; `scenemask inspect` shows them",
-        )
-    network.load_state_dict(own | fitting)
-    return network
-
-
-_FIRST_LAYER = "encoder.0.0.weight"
-
-
-def _for_bands(weight: Tensor, bands: int) -> Tensor:
-    """A first layer for another number of bands: bands repeat, and their sum keeps its size.
-
-    Args:
-        weight: `(channel, band, y, x)`.
-        bands: Wanted.
-    """
-    before = weight.shape[1]
-    if before == bands:
-        return weight
-    return weight[:, [band % before for band in range(bands)]] * (before / bands)
 
 
 def _spec(settings: TrainSettings, views: Sequence[LabelledView], scaling: Scaling) -> ModelSpec:
@@ -207,7 +163,7 @@ def _record(
             return None
         counts = count_on(
             trained.network, views, areas, scaling, num_classes=len(settings.class_names),
-            stride=1 << settings.network.depth,
+            stride=settings.network.stride,
         )  # fmt: skip
         return summary_of(counts, settings.class_names)
 
@@ -265,8 +221,8 @@ def _scene_warnings(views: Sequence[LabelledView]) -> list[str]:
 
 
 def _with_board(
-    on_check: Callable[[UNet, Progress], None], settings: TrainSettings, out: Path
-) -> Callable[[UNet, Progress], None]:
+    on_check: Callable[[nn.Module, Progress], None], settings: TrainSettings, out: Path
+) -> Callable[[nn.Module, Progress], None]:
     """Curves for TensorBoard as well, where asked for."""
     if not settings.tensorboard:
         return on_check
@@ -274,7 +230,7 @@ def _with_board(
 
     board = SummaryWriter(str(out / "tensorboard"))
 
-    def both(network: UNet, progress: Progress) -> None:
+    def both(network: nn.Module, progress: Progress) -> None:
         on_check(network, progress)
         every = settings.schedule.check_every
         board.add_scalar("loss", sum(progress.losses[-every:]) / every, progress.step)
