@@ -32,7 +32,19 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _STEP_PX = 2048
-_CHILD = "from pipeline.cli import main; main()"
+_CHILD = """
+import atexit, re, sys
+from pathlib import Path
+from pipeline.cli import main
+
+def tell():  # not `ru_maxrss`: that of the process that started this one counts in it
+    peak = re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())
+    Path(told).write_text(peak[1])
+
+told = sys.argv.pop(1)
+atexit.register(tell)
+main()
+"""
 
 
 def make_pair(size: int) -> tuple[Path, Path]:
@@ -60,11 +72,12 @@ def make_pair(size: int) -> tuple[Path, Path]:
 
 def measure(arguments: Sequence[object]) -> tuple[float, int]:
     """CPU seconds and peak resident bytes of a process of its own."""
-    command = [sys.executable, "-c", _CHILD, "evaluate", *map(str, arguments)]
+    told = OUT / "peak.txt"
+    command = [sys.executable, "-c", _CHILD, str(told), "evaluate", *map(str, arguments)]
     pid = os.posix_spawn(sys.executable, command, {**os.environ, "PYTHONPATH": str(Path.cwd())})
     _, status, usage = os.wait4(pid, 0)
     assert status == 0, f"evaluate failed with status {status}"
-    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
+    return usage.ru_utime + usage.ru_stime, int(told.read_text()) * 1024
 
 
 def decoding(paths: Sequence[Path], size: int) -> float:
