@@ -29,6 +29,7 @@ from pipeline.run.scratch import (
     to_record,
 )
 from pipeline.run.tile_task import Job
+from pipeline.run.values import range_warning
 from pipeline.run.vectorize import cleaning_of
 from pipeline.run.workers import on_this_machine, starts_workers
 from pipeline.scene import Aoi
@@ -76,6 +77,8 @@ class SceneRun:
     identity: dict[str, Any]
     out_dir: Path
     listener: Listener
+    range_warning: str | None = None
+    """What was found of its values; None before they were looked at, empty where they are as expected."""
     started: float = field(default_factory=time.time)
     timings: dict[str, float] = field(default_factory=dict)
 
@@ -325,7 +328,9 @@ def _adopted(run: SceneRun, document: dict[str, Any], scratch: Path, *, alone: b
 
 def warnings_of(run: SceneRun, plan: Plan) -> list[str]:
     """What a person should know before trusting the result; told, and kept in run.json."""
-    warnings = [*run.scene.warnings, *run.model.warnings]
+    if run.range_warning is None:
+        run.range_warning = range_warning(run.scene, run.model) or ""
+    warnings = [*run.scene.warnings, *filter(None, [run.range_warning]), *run.model.warnings]
     if run.settings.bands is None and matched_by_position(run.scene, run.model):
         names = ", ".join(f"{b.name} → {n}" for b, n in zip(run.scene.bands, run.model.spec.bands, strict=True))
         warnings.append(f"bands were matched by position: {names}")
