@@ -46,6 +46,8 @@ class Bucket:
 
     name: str
     access: Access
+    scheme: str = "s3"
+    """Whose: `s3`, `gs` (Google) or `az` (Azure, where it is a container)."""
 
     def head(self, key: str) -> ObjectFacts:
         """Size, time and ETag of an object."""
@@ -130,16 +132,18 @@ class Bucket:
 
     def where(self, key: str) -> str:
         """The address, for people."""
-        return f"s3://{self.name}/{key}"
+        return f"{self.scheme}://{self.name}/{key}"
 
     def _store(self, *, sending: bool = False, prefix: str | None = None) -> Any:
-        identity = (self.name, self.access, sending, prefix)
+        identity = (self.scheme, self.name, self.access, sending, prefix)
         if identity not in _stores:
             _obstore()
-            from obstore.store import S3Store  # noqa: PLC0415 - an extra
+            from obstore.store import AzureStore, GCSStore, S3Store  # noqa: PLC0415 - an extra
 
+            kind: Any = {"s3": S3Store, "gs": GCSStore, "az": AzureStore}[self.scheme]
             with self._told(""):
-                _stores[identity] = S3Store(self.name, prefix=prefix, **self.access.obstore_options(sending=sending))
+                options = self.access.obstore_options(sending=sending, scheme=self.scheme)
+                _stores[identity] = kind(self.name, prefix=prefix, **options)
         return _stores[identity]
 
     @contextlib.contextmanager
@@ -166,7 +170,7 @@ class Bucket:
         return no_access(self.where(key), what)
 
 
-_stores: dict[tuple[str, Access, bool, str | None], Any] = {}
+_stores: dict[tuple[str, str, Access, bool, str | None], Any] = {}
 """Of this process."""
 
 
@@ -192,16 +196,24 @@ def _obstore() -> Any:
     return obstore
 
 
+_KEYS = {
+    "s3": "check AWS_PROFILE or AWS_ACCESS_KEY_ID and AWS_REGION; public buckets: AWS_NO_SIGN_REQUEST=YES; where the "
+    "reader pays: AWS_REQUEST_PAYER=requester",
+    "gs": "check GOOGLE_APPLICATION_CREDENTIALS; without it requests are unsigned, as for public buckets",
+    "az": "check AZURE_STORAGE_ACCOUNT and AZURE_STORAGE_ACCESS_KEY or AZURE_STORAGE_SAS_TOKEN; without a key requests "
+    "are unsigned, as for public containers",
+}
+
+
 def no_access(where: str, what: str) -> InfrastructureError:
     """ST-010."""
-    signed = where.startswith("s3://")
+    signed = where.startswith(("s3://", "gs://", "az://"))
     return InfrastructureError(
         f"{what} ({where})",
         code="ST-010",
         title="No access",
         where=where,
-        fix="check AWS_PROFILE or AWS_ACCESS_KEY_ID and AWS_REGION; public buckets: AWS_NO_SIGN_REQUEST=YES; where the "
-        "reader pays: AWS_REQUEST_PAYER=requester"
+        fix=_KEYS[where[:2]]
         if signed
         else "the address may need a signature, or its signature has expired: get a fresh one; the same command then "
         "continues",

@@ -38,6 +38,8 @@ def show_run(result: RunResult) -> None:
     console.print(_classes_table(summary["classes"], summary["valid_px"]))
     stages = "  ".join(f"{name} {seconds:.1f} s" for name, seconds in summary["timings_s"].items())
     plan = summary["plan"]
+    if summary.get("values"):
+        console.print(f"values: {summary['values']}", soft_wrap=True)
     console.print(f"{plan['tiling']} tiling: {plan['reason']}")
     console.print(f"{stages}   peak memory {summary['peak_memory_bytes'] / 1e9:.2f} GB")
     if summary.get("verify"):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import InputError, UsageError
 from pipeline.run.resolution import on_wished_grid
 from pipeline.run.settings import access_of
+from pipeline.run.values import in_the_models_values
 from pipeline.scene import Aoi, Limits, open_quality_layer
 from pipeline.scene.open import Opening, look_at, open_product
 from pipeline.scene.product import Product
@@ -54,7 +55,8 @@ def resolve_scene(source: Any, model: Model | None, settings: SegmentSettings) -
     if model is not None and len(found.bands) != len(model.spec.bands):
         raise _mismatch(found, model)
     scene = open_product(found, opening) if isinstance(found, Product) else found
-    return on_wished_grid(scene, model, settings)
+    scene = on_wished_grid(scene, model, settings)
+    return scene if model is None else in_the_models_values(scene, model, settings)
 
 
 def opening_of(settings: SegmentSettings) -> Opening:

@@ -31,6 +31,7 @@ from pipeline.run.scratch import (
 )
 from pipeline.run.settings import access_of
 from pipeline.run.tile_task import Job
+from pipeline.run.values import range_warning
 from pipeline.run.vectorize import cleaning_of
 from pipeline.run.workers import on_this_machine, starts_workers
 from pipeline.store import (
@@ -80,6 +81,8 @@ class SceneRun:
     home: Place
     """Where its plan lies while it is unfinished."""
     listener: Listener
+    range_warning: str | None = None
+    """What was found of its values; None before they were looked at, empty where they are as expected."""
     started: float = field(default_factory=time.time)
     timings: dict[str, float] = field(default_factory=dict)
 
@@ -340,7 +343,9 @@ def _adopted(run: SceneRun, document: dict[str, Any], scratch: Path, *, alone: b
 
 def warnings_of(run: SceneRun, plan: Plan) -> list[str]:
     """What a person should know before trusting the result; told, and kept in run.json."""
-    warnings = [*run.scene.warnings, *run.limits.warnings, *run.model.warnings]
+    if run.range_warning is None:
+        run.range_warning = range_warning(run.scene, run.model) or ""
+    warnings = [*run.scene.warnings, *filter(None, [run.range_warning]), *run.limits.warnings, *run.model.warnings]
     if run.settings.bands is None and matched_by_position(run.scene, run.model):
         names = ", ".join(f"{b.name} → {n}" for b, n in zip(run.scene.bands, run.model.spec.bands, strict=True))
         warnings.append(f"bands were matched by position: {names}")

@@ -190,6 +190,9 @@ class SegmentSettings(BaseModel):
     """Take a scene that only ground control points or RPCs place, and move its pixels to where they belong."""
     rpc_height: Annotated[float, _quantity("m")] | None = None
     """Height of the ground above the ellipsoid in metres, for a scene that RPCs place."""
+    values: Literal["auto", "model", "scene"] = "auto"
+    """Whose word on scale and offset counts: model, stored values go in as they are; scene, they are converted by the
+    scene's own scale and offset; auto: the scene's where it has both in the model's units."""
     tiling: Literal["auto", "exact", "blend"] = "auto"
     """exact: equals one whole forward; blend: weighted mean of overlapping patches; auto: what the network allows."""
     halo_tolerance: float | None = Field(default=None, gt=0, lt=1)

@@ -57,7 +57,9 @@ def describe_scene(scene: Scene) -> dict[str, Json]:
     }
     if isinstance(scene, SourcesScene):
         return described | {"path": scene.path, **scene.describe()}
-    return described | (_file(scene) if isinstance(scene, RasterScene) else {"driver": "array"})
+    return described | (
+        _file(scene) if isinstance(scene, RasterScene) else {"driver": getattr(scene, "driver", "array")}
+    )
 
 
 def _file(scene: RasterScene) -> dict[str, Json]:

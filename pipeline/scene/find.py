@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import InputError
 from pipeline.location import is_remote
-from pipeline.scene.folder import is_archive, list_folder
+from pipeline.scene.folder import is_archive, is_zarr, list_folder
 from pipeline.scene.landsat import open_landsat
+from pipeline.scene.netcdf import is_netcdf, open_netcdf
 from pipeline.scene.perband import open_bands, rasters_of
 from pipeline.scene.safe import open_safe
 from pipeline.scene.stac import is_item, open_item
@@ -29,16 +30,23 @@ def find_sources(source: Any, access: Access) -> Product | list[Any] | None:
     """
     if isinstance(source, list | tuple):
         return list(source) if len(source) > 1 else find_sources(source[0], access)
-    if is_remote(source):
-        return open_item(source, access) if is_item(source) else None
-    if not isinstance(source, str | os.PathLike):
+    if not (is_remote(source) or isinstance(source, str | os.PathLike)):
         return None
-    if os.fspath(source).startswith("/vsi"):
-        return None  # refused where files are opened
-    path = Path(source)
-    if os.path.isdir(path) or (is_archive(path) and os.path.isfile(path)):  # noqa: PTH112, PTH113 - no error for odd names
+    if is_item(source):
+        return open_item(source, access)
+    if is_remote(source) or os.fspath(source).startswith("/vsi"):
+        return None  # the latter are refused where files are opened
+    return _on_disk(Path(source))
+
+
+def _on_disk(path: Path) -> Product | list[Any] | None:
+    if is_netcdf(path):
+        return open_netcdf(path)
+    # os.path: False, not an error, for names that no file can have
+    is_folder = os.path.isdir(path) and not is_zarr(path)  # noqa: PTH112
+    if is_folder or (is_archive(path) and os.path.isfile(path)):  # noqa: PTH113
         return _in_folder(path)
-    return open_item(source, access) if is_item(source) else None
+    return None
 
 
 def _in_folder(path: Path) -> Product | list[Any]:

@@ -17,12 +17,15 @@ from pipeline.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+_ZARR = ("zarr.json", ".zgroup", ".zmetadata", ".zarray")
 _MOST_FILES = 20_000
 _MOST_BYTES = 16 * 2**20
 """Of a text file that is read whole."""
-_MARK = "!/"
+MARK = "!/"
 """Between an archive and what is in it, in the text form of a member."""
 _ARCHIVES = (".zip", ".tar")
+CONTAINERS = (".nc", ".nc4", ".cdf")
+"""NetCDF: files with several rasters, which GDAL finds by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,7 @@ class Folder:
 
     def href(self, name: str) -> str:
         """How `open_one` takes a file of it."""
-        return f"{self.path}{_MARK}{name}" if self.packed else str(self.path / name)
+        return f"{self.path}{MARK}{name}" if self.packed else str(self.path / name)
 
     def text(self, name: str) -> bytes:
         """A small file, whole.
@@ -65,6 +68,11 @@ class Folder:
 def is_archive(path: Path) -> bool:
     """Whether a file is a zip or tar by its name; what is in it is another matter."""
     return path.suffix.lower() in _ARCHIVES
+
+
+def is_zarr(path: Path) -> bool:
+    """Whether a folder is a Zarr group or array."""
+    return any(os.path.isfile(path / name) for name in _ZARR)  # noqa: PTH113 - False, not an error, for odd names
 
 
 def list_folder(path: Path) -> Folder:
@@ -104,8 +112,8 @@ def _names_in_archive(path: Path) -> list[str]:
 
 def split_member(href: str) -> tuple[Path, str] | None:
     """(archive, name) of a member's text form; None for everything else."""
-    for suffix in _ARCHIVES:
-        archive, mark, name = href.partition(f"{suffix}{_MARK}")
+    for suffix in (*_ARCHIVES, *CONTAINERS):
+        archive, mark, name = href.partition(f"{suffix}{MARK}")
         if mark:
             return Path(archive + suffix), name
     return None
@@ -116,6 +124,8 @@ def gdal_path(archive: Path, name: str) -> str:
 
     GDAL's own reader of tar files does not find names of more than 100 bytes.
     """
+    if archive.suffix.lower() in CONTAINERS:
+        return f'NETCDF:"{archive}":{name}'
     if archive.suffix.lower() == ".zip":
         return f"/vsizip/{{{archive}}}/{name}"
     with tarfile.open(archive, "r:") as tar:

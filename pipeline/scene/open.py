@@ -21,7 +21,7 @@ from pipeline.scene.base import Band
 from pipeline.scene.crs import check_transform, choose_crs
 from pipeline.scene.datasets import GDAL_ERRORS, gdal_options, open_dataset
 from pipeline.scene.find import find_sources
-from pipeline.scene.folder import gdal_path, read_member, split_member
+from pipeline.scene.folder import CONTAINERS, gdal_path, is_zarr, read_member, split_member
 from pipeline.scene.magic import HEAD_BYTES, check_sidecars, driver_of, is_complete, read_ends
 from pipeline.scene.product import Product
 from pipeline.scene.raster import IGNORED, REOPENINGS, RasterScene, cannot_read, digest_ends, not_found
@@ -157,6 +157,10 @@ def open_one(source: Any, opening: Opening) -> Scene:
     scene: Scene
     if is_remote(source):
         scene = _open_remote(remote_file(source, opening.access), **options)
+    elif isinstance(source, (str, os.PathLike)) and is_zarr(Path(source)):
+        from pipeline.scene.gridded import open_zarr  # noqa: PLC0415 - for the few that need it
+
+        scene = open_zarr(Path(source), **options)
     elif isinstance(source, (str, os.PathLike)):
         scene = _open_raster(os.fspath(source), **options)
     else:
@@ -208,11 +212,15 @@ def _open_member(
     head, tail, status = _read_ends(str(archive), archive)
     try:
         within = gdal_path(archive, name)
-        driver = driver_of(read_member(archive, name, HEAD_BYTES), Path(name))
+        packed = archive.suffix.lower() not in CONTAINERS
+        driver = driver_of(read_member(archive, name, HEAD_BYTES), Path(name)) if packed else "netCDF"
         with open_dataset(within, driver) as dataset:
             scene = _inspect(
                 dataset, Path(name), driver, nodata=nodata, assume_crs=assume_crs, allow_no_crs=allow_no_crs
             )
+            if driver == "netCDF" and scene.geobox.transform.is_identity and not allow_no_crs:
+                # GDAL then knows no north either, and may have turned the rows around.
+                choose_crs(None, assume_crs=None, allow_no_crs=False, where=f"{archive}, {name}")
             scene = replace(scene, path=str(archive), member=name, within=within, digest=digest_ends(head, tail))
             scene = replace(scene, size=status.st_size, mtime_ns=status.st_mtime_ns)
             return replace(scene, warnings=tuple(_warnings(dataset, scene, None)))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import rasterio
+import rasterio.warp
 
 import pipeline as sm
 from pipeline.model import load_model, save_model
@@ -75,10 +76,10 @@ def test_the_models_resolution_and_metres_give_the_same_mask(folder: Path, tmp_p
 
 
 def test_align_writes_the_mask_on_the_grid_of_a_file(folder: Path, tmp_path: Path, cli: Cli) -> None:
-    other = write_scene(tmp_path / "other.tif", np.ones((1, 60, 70), np.uint8), crs="EPSG:3857", transform=None)
-    with rasterio.open(folder / "scene.tif") as scene, rasterio.open(other, "r+") as file:
+    with rasterio.open(folder / "scene.tif") as scene:
         left, _, _, top = rasterio.warp.transform_bounds(scene.crs, "EPSG:3857", *scene.bounds)
-        file.transform = rasterio.Affine(20, 0, left + 300, 0, -20, top - 300)
+    place = rasterio.Affine(20, 0, left + 300, 0, -20, top - 300)
+    other = write_scene(tmp_path / "other.tif", np.ones((1, 60, 70), np.uint8), crs="EPSG:3857", transform=place)
     args = ("segment", folder / "scene.tif", "-m", folder / "m0", "-o", tmp_path / "out")
     code, _, err = cli(*args, "--align", other, "--workers", 2, "--patch", 32, "--tile", 32)
     assert code == 0, err
