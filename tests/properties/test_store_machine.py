@@ -1,4 +1,4 @@
-"""Ledger, tile store and lock against plain dictionaries: whatever happens to them, a resumption knows what is missing."""
+"""Ledger, tiles and lock against plain dictionaries: whatever happens to them, a resumption knows what is missing."""
 
 from __future__ import annotations
 
@@ -231,7 +231,7 @@ class Run(RuleBasedStateMachine):
 
     def _here(self) -> contextlib.AbstractContextManager[object]:
         """On the machine that the run is on now."""
-        return mock.patch.object(lock_module, "machine", lambda: f"machine {self.machine}")
+        return mock.patch.object(lock_module, "machine", return_value=f"machine {self.machine}")
 
     def _new_lock(self) -> RunLock:
         return RunLock(self.folder / "run", clock=lambda: self.time, sleep=self._sleep)
