@@ -22,7 +22,7 @@ from pydantic import (
 
 from pipeline.access import Access
 from pipeline.errors import UsageError
-from pipeline.location import is_remote
+from pipeline.location import is_remote, parse_location
 from pipeline.quantities import parse_bytes, sentence, unknown_key
 from pipeline.run.clusters.options import NAMES, absolute_file, check_cluster, is_file
 
@@ -107,6 +107,27 @@ def _on_disk(value: Any) -> Any:
 
 AbsolutePath = Annotated[Path, BeforeValidator(_on_disk), AfterValidator(Path.absolute)]
 """Read from the folder in which the command was given: workers may stand in another one."""
+
+
+def _place(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
+def _absolute_place(text: str) -> str:
+    """A file's path as seen from any folder; addresses and names of bands stay as they are."""
+    return text if is_remote(text) or not Path(text).exists() else str(Path(text).absolute())
+
+
+def _folder_or_prefix(value: Any) -> Any:
+    if not is_remote(value):
+        return Path(value).absolute() if isinstance(value, str | Path) else value
+    try:
+        return str(parse_location(value, schemes=("s3",))).rstrip("/")
+    except UsageError as error:
+        raise ValueError(error.what) from error
+
+
+FolderOrPrefix = Annotated[Path | str, BeforeValidator(_folder_or_prefix)]
 Numbers = Annotated[tuple[float, ...], BeforeValidator(_listed)]
 Probabilities = Annotated[
     tuple[Annotated[float, Field(gt=0, lt=1)], ...], BeforeValidator(_listed), Field(min_length=1)
@@ -114,6 +135,23 @@ Probabilities = Annotated[
 
 
 Length = Annotated[tuple[Annotated[float, Field(gt=0)], Literal["m", "px"]], _measure("a length", "m", "px")]
+
+
+def _resolution(value: Any) -> Any:
+    return value if value in ("native", "model") else _metres(value)
+
+
+def _metres(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?)\s*(m?)\s*", value)
+    if match is None:
+        msg = f"{value!r} is not native, model or a length; write `10` or `10 m`"
+        raise ValueError(msg)
+    return float(match.group(1))
+
+
+Resolution = Annotated[Literal["native", "model"] | Annotated[float, Field(gt=0)], BeforeValidator(_resolution)]
 
 
 class SegmentSettings(BaseModel):
@@ -125,12 +163,36 @@ class SegmentSettings(BaseModel):
     """Bands of the scene by name or 1-based number, in the model's order; matched by name if not given."""
     aoi: AbsolutePath | None = None
     """Polygons (any OGR format, any CRS); nothing outside is computed or written."""
+    mask_layer: Annotated[str, BeforeValidator(_place), AfterValidator(_absolute_place)] | None = None
+    """Quality layer, such as Sentinel-2's SCL: a raster of one band in any resolution and CRS, or the name of a band of
+    the scene. Its pixels with one of mask_values come out as nodata; what the network sees stays as it is."""
+    mask_values: Annotated[tuple[int, ...], BeforeValidator(_listed)] = ()
+    """Class numbers of mask_layer that are left out, such as `3,8,9,10`."""
     nodata: float | None = Field(default=None, allow_inf_nan=True)
     """Value that means "no data", where the file declares none or a wrong one."""
     assume_crs: str | None = None
     """CRS of a scene that has none, such as `EPSG:32633`."""
     allow_no_crs: bool = False
     """Take a scene without CRS; polygons are then in pixel space."""
+    resampling: Literal["auto", "nearest", "bilinear", "cubic", "average"] = "auto"
+    """How bands come onto a grid with other pixels than theirs; auto: average where the grid is coarser, else
+    bilinear."""
+    resolution: Resolution = "native"
+    """Pixels that the network sees, and the mask has: native, the scene's own; model, those that the model was trained
+    on; or metres on the ground."""
+    force_resolution: bool = False
+    """Take scenes whose pixels are four times as large or as small as those that the model was trained on."""
+    crs: str | None = None
+    """CRS to bring the scene into while it is read, such as `EPSG:32633`."""
+    align: AbsolutePath | None = None
+    """Raster on whose grid, pixel by pixel, the scene is read and the mask written."""
+    warp_gcps: bool = False
+    """Take a scene that only ground control points or RPCs place, and move its pixels to where they belong."""
+    rpc_height: Annotated[float, _quantity("m")] | None = None
+    """Height of the ground above the ellipsoid in metres, for a scene that RPCs place."""
+    values: Literal["auto", "model", "scene"] = "auto"
+    """Whose word on scale and offset counts: model, stored values go in as they are; scene, they are converted by the
+    scene's own scale and offset; auto: the scene's where it has both in the model's units."""
     tiling: Literal["auto", "exact", "blend"] = "auto"
     """exact: equals one whole forward; blend: weighted mean of overlapping patches; auto: what the network allows."""
     halo_tolerance: float | None = Field(default=None, gt=0, lt=1)
@@ -206,8 +268,9 @@ class SegmentSettings(BaseModel):
     and worker processes are started anew."""
     memory: Annotated[int, BeforeValidator(parse_bytes)] | None = Field(default=None, ge=2**28)
     """Memory per worker, such as `8GB`; sets the patch."""
-    scratch: AbsolutePath | None = None
-    """Where unfinished tiles lie; inside the output folder if not given."""
+    scratch: FolderOrPrefix | None = None
+    """Where unfinished tiles lie: a folder, or `s3://bucket/prefix`, which workers reach without a shared disk; inside
+    the output folder if not given."""
     keep: bool = False
     """Keep the scratch store after success."""
     endpoint: str | None = None
@@ -255,9 +318,22 @@ class SegmentSettings(BaseModel):
         """JSON has no NaN; and the text equals itself, so that a rerun finds the same setting."""
         return value if value is None or math.isfinite(value) else str(value)
 
+    @field_serializer("mask_layer", when_used="json")
+    def _layer_in_json(self, value: str | None) -> str | None:
+        """The query of an address may be a signature."""
+        return value.partition("?")[0] if value is not None and is_remote(value) else value
+
+    def _grid_problems(self) -> list[str]:
+        problems = []
+        if self.align is not None and (self.crs is not None or self.resolution != "native"):
+            problems.append("align says what grid it is; crs and resolution would say it again")
+        if self.rpc_height is not None and not self.warp_gcps:
+            problems.append("rpc_height belongs to warp_gcps")
+        return problems
+
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        problems = []
+        problems = self._grid_problems()
         if self.overlap is not None and self.patch is not None and self.overlap >= self.patch:
             problems.append(f"overlap {self.overlap} px must be smaller than patch {self.patch} px")
         if self.overlap is not None and self.tiling == "exact":
@@ -270,6 +346,10 @@ class SegmentSettings(BaseModel):
             problems.append("sieve gives regions to neighbours across their sides; it needs connectivity 4")
         if self.assume_crs is not None and self.allow_no_crs:
             problems.append("assume_crs and allow_no_crs exclude each other")
+        if (self.mask_layer is None) != (not self.mask_values):
+            problems.append(
+                "mask_layer and mask_values need each other: a layer, and which of its numbers to leave out"
+            )
         if self.cluster not in NAMES and "://" not in self.cluster and not is_file(self.cluster):
             problems.append(
                 f"cluster {self.cluster!r} is none of {', '.join(NAMES)}, no address such as tls://host:8786 and no "
@@ -293,6 +373,17 @@ def access_of(settings: SegmentSettings) -> Access:
         connect_s=settings.connect_timeout,
         stall_s=settings.read_timeout,
     ).resolved()
+
+
+def settings_for(access: Access) -> SegmentSettings:
+    """Settings that say no more than how servers are reached, as `access_of` tells it."""
+    return SegmentSettings(
+        endpoint=access.endpoint,
+        allow_loopback=access.allow_loopback,
+        retries=access.retries,
+        connect_timeout=access.connect_s,
+        read_timeout=access.stall_s,
+    )
 
 
 # What may differ between a run and its resumption: it changes no output.
