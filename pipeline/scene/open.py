@@ -18,7 +18,7 @@ from pipeline.location import is_remote
 from pipeline.scene.base import Band
 from pipeline.scene.crs import check_transform, choose_crs
 from pipeline.scene.datasets import GDAL_ERRORS, gdal_options, open_dataset
-from pipeline.scene.magic import HEAD_BYTES, check_sidecars, driver_of, is_complete, read_ends
+from pipeline.scene.magic import HEAD_BYTES, check_overview_file, check_sidecars, driver_of, is_complete, read_ends
 from pipeline.scene.raster import REOPENINGS, RasterScene, cannot_read, digest_ends, not_found
 from pipeline.scene.remote import RangeReader, RemoteFile, remote_file
 from pipeline.scene.tiff import read_tiff_layout
@@ -156,6 +156,7 @@ def _inspect(
     allow_no_crs: bool,
 ) -> RasterScene:
     """Everything but the identity of the file and the warnings."""
+    check_overview_file(dataset, path)
     _check_limits(dataset, path)
     _check_pixels(dataset, path)
     _check_georeference(dataset, path, allow_no_crs=allow_no_crs)
