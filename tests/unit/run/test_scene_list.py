@@ -124,3 +124,14 @@ def test_of_two_who_end_a_scene_at_once_the_one_that_succeeded_speaks(tmp_path: 
         for file in one.folder.glob("*-*-*.jsonl"):
             file.rename(file.with_name(f"{number}.jsonl"))
     assert Outcomes(tmp_path).all["a"].status != "failed"
+
+
+@pytest.mark.parametrize(
+    "name", ["~nobody-of-that-name/a.tif", "a" * 5000 + ".tif", "[" + "a" * 5000 + "]*", "a\0*", "["]
+)
+def test_names_that_no_file_can_have_are_no_mistake_of_ours(tmp_path: Path, name: str) -> None:
+    (tmp_path / "l.csv").write_text(f"scene\n{name}\n")
+    try:
+        assert len(collect([], [tmp_path / "l.csv"])) == 1
+    except UsageError as error:
+        assert error.code in {"BA-001", "BA-002"}
