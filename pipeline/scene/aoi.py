@@ -11,6 +11,7 @@ import numpy as np
 import pyogrio
 import pyproj
 import shapely
+import shapely.errors
 from affine import Affine
 from pyogrio.errors import DataLayerError, DataSourceError, GeometryError
 from pyproj.exceptions import CRSError
@@ -55,8 +56,12 @@ class Aoi:
         """
         path = Path(path)
         geometries, crs = _read(path)
-        shapes = _polygons(geometries, path)
-        in_scene = _reproject(shapes, _crs_pair(crs, geobox, path))
+        try:
+            with np.errstate(over="ignore", invalid="ignore"):
+                shapes = _polygons(geometries, path)
+                in_scene = _reproject(shapes, _crs_pair(crs, geobox, path))
+        except shapely.errors.GEOSException as error:  # coordinates that are no place on any map
+            raise _not_reprojectable(path, error) from error
         to_pixels = ~geobox.transform
         pixels = shapely.transform(in_scene, lambda xy: _apply(to_pixels, xy))
         box = shapely.box(0, 0, geobox.width, geobox.height)

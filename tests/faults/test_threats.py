@@ -24,6 +24,7 @@ from affine import Affine
 import pipeline as sm
 from pipeline.errors import PipelineError, UsageError
 from pipeline.grid import GeoBox
+from pipeline.model import write_traits
 from pipeline.run.outcomes import Outcome, Outcomes
 from pipeline.run.scene_list import SceneRow
 from pipeline.run.settings import SegmentSettings, make_settings
@@ -280,6 +281,17 @@ def test_t15_a_link_planted_where_results_come_is_replaced_not_followed(
     sm.segment(scene, model, out, overwrite=True)
     assert victim.read_text() == "precious"
     assert not any(path.is_symlink() for path in out.iterdir())
+
+
+def test_t15_a_link_planted_beside_a_model_is_not_followed(tmp_path: Path) -> None:
+    made = save_threshold_model(tmp_path / "m")
+    victim = tmp_path / "victim.txt"
+    victim.write_text("precious")
+    (tmp_path / "m" / "model.json.tmp").symlink_to(victim)
+    write_traits(made)
+    assert victim.read_text() == "precious"
+    assert not (tmp_path / "m" / "model.json").is_symlink()
+    assert sm.load_model(tmp_path / "m").traits == made.traits
 
 
 # --- T16: tables -------------------------------------------------------------------------------------------------
