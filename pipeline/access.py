@@ -78,9 +78,13 @@ class Access:
             "GDAL_HTTP_LOW_SPEED_LIMIT": str(_SLOWEST),
             # A signature that holds for GET need not hold for HEAD.
             "CPL_VSIL_CURL_USE_HEAD": "NO" if location.query else "YES",
-            "CPL_VSIL_CURL_NON_CACHED": "/vsicurl/:/vsis3/" if anew else "",
+            "CPL_VSIL_CURL_NON_CACHED": "/vsicurl/:/vsis3/:/vsigs/:/vsiaz/" if anew else "",
             "CPL_CURL_VERBOSE": "NO",  # it prints keys
         }
+        if location.scheme == "gs":
+            return options | ({"GS_NO_SIGN_REQUEST": "YES"} if _lacks(_GOOGLE) else {})
+        if location.scheme == "az":
+            return options | ({"AZURE_NO_SIGN_REQUEST": "YES"} if _lacks(_AZURE) else {})
         if location.scheme != "s3":
             return options
         if self.endpoint is not None:
@@ -92,11 +96,12 @@ class Access:
             options["AWS_NO_SIGN_REQUEST"] = "YES"
         return options
 
-    def obstore_options(self, *, sending: bool = False) -> dict[str, Any]:
-        """Keyword arguments of `obstore.store.S3Store`, keys of a profile among them: do not keep or print it.
+    def obstore_options(self, *, sending: bool = False, scheme: str = "s3") -> dict[str, Any]:
+        """Keyword arguments of `obstore.store.S3Store` and its like, keys of a profile among them: never kept or shown.
 
         Args:
             sending: For parts of large files, which take their time on a slow line.
+            scheme: `s3`, `gs` or `az`.
         """
         options: dict[str, Any] = {
             "client_options": {
@@ -110,8 +115,13 @@ class Access:
                 "retry_timeout": timedelta(seconds=self.stall_s),
                 "backoff": {"init_backoff": timedelta(seconds=_RETRY_DELAY_S / 2), "base": 2},
             },
-            **_profile(),
         }
+        if scheme != "s3":
+            account = os.environ.get("AZURE_STORAGE_ACCOUNT")  # obstore knows it as AZURE_STORAGE_ACCOUNT_NAME
+            named = {"account_name": account} if scheme == "az" and account else {}
+            lacking = _lacks(_GOOGLE if scheme == "gs" else _AZURE)
+            return options | named | ({"skip_signature": True} if lacking else {})
+        options |= _profile()
         if self.endpoint is not None:
             options |= {"endpoint": self.endpoint, "virtual_hosted_style_request": False}
         if is_anonymous():
@@ -123,6 +133,16 @@ class Access:
     def botocore_options(self) -> dict[str, Any]:
         """Keyword arguments of `boto3.client("s3")`, for scripts that use it beside scenemask."""
         return {} if self.endpoint is None else {"endpoint_url": self.endpoint}
+
+
+_GOOGLE = ("GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_SERVICE_ACCOUNT", "GOOGLE_SERVICE_ACCOUNT_KEY")
+_AZURE = ("AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_ACCESS_KEY", "AZURE_STORAGE_SAS_TOKEN", "AZURE_STORAGE_SAS_KEY",
+          "AZURE_CLIENT_ID", "AZURE_FEDERATED_TOKEN_FILE")  # fmt: skip
+
+
+def _lacks(names: tuple[str, ...]) -> bool:
+    """Whether the environment has no key of a service, so that requests go out unsigned, as for public buckets."""
+    return not any(os.environ.get(name) for name in names)
 
 
 def is_anonymous() -> bool:

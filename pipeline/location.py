@@ -1,4 +1,4 @@
-"""Addresses of things that are not on a local disk: `s3://bucket/key` and `https://host/path`. Knows no network."""
+"""Addresses of what is not on a local disk: `s3://bucket/key`, `gs://`, `az://`, `https://host/path`. No network."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from urllib.parse import quote, urlsplit
 
 from pipeline.errors import UsageError
 
-_SCHEMES = ("s3", "https", "http")
+BUCKETS = ("s3", "gs", "az")
+_SCHEMES = (*BUCKETS, "https", "http")
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/(/?)(.*)", re.DOTALL)
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,62}")
 
@@ -19,9 +20,9 @@ class Location:
     """An object in a bucket, or a file behind a web server. Its text form holds no secret."""
 
     scheme: str
-    """`s3`, `https` or `http`."""
+    """`s3`, `gs`, `az`, `https` or `http`."""
     host: str
-    """Bucket, or host with its port."""
+    """Bucket (with Azure: container), or host with its port."""
     key: str
     """What follows, without a slash at its start."""
     query: str = field(default="", repr=False)
@@ -93,7 +94,7 @@ def parse_location(value: str | os.PathLike[str] | Location, *, schemes: tuple[s
         raise _unusable(text, f"it does not begin with {' or '.join(f'{s}://' for s in schemes)}")
     if any(ord(c) < ord(" ") for c in text):
         raise _unusable(text, "it holds control characters")
-    if scheme == "s3":
+    if scheme in BUCKETS:
         bucket, _, key = match[3].partition("/")
         if not _BUCKET.fullmatch(bucket):
             raise _unusable(text, "no bucket of that name can exist")
@@ -122,6 +123,6 @@ def _unusable(text: str, why: str) -> UsageError:
         code="CF-050",
         title="Address cannot be used",
         where=text,
-        fix="scenes may lie on s3://bucket/key, https:// or http://, results on s3://bucket/prefix; "
+        fix="scenes may lie on s3://bucket/key, gs://, az://, https:// or http://, results on s3://bucket/prefix; "
         "for other places, copy the file first",
     )

@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 _METAVARS = {
     "overlap": "PX", "patch": "PX", "tile": "PX", "bands": "NAMES|NUMBERS", "aoi": "FILE", "nodata": "V",
     "mask_layer": "FILE|BAND", "mask_values": "NUMBERS",
-    "assume_crs": "CRS", "min_area": "M2", "workers": "N", "verify": "N", "scratch": "DIR", "memory": "SIZE",
+    "assume_crs": "CRS", "min_area": "M2", "workers": "N", "verify": "N", "scratch": "DIR|s3://…", "memory": "SIZE",
     "simplify": "M", "fill_holes": "M2", "regularize": "CLASS,…", "min_iou": "SHARE",
     "cluster": "NAME|ADDRESS|FILE.yaml", "vectors": "geojson,gpkg,fgb,parquet|none", "class_names": "NAMES",
     "scale": "NUMBERS", "offset": "NUMBERS", "mean": "NUMBERS", "std": "NUMBERS", "threshold": "NUMBERS",
     "halo_tolerance": "P", "stuck_after": "S", "max_flip": "SHARE",
+    "resolution": "native|model|METRES", "crs": "CRS", "align": "FILE", "rpc_height": "METRES",
     "endpoint": "URL", "retries": "N", "connect_timeout": "S", "read_timeout": "S",
 }  # fmt: skip
 
@@ -88,7 +89,7 @@ def given_settings(values: dict[str, Any], config: Path | None) -> dict[str, Any
         UsageError: The file cannot be read; CF-005 for its wrong keys and values.
     """
     from pipeline.run.settings import SegmentSettings, make_settings
-    from pipeline.run.yaml_file import read_yaml
+    from pipeline.yaml_file import read_yaml
 
     given: dict[str, Any] = {}
     if config is not None:

@@ -70,6 +70,9 @@ class ModelSpec(BaseModel):
     """Class that is not polygonized unless asked for."""
     scaling: Scaling
     """From stored values to the network's input."""
+    values: Literal["stored", "physical"] = "stored"
+    """What scaling begins with: stored values, as in the images that the model was trained on; or physical ones, made
+    by the scene's own scale and offset."""
     activation: Activation = "softmax"
     """What turns the network's output into probabilities; `none` when they come out already."""
     outputs: int | None = Field(default=None, ge=1)
@@ -151,7 +154,10 @@ class ModelSpec(BaseModel):
 
     def digest(self) -> str:
         """SHA-256 of the semantic fields, hex."""
-        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+        said = self.model_dump(mode="json")
+        if self.values == "stored":  # what all models took before it could be said
+            del said["values"]
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def broadcast(values: Sequence[float], bands: int, *, what: str) -> tuple[float, ...]:

@@ -42,11 +42,18 @@ def inspect_target(
             open_scene(target, assume_crs=assume_crs, nodata=nodata, allow_no_crs=assume_crs is None, access=access)
         )
     target = Path(target)
-    if target.is_dir() or target.suffix in _MODEL_SUFFIXES or target.name == "model.json":
+    if _is_model(target):
         return describe_model(target, trust_model=trust_model, write=write)
     scene = open_scene(target, assume_crs=assume_crs, nodata=nodata, allow_no_crs=assume_crs is None)
     facts: dict[str, Any] = describe_scene(scene)
     return facts
+
+
+def _is_model(target: Path) -> bool:
+    """Folders without `model.json` or weights may be scenes."""
+    if target.is_dir():
+        return any(one.name == "model.json" or one.suffix in _MODEL_SUFFIXES for one in target.iterdir())
+    return target.suffix in _MODEL_SUFFIXES or target.name == "model.json"
 
 
 def describe_model(path: Path, *, trust_model: bool = False, write: bool = False) -> dict[str, Any]:

@@ -8,6 +8,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from pipeline.run.doctor import versions
+from pipeline.run.values import say_values
+from pipeline.scene.rescale import RescaledScene
+from pipeline.scene.sources import SourcesScene
 from pipeline.store import block_rows
 
 if TYPE_CHECKING:
@@ -43,6 +46,8 @@ def run_record(
         "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
         "finished": datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="seconds"),
         "scene": scene.name,
+        "source": _source(scene),
+        "values": say_values(scene, model),
         "model": model.spec.name,
         "classes": class_rows(model, records, finished),
         "polygons": finished.num_polygons,
@@ -66,6 +71,14 @@ def run_record(
         "versions": versions(),
         "files": finished.files,
     }
+
+
+def _source(scene: Scene) -> Any:
+    """What is read from where, of a scene that is more than one file as it is."""
+    scaled = scene if isinstance(scene, RescaledScene) else None
+    inner = scene if scaled is None else scaled.scene
+    found = dict(inner.describe()) if isinstance(inner, SourcesScene) else {}
+    return (found | ({} if scaled is None else {"values": scaled.describe()})) or None
 
 
 def _blocks(plan: Plan, records: list[TileRecord]) -> dict[str, Any]:

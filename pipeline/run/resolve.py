@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import InputError, UsageError
+from pipeline.run.resolution import on_wished_grid
 from pipeline.run.settings import access_of
-from pipeline.scene import Aoi, Limits, open_quality_layer, open_scene
+from pipeline.run.values import in_the_models_values
+from pipeline.scene import Aoi, Limits, open_quality_layer
+from pipeline.scene.open import Opening, look_at, open_product
+from pipeline.scene.product import Product
 
 if TYPE_CHECKING:
     from pipeline.model import BareOptions, Model
@@ -30,7 +33,7 @@ def resolve_scene(source: Any, model: Model | None, settings: SegmentSettings) -
     """The scene with the bands that the model takes, in its order.
 
     Args:
-        source: Path, `xarray.DataArray`, or a `Scene`.
+        source: Path, several paths, `xarray.DataArray`, or a `Scene`.
         model: Whose bands are needed; None for all bands.
         settings: For `bands`, `nodata`, `assume_crs`, `allow_no_crs`.
 
@@ -38,24 +41,36 @@ def resolve_scene(source: Any, model: Model | None, settings: SegmentSettings) -
         InputError: The scene cannot be used, or IN-012: its bands are not those of the model.
         UsageError: CF-014, options for opening a scene were given with one that is open.
     """
-    if isinstance(source, str | Path) or not hasattr(source, "read_block"):
-        source = open_scene(
-            source,
-            nodata=settings.nodata,
-            assume_crs=settings.assume_crs,
-            allow_no_crs=settings.allow_no_crs,
-            access=access_of(settings),
-        )
+    opening = opening_of(settings)
+    found: Scene | Product
+    if not hasattr(source, "read_block"):
+        found = look_at(source, opening)
     else:
         _refuse_opening_options(settings)
-    scene: Scene = source
+        found = source
     if settings.bands is not None:
-        scene = scene.select([int(b) if b.isdecimal() else b for b in settings.bands])
+        found = found.select([int(b) if b.isdecimal() else b for b in settings.bands])
     elif model is not None:
-        scene = _match_by_name(scene, model)
-    if model is not None and len(scene.bands) != len(model.spec.bands):
-        raise _mismatch(scene, model)
-    return scene
+        found = _match_by_name(found, model)
+    if model is not None and len(found.bands) != len(model.spec.bands):
+        raise _mismatch(found, model)
+    scene = open_product(found, opening) if isinstance(found, Product) else found
+    scene = on_wished_grid(scene, model, settings)
+    return scene if model is None else in_the_models_values(scene, model, settings)
+
+
+def opening_of(settings: SegmentSettings) -> Opening:
+    """What the settings say about files that are opened."""
+    return Opening(
+        nodata=settings.nodata,
+        assume_crs=settings.assume_crs,
+        allow_no_crs=settings.allow_no_crs,
+        access=access_of(settings),
+        resampling=settings.resampling,
+        any_grid=settings.align is not None or settings.crs is not None,
+        warp_gcps=settings.warp_gcps,
+        rpc_height_m=settings.rpc_height,
+    )
 
 
 def resolve_limits(scene: Scene, settings: SegmentSettings) -> Limits:
@@ -77,6 +92,7 @@ def _refuse_opening_options(settings: SegmentSettings) -> None:
         "nodata": settings.nodata,
         "assume_crs": settings.assume_crs,
         "allow_no_crs": settings.allow_no_crs or None,
+        "warp_gcps": settings.warp_gcps or None,
     }
     late = [f"{name}={value!r}" for name, value in given.items() if value is not None]
     if late:
@@ -88,7 +104,7 @@ def _refuse_opening_options(settings: SegmentSettings) -> None:
         )
 
 
-def _match_by_name(scene: Scene, model: Model) -> Scene:
+def _match_by_name(scene: Scene | Product, model: Model) -> Scene | Product:
     """Bands in the model's order when every one of its names is found; else the scene as it is.
 
     Raises:
@@ -103,8 +119,10 @@ def _match_by_name(scene: Scene, model: Model) -> Scene:
         return scene.select([found[name] for name in wanted])
     named = any(band.described and not _is_number(band.name) for band in scene.bands)
     if named and not all(map(_is_number, model.spec.bands)):
-        if not found.keys() & set(wanted):
-            raise _mismatch(scene, model, "; not one name is the same on both sides")
+        if isinstance(scene, Product) or not found.keys() & set(wanted):
+            missing = [name for name, key in zip(model.spec.bands, wanted, strict=True) if key not in found]
+            some = f"; {', '.join(missing)} not found" if found.keys() & set(wanted) else ""
+            raise _mismatch(scene, model, some or "; not one name is the same on both sides")
         if len(scene.bands) != len(wanted):
             raise _mismatch(scene, model)
     return scene
@@ -117,9 +135,9 @@ def matched_by_position(scene: Scene, model: Model) -> bool:
     )
 
 
-def _names(band: Band) -> tuple[str, str]:
-    """What a band may be called: its own name, then its colour."""
-    return canonical_band(band.name), canonical_band(band.color)
+def _names(band: Band) -> tuple[str, ...]:
+    """What a band may be called: its own name, others that it goes by, then its colour."""
+    return tuple(map(canonical_band, (band.name, *band.aliases, band.color)))
 
 
 def _is_number(name: str) -> bool:
@@ -149,7 +167,7 @@ def canonical_band(name: str) -> str:
     return _ALIASES.get(key, key)
 
 
-def _mismatch(scene: Scene, model: Model, more: str = "") -> InputError:
+def _mismatch(scene: Scene | Product, model: Model, more: str = "") -> InputError:
     have = [band.name for band in scene.bands]
     missing = [name for name in model.spec.bands if canonical_band(name) not in {canonical_band(n) for n in have}]
     near = [match for name in missing for match in difflib.get_close_matches(name, have, n=1)]

@@ -22,9 +22,9 @@ from pydantic import (
 
 from pipeline.access import Access
 from pipeline.errors import UsageError
-from pipeline.location import is_remote
+from pipeline.location import is_remote, parse_location
+from pipeline.quantities import parse_bytes, sentence, unknown_key
 from pipeline.run.clusters.options import NAMES, absolute_file, check_cluster, is_file
-from pipeline.run.quantities import parse_bytes, sentence, unknown_key
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -118,6 +118,16 @@ def _absolute_place(text: str) -> str:
     return text if is_remote(text) or not Path(text).exists() else str(Path(text).absolute())
 
 
+def _folder_or_prefix(value: Any) -> Any:
+    if not is_remote(value):
+        return Path(value).absolute() if isinstance(value, str | Path) else value
+    try:
+        return str(parse_location(value, schemes=("s3",))).rstrip("/")
+    except UsageError as error:
+        raise ValueError(error.what) from error
+
+
+FolderOrPrefix = Annotated[Path | str, BeforeValidator(_folder_or_prefix)]
 Numbers = Annotated[tuple[float, ...], BeforeValidator(_listed)]
 Probabilities = Annotated[
     tuple[Annotated[float, Field(gt=0, lt=1)], ...], BeforeValidator(_listed), Field(min_length=1)
@@ -125,6 +135,23 @@ Probabilities = Annotated[
 
 
 Length = Annotated[tuple[Annotated[float, Field(gt=0)], Literal["m", "px"]], _measure("a length", "m", "px")]
+
+
+def _resolution(value: Any) -> Any:
+    return value if value in ("native", "model") else _metres(value)
+
+
+def _metres(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?)\s*(m?)\s*", value)
+    if match is None:
+        msg = f"{value!r} is not native, model or a length; write `10` or `10 m`"
+        raise ValueError(msg)
+    return float(match.group(1))
+
+
+Resolution = Annotated[Literal["native", "model"] | Annotated[float, Field(gt=0)], BeforeValidator(_resolution)]
 
 
 class SegmentSettings(BaseModel):
@@ -147,6 +174,25 @@ class SegmentSettings(BaseModel):
     """CRS of a scene that has none, such as `EPSG:32633`."""
     allow_no_crs: bool = False
     """Take a scene without CRS; polygons are then in pixel space."""
+    resampling: Literal["auto", "nearest", "bilinear", "cubic", "average"] = "auto"
+    """How bands come onto a grid with other pixels than theirs; auto: average where the grid is coarser, else
+    bilinear."""
+    resolution: Resolution = "native"
+    """Pixels that the network sees, and the mask has: native, the scene's own; model, those that the model was trained
+    on; or metres on the ground."""
+    force_resolution: bool = False
+    """Take scenes whose pixels are four times as large or as small as those that the model was trained on."""
+    crs: str | None = None
+    """CRS to bring the scene into while it is read, such as `EPSG:32633`."""
+    align: AbsolutePath | None = None
+    """Raster on whose grid, pixel by pixel, the scene is read and the mask written."""
+    warp_gcps: bool = False
+    """Take a scene that only ground control points or RPCs place, and move its pixels to where they belong."""
+    rpc_height: Annotated[float, _quantity("m")] | None = None
+    """Height of the ground above the ellipsoid in metres, for a scene that RPCs place."""
+    values: Literal["auto", "model", "scene"] = "auto"
+    """Whose word on scale and offset counts: model, stored values go in as they are; scene, they are converted by the
+    scene's own scale and offset; auto: the scene's where it has both in the model's units."""
     tiling: Literal["auto", "exact", "blend"] = "auto"
     """exact: equals one whole forward; blend: weighted mean of overlapping patches; auto: what the network allows."""
     halo_tolerance: float | None = Field(default=None, gt=0, lt=1)
@@ -222,8 +268,9 @@ class SegmentSettings(BaseModel):
     and worker processes are started anew."""
     memory: Annotated[int, BeforeValidator(parse_bytes)] | None = Field(default=None, ge=2**28)
     """Memory per worker, such as `8GB`; sets the patch."""
-    scratch: AbsolutePath | None = None
-    """Where unfinished tiles lie; inside the output folder if not given."""
+    scratch: FolderOrPrefix | None = None
+    """Where unfinished tiles lie: a folder, or `s3://bucket/prefix`, which workers reach without a shared disk; inside
+    the output folder if not given."""
     keep: bool = False
     """Keep the scratch store after success."""
     endpoint: str | None = None
@@ -276,9 +323,17 @@ class SegmentSettings(BaseModel):
         """The query of an address may be a signature."""
         return value.partition("?")[0] if value is not None and is_remote(value) else value
 
+    def _grid_problems(self) -> list[str]:
+        problems = []
+        if self.align is not None and (self.crs is not None or self.resolution != "native"):
+            problems.append("align says what grid it is; crs and resolution would say it again")
+        if self.rpc_height is not None and not self.warp_gcps:
+            problems.append("rpc_height belongs to warp_gcps")
+        return problems
+
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        problems = []
+        problems = self._grid_problems()
         if self.overlap is not None and self.patch is not None and self.overlap >= self.patch:
             problems.append(f"overlap {self.overlap} px must be smaller than patch {self.patch} px")
         if self.overlap is not None and self.tiling == "exact":
@@ -318,6 +373,17 @@ def access_of(settings: SegmentSettings) -> Access:
         connect_s=settings.connect_timeout,
         stall_s=settings.read_timeout,
     ).resolved()
+
+
+def settings_for(access: Access) -> SegmentSettings:
+    """Settings that say no more than how servers are reached, as `access_of` tells it."""
+    return SegmentSettings(
+        endpoint=access.endpoint,
+        allow_loopback=access.allow_loopback,
+        retries=access.retries,
+        connect_timeout=access.connect_s,
+        read_timeout=access.stall_s,
+    )
 
 
 # What may differ between a run and its resumption: it changes no output.

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.errors import ModelError
-from pipeline.grid import Tiling, Window, exact_tiling, round_up
+from pipeline.grid import Tiling, Window, exact_tiling, near_seam, round_up
 from pipeline.infer import TileResult
 from pipeline.run.compare import TOLERANCE, Difference, compare, differs
 from pipeline.run.tile_task import make_predictor
 from pipeline.run.tilings import needs_squares, patch_sizes
-from pipeline.run.verify_windows import near_seam, sample_windows
+from pipeline.run.verify_windows import sample_windows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

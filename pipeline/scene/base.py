@@ -36,6 +36,10 @@ class Band:
     """GDAL's colour interpretation in lower case: red, green, blue, gray, nir, undefined, …"""
     described: bool = False
     """True when `name` comes from the file and is not just the number."""
+    aliases: tuple[str, ...] = ()
+    """Other names that it goes by: an asset's key, a common name. No other band of the scene has them."""
+    truth: str = "file"
+    """Where `scale` and `offset` come from: "file", or what its maker wrote beside it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

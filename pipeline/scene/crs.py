@@ -22,8 +22,8 @@ def wkt_of(crs: CRS) -> str:
         return str(crs.to_wkt())
 
 
-def parse_crs(text: str) -> CRS:
-    """The CRS that a user wrote: `EPSG:32633`, WKT, PROJ string, ….
+def parse_crs(text: str, *, option: str = "--assume-crs") -> CRS:
+    """The CRS that a user wrote with an option: `EPSG:32633`, WKT, PROJ string, ….
 
     Raises:
         UsageError: CF-012, not understood.
@@ -35,7 +35,7 @@ def parse_crs(text: str) -> CRS:
             f"{text!r} is not a CRS that PROJ knows",
             code="CF-012",
             title="Unknown CRS",
-            where="--assume-crs",
+            where=option,
             fix="give an authority code such as EPSG:32633, or WKT",
         ) from error
 
@@ -114,3 +114,8 @@ def same_crs(one: CRS, other: CRS) -> bool:
     except pyproj.exceptions.CRSError:  # local and engineering CRS that PROJ has no object for
         return False
     return bool(pair[0].equals(pair[1], ignore_axis_order=True))
+
+
+def same_wkt(one: str | None, other: str | None) -> bool:
+    """`same_crs` of two texts; no CRS is like no CRS."""
+    return one == other or (one is not None and other is not None and same_crs(CRS.from_wkt(one), CRS.from_wkt(other)))

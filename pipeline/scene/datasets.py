@@ -25,8 +25,9 @@ from pipeline.redact import redact
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-MAX_OPEN_PER_THREAD = 8
-"""Datasets kept open by one thread; with a handful of threads far below the usual limit of 1024 files."""
+MAX_OPEN_PER_THREAD = 16
+"""Datasets kept open by one thread, enough for a product with a file per band; with a handful of threads far below the
+usual limit of 1024 files."""
 
 
 GDAL_ERRORS = (RasterioError, CPLE_BaseError, CRSError, UnicodeDecodeError)

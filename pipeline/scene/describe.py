@@ -13,6 +13,7 @@ from pyproj.exceptions import CRSError, ProjError
 
 from pipeline.grid import Window
 from pipeline.scene.raster import RasterScene
+from pipeline.scene.sources import SourcesScene
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -54,7 +55,11 @@ def describe_scene(scene: Scene) -> dict[str, Json]:
         "valid_frac": _valid_share(scene),
         "warnings": list(scene.warnings),
     }
-    return described | (_file(scene) if isinstance(scene, RasterScene) else {"driver": "array"})
+    if isinstance(scene, SourcesScene):
+        return described | {"path": scene.path, **scene.describe()}
+    return described | (
+        _file(scene) if isinstance(scene, RasterScene) else {"driver": getattr(scene, "driver", "array")}
+    )
 
 
 def _file(scene: RasterScene) -> dict[str, Json]:
@@ -79,6 +84,7 @@ def _band(band: Band) -> dict[str, Json]:
         "nodata": _number(band.nodata),
         "scale": band.scale,
         "offset": band.offset,
+        "scale_from": band.truth if (band.scale, band.offset) != (1.0, 0.0) else "",
         "color": band.color,
     }
 
@@ -122,6 +128,11 @@ def _to_lonlat(crs: pyproj.CRS) -> pyproj.Transformer | None:
         return pyproj.Transformer.from_crs(crs, geodetic, always_xy=True)
     except ProjError:
         return None
+
+
+def ground_pixel_m(geobox: GeoBox) -> list[float] | None:
+    """Lengths of the row and column step at the scene's centre, metres on the ellipsoid; None without a place."""
+    return _ground_size(geobox, _crs(geobox))
 
 
 def _ground_size(geobox: GeoBox, crs: pyproj.CRS | None) -> list[float] | None:

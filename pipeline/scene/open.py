@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import os
-from dataclasses import replace
+import tarfile
+import zipfile
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -12,14 +14,17 @@ import numpy as np
 from rasterio.enums import ColorInterp, MaskFlags
 
 from pipeline.access import Access
-from pipeline.errors import InputError, UsageError
+from pipeline.errors import InputError, PipelineError, UsageError
 from pipeline.grid import GeoBox
 from pipeline.location import is_remote
 from pipeline.scene.base import Band
 from pipeline.scene.crs import check_transform, choose_crs
 from pipeline.scene.datasets import GDAL_ERRORS, gdal_options, open_dataset
+from pipeline.scene.find import find_sources
+from pipeline.scene.folder import CONTAINERS, gdal_path, is_zarr, read_member, split_member
 from pipeline.scene.magic import HEAD_BYTES, check_overview_file, check_sidecars, driver_of, is_complete, read_ends
-from pipeline.scene.raster import REOPENINGS, RasterScene, cannot_read, digest_ends, not_found
+from pipeline.scene.product import Product
+from pipeline.scene.raster import IGNORED, REOPENINGS, RasterScene, cannot_read, digest_ends, not_found
 from pipeline.scene.remote import RangeReader, RemoteFile, remote_file
 from pipeline.scene.tiff import read_tiff_layout
 from pipeline.scene.validity import can_occur
@@ -43,8 +48,32 @@ MAX_BLOCK_BYTES = 512 * 10**6
 _MAX_LOOKED_AT = 16  # bands that the look for a collar reads
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opening:
+    """What a person says about files that are opened, where these say nothing or something wrong."""
+
+    nodata: float | None = None
+    """Value of missing pixels in all bands."""
+    assume_crs: str | None = None
+    """CRS of a scene that has none."""
+    allow_no_crs: bool = False
+    """Accept a scene without CRS."""
+    access: Access = field(default_factory=Access)
+    """How servers are reached."""
+    resampling: str = "auto"
+    """Kernel of bands that have other pixels than the finest one."""
+    any_grid: bool = False
+    """A grid is given elsewhere, so files of one scene need not share theirs."""
+    warp_gcps: bool = False
+    """Take scenes that only control points or RPCs place, on a grid in the CRS of these."""
+    rpc_height_m: float | None = None
+    """Height of the ground above the ellipsoid, for RPCs."""
+    class_numbers: bool = False
+    """Take a palette image: its numbers are wanted as classes, not as measurements."""
+
+
 def open_scene(
-    source: str | os.PathLike[str] | xr.DataArray,
+    source: str | os.PathLike[str] | xr.DataArray | Sequence[str | os.PathLike[str]],
     *,
     bands: Sequence[str | int] | None = None,
     nodata: float | None = None,
@@ -52,18 +81,22 @@ def open_scene(
     allow_no_crs: bool = False,
     class_numbers: bool = False,
     access: Access | None = None,
+    resampling: str = "auto",
 ) -> Scene:
-    """Open a raster file or an array as a scene.
+    """Open a raster, a product of several files, or an array as a scene.
 
     Args:
-        source: Path or address (`s3://bucket/key`, `https://host/path`) of a GeoTIFF, JPEG 2000, JPEG or PNG, or a
-            DataArray `(band, y, x)` or `(y, x)`.
+        source: Path or address (`s3://bucket/key`, `https://host/path`) of a GeoTIFF, JPEG 2000, JPEG or PNG, or of a
+            STAC item; a folder, zip or tar of Sentinel-2, Landsat or one file per band; several paths, or a folder of
+            them, that lie side by side; or a DataArray `(band, y, x)` or `(y, x)`.
         bands: Bands to read, in this order: names, or 1-based numbers in the file. All but alpha by default.
         nodata: Value of missing pixels in all bands, in place of what the file declares.
         assume_crs: CRS of a scene that has none, such as `EPSG:32633`.
         allow_no_crs: Accept a scene without CRS; results are then in pixel coordinates.
         class_numbers: Accept a palette image: its numbers are wanted as classes, not as measurements.
         access: How servers are reached; AWS's own endpoint and patience by default.
+        resampling: How bands with other pixels than the finest one are brought onto its grid: nearest, bilinear, cubic,
+            average, or auto (average where they are finer, else bilinear).
 
     Raises:
         InputError: The scene cannot be used: IN-001 to IN-017, IN-040 to IN-042, see docs/errors.md.
@@ -71,22 +104,91 @@ def open_scene(
         UsageError: CF-010 `assume_crs` contradicts the file, CF-011 impossible nodata, CF-012 unknown CRS, CF-050 to
             CF-054 an address that cannot be used.
     """
-    options: dict[str, Any] = {"nodata": nodata, "assume_crs": assume_crs, "allow_no_crs": allow_no_crs}
+    opening = Opening(
+        nodata=nodata,
+        assume_crs=assume_crs,
+        allow_no_crs=allow_no_crs,
+        access=access or Access(),
+        resampling=resampling,
+        class_numbers=class_numbers,
+    )
+    found = look_at(source, opening)
+    if bands is not None:
+        found = found.select(bands)
+    return open_product(found, opening) if isinstance(found, Product) else found
+
+
+def look_at(source: Any, opening: Opening) -> Scene | Product:
+    """The scene; or, where it consists of several files, what it offers, so that only those that are needed are opened.
+
+    Raises as `open_scene`.
+    """
+    found = find_sources(source, opening.access)
+    if not isinstance(found, list):
+        return open_one(source, opening) if found is None else found
+    from pipeline.scene.mosaic import make_mosaic  # noqa: PLC0415 - for those who need it
+
+    path = None if isinstance(source, list | tuple) else str(Path(source).absolute())
+    scenes = [open_one(one, opening) for one in found]
+    return make_mosaic(scenes, path=path, resampling=opening.resampling, any_grid=opening.any_grid)
+
+
+def open_product(product: Product, opening: Opening) -> Scene:
+    """Open the files of a product that its chosen bands are in; raises as `open_scene`."""
+
+    def opener(href: str, told: float | None) -> Scene:
+        scene = open_one(href, opening)
+        if told is None or opening.nodata is not None or any(band.nodata is not None for band in scene.bands):
+            return scene
+        return open_one(href, replace(opening, nodata=told)) if can_occur(told, scene.dtype) else scene
+
+    return product.open(opener, resampling=opening.resampling, any_grid=opening.any_grid)
+
+
+def open_one(source: Any, opening: Opening) -> Scene:
+    """Open one file or array; raises as `open_scene`."""
+    if opening.warp_gcps and (is_remote(source) or isinstance(source, str | os.PathLike)):
+        return _open_warped(source, replace(opening, warp_gcps=False))
+    options: dict[str, Any] = {
+        "nodata": opening.nodata,
+        "assume_crs": opening.assume_crs,
+        "allow_no_crs": opening.allow_no_crs,
+    }
     scene: Scene
     if is_remote(source):
-        scene = _open_remote(remote_file(source, access or Access()), **options)
+        scene = _open_remote(remote_file(source, opening.access), **options)
+    elif isinstance(source, (str, os.PathLike)) and is_zarr(Path(source)):
+        from pipeline.scene.gridded import open_zarr  # noqa: PLC0415 - for the few that need it
+
+        scene = open_zarr(Path(source), **options)
     elif isinstance(source, (str, os.PathLike)):
         scene = _open_raster(os.fspath(source), **options)
     else:
         from pipeline.scene.array import scene_from_array  # noqa: PLC0415 - xarray is slow to load
 
         scene = scene_from_array(source, **options)
-    if not class_numbers:
+    if not opening.class_numbers:
         _refuse_palette(scene, source)
-    return scene if bands is None else scene.select(bands)
+    return scene
+
+
+def _open_warped(source: Any, opening: Opening) -> Scene:
+    """A file that its control points or RPCs place; as it is where it has a geotransform."""
+    from pipeline.scene.regrid import warped_by_reference  # noqa: PLC0415 - needs more of PROJ than most scenes do
+
+    scene = open_one(source, replace(opening, allow_no_crs=opening.assume_crs is None))
+    assert isinstance(scene, RasterScene)
+    if scene.geobox.transform.is_identity:
+        warped = warped_by_reference(scene, height_m=opening.rpc_height_m)
+        if warped is not None:
+            return warped
+    return scene if scene.geobox.crs_wkt else open_one(source, opening)
 
 
 def _open_raster(source: str, *, nodata: float | None, assume_crs: str | None, allow_no_crs: bool) -> RasterScene:
+    member = split_member(source)
+    if member is not None:
+        return _open_member(*member, nodata=nodata, assume_crs=assume_crs, allow_no_crs=allow_no_crs)
     path = Path(source).absolute()
     head, tail, status = _read_ends(source, path)
     driver = driver_of(head, path)
@@ -100,6 +202,32 @@ def _open_raster(source: str, *, nodata: float | None, assume_crs: str | None, a
             return replace(scene, warnings=tuple(_warnings(dataset, scene, layout)))
     except GDAL_ERRORS as error:
         raise cannot_read(str(path), f"{path.name} cannot be opened", error) from error
+
+
+def _open_member(
+    archive: Path, name: str, *, nodata: float | None, assume_crs: str | None, allow_no_crs: bool
+) -> RasterScene:
+    """A raster that stays packed; the archive is the file that must not change."""
+    archive = archive.absolute()
+    head, tail, status = _read_ends(str(archive), archive)
+    try:
+        within = gdal_path(archive, name)
+        packed = archive.suffix.lower() not in CONTAINERS
+        driver = driver_of(read_member(archive, name, HEAD_BYTES), Path(name)) if packed else "netCDF"
+        with open_dataset(within, driver) as dataset:
+            scene = _inspect(
+                dataset, Path(name), driver, nodata=nodata, assume_crs=assume_crs, allow_no_crs=allow_no_crs
+            )
+            if driver == "netCDF" and scene.geobox.transform.is_identity and not allow_no_crs:
+                # GDAL then knows no north either, and may have turned the rows around.
+                choose_crs(None, assume_crs=None, allow_no_crs=False, where=f"{archive}, {name}")
+            scene = replace(scene, path=str(archive), member=name, within=within, digest=digest_ends(head, tail))
+            scene = replace(scene, size=status.st_size, mtime_ns=status.st_mtime_ns)
+            return replace(scene, warnings=tuple(_warnings(dataset, scene, None)))
+    except (*GDAL_ERRORS, OSError, zipfile.BadZipFile, tarfile.TarError, EOFError, RuntimeError) as error:
+        if isinstance(error, PipelineError):
+            raise
+        raise cannot_read(f"{archive}, {name}", f"{Path(name).name} cannot be opened", error) from error
 
 
 def _open_remote(file: RemoteFile, *, nodata: float | None, assume_crs: str | None, allow_no_crs: bool) -> RasterScene:
@@ -179,7 +307,7 @@ def _inspect(
 def _read_ends(source: str, path: Path) -> tuple[bytes, bytes, os.stat_result]:
     if source.startswith("/vsi"):
         raise not_found(source)  # GDAL's virtual file systems reach further than a path on disk may
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112 - False, not an error, for names that are too long
         raise InputError(
             f"{source} is a folder, not a raster file",
             code="IN-002",
@@ -288,7 +416,7 @@ def _check_georeference(dataset: Any, path: Path | Location, *, allow_no_crs: bo
             code="IN-007",
             title="Ground control points only",
             where=str(path),
-            fix=f"gdalwarp '{path.name}' warped.tif (--assume-crs does not help: pixels have to move)",
+            fix="--warp-gcps moves pixels to where they belong while they are read (--assume-crs does not help)",
         )
     if dataset.rpcs is not None and not dataset.crs:
         raise InputError(
@@ -296,7 +424,7 @@ def _check_georeference(dataset: Any, path: Path | Location, *, allow_no_crs: bo
             code="IN-008",
             title="Rational polynomial coefficients only",
             where=str(path),
-            fix=f"gdalwarp -rpc -to RPC_DEM=dem.tif -t_srs EPSG:xxxx '{path.name}' warped.tif",
+            fix=f"--warp-gcps --rpc-height METRES; in hilly country: gdalwarp -rpc -to RPC_DEM=dem.tif '{path.name}' …",
         )
 
 
@@ -385,7 +513,7 @@ def _warnings(dataset: Any, scene: RasterScene, layout: TiffLayout | None) -> li
 
 def _identity_warning(dataset: Any, scene: RasterScene) -> str | None:
     if dataset.gcps[0] or (dataset.rpcs is not None and not dataset.crs):
-        return "ground control points or RPCs are ignored: the scene is taken in pixel coordinates."
+        return IGNORED
     if scene.geobox.crs_wkt is None:
         return None  # --allow-no-crs said so
     return (

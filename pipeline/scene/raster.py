@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from pipeline.scene.base import Json
     from pipeline.scene.remote import RemoteFile
 
+IGNORED = "ground control points or RPCs are ignored: the scene is taken in pixel coordinates."
 REOPENINGS = 3
 """Of a file behind a server, for one window: GDAL asks again after a bad status, never after a body cut short."""
 _SHORT_READ = re.compile(r"got \d+ bytes, expected \d+")
@@ -49,6 +50,10 @@ class RasterScene:
     """Absolute path on a local disk, or an address without its query."""
     remote: RemoteFile | None = None
     """How it is reached, where it is not on a local disk."""
+    member: str = ""
+    """What it is called inside the file, where that is an archive or a container of several rasters."""
+    within: str = ""
+    """What GDAL opens then."""
     driver: str
     """GDAL driver, from the file's first bytes; no other may open it."""
     size: int = 0
@@ -81,7 +86,7 @@ class RasterScene:
     @property
     def name(self) -> str:
         """File name without its last suffix."""
-        return Path(self.path).stem
+        return Path(self.member or self.path).stem
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -139,6 +144,7 @@ class RasterScene:
         found = self._identify()
         return {
             "file": Path(self.path).name,
+            **({"member": self.member} if self.member else {}),
             "size": found.size,
             "mtime_ns": found.mtime_ns,
             "digest": found.digest,
@@ -166,7 +172,7 @@ class RasterScene:
         status = Path(self.path).stat()
         if (status.st_size, status.st_mtime_ns) != (self.size, self.mtime_ns):
             self._refuse_if_changed()
-        return borrow_dataset(DatasetKey(self.path, self.driver, status.st_size, status.st_mtime_ns))
+        return borrow_dataset(DatasetKey(self.within or self.path, self.driver, status.st_size, status.st_mtime_ns))
 
     def _remote_key(self, file: RemoteFile) -> DatasetKey:
         who = f"{file.access.endpoint} {file.location} {file.location.query}"

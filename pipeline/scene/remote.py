@@ -21,7 +21,7 @@ from urllib.request import getproxies, proxy_bypass
 
 from pipeline.bucket import Bucket, NoObjectError, ObjectFacts, failed, no_access
 from pipeline.errors import InputError, PipelineError
-from pipeline.location import Location, parse_location
+from pipeline.location import BUCKETS, Location, parse_location
 from pipeline.scene.datasets import open_dataset
 
 if TYPE_CHECKING:
@@ -104,7 +104,8 @@ class RemoteFile:
             version: ETag of the version that is meant.
         """
         location = self._ask(0, 1).location
-        kind = f"/vsis3/{location.host}/{location.key}" if location.scheme == "s3" else f"/vsicurl/{location.url}"
+        bucket = f"/vsi{location.scheme}/{location.host}/{location.key}"
+        kind = bucket if location.scheme in BUCKETS else f"/vsicurl/{location.url}"
         identity = f"{self.access.endpoint} {kind}"
         anew = _versions.get(identity, version) != version
         _versions[identity] = version
@@ -126,7 +127,7 @@ class RemoteFile:
 
     def _ask(self, start: int, stop: int) -> _Answer:
         try:
-            if self.location.scheme == "s3":
+            if self.location.scheme in BUCKETS:
                 return self._ask_bucket(start, stop)
             return _with_retries(self, start, stop)
         except NoObjectError:
@@ -135,11 +136,12 @@ class RemoteFile:
                 code="IN-040",
                 title="Scene not found",
                 where=str(self),
-                fix="check bucket, key and --endpoint" if self.location.scheme == "s3" else "check the address",
+                fix="check bucket, key and --endpoint" if self.location.scheme in BUCKETS else "check the address",
             ) from None
 
     def _ask_bucket(self, start: int, stop: int) -> _Answer:
-        bucket, key = Bucket(self.location.host, self.access), self.location.key
+        bucket = Bucket(self.location.host, self.access, self.location.scheme)
+        key = self.location.key
         facts = bucket.head(key)
         stop = min(stop, facts.size)
         body = bucket.get_range(key, start, stop) if stop > start else b""

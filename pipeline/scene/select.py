@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 def select_bands(bands: Sequence[Band], wanted: Sequence[str | int], *, where: str) -> tuple[Band, ...]:
     """The bands that `wanted` names, in that order; one band may be asked for more than once.
 
-    A name is compared with the file's descriptions as written, then without case, then with colour interpretations
-    ("red"), and last, when it is all digits, taken as a number.
+    A name is compared with the file's descriptions as written, then without case, then with other names that bands go
+    by, then with colour interpretations ("red"), and last, when it is all digits, taken as a number.
 
     Raises:
         InputError: IN-011, a band is unknown, its name is ambiguous, or none is asked for.
@@ -36,6 +36,7 @@ def _find(bands: Sequence[Band], wanted: str | int, *, where: str) -> Band:
     keys = (
         [b for b in bands if b.described and b.name == text],
         [b for b in bands if b.described and b.name.casefold() == text.casefold()],
+        [b for b in bands if text.casefold() in {alias.casefold() for alias in b.aliases}],
         [b for b in bands if b.color == text.casefold() and b.color != "undefined"],
     )
     found = next((hits for hits in keys if hits), [])

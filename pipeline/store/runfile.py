@@ -111,13 +111,16 @@ def refuse_own_input(out_dir: Path, inputs: Mapping[str, Path]) -> None:
         inputs: What is read, by the word for it: scene, model, area of interest.
 
     Raises:
-        UsageError: CF-008, one of them is a file that a run writes into `out_dir`, or lies in its scratch folder.
+        UsageError: CF-008, one of them is a file that a run writes into `out_dir`, or lies in its scratch folder; or
+            the scene is a folder with `out_dir` in it, whose results would be part of the scene.
     """
     out = Path(os.path.realpath(out_dir))
     for kind, given in inputs.items():
         for path in (given.absolute(), Path(os.path.realpath(given))):
             home = Path(os.path.realpath(path.parent))
-            if (home == out and is_result_name(path.name)) or (home / path.name).is_relative_to(out / SCRATCH_FOLDER):
+            within = kind == "scene" and path.is_dir() and out.is_relative_to(home / path.name)
+            lies_there = home == out and is_result_name(path.name)
+            if lies_there or within or (home / path.name).is_relative_to(out / SCRATCH_FOLDER):
                 raise UsageError(
                     f"the {kind} is {given}, which this run would replace or remove; expected one outside its results",
                     code="CF-008",

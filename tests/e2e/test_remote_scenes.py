@@ -162,7 +162,7 @@ def test_403_and_404_say_what_to_do(endpoint: str, cli: Cli) -> None:
     assert_block(err, "IN-040")
     code, _, err = cli("inspect", "s3://nobody-has-this/none.tif", "--endpoint", endpoint)
     assert code in {3, 8}
-    code, _, err = cli("inspect", "gs://bucket/a.tif")
+    code, _, err = cli("inspect", "ftp://bucket/a.tif")
     assert code == 2
     assert_block(err, "CF-050")
 

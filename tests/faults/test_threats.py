@@ -28,8 +28,8 @@ from pipeline.model import write_traits
 from pipeline.run.outcomes import Outcome, Outcomes
 from pipeline.run.scene_list import SceneRow
 from pipeline.run.settings import SegmentSettings, make_settings
-from pipeline.run.yaml_file import read_yaml
 from pipeline.scene import Aoi, open_scene
+from pipeline.yaml_file import read_yaml
 from tests.commands import Cli, assert_block
 from tests.scenes import NORTH_UP, UTM, save_threshold_model, smooth_values, write_scene
 

@@ -78,7 +78,7 @@ def _settings(_folder: Path) -> list[str]:
 
 def _read_settings(path: Path) -> object:
     from pipeline.run.settings import make_settings
-    from pipeline.run.yaml_file import read_yaml
+    from pipeline.yaml_file import read_yaml
 
     return make_settings(read_yaml(path), where=str(path))
 

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import access
 from pipeline.access import Access, is_anonymous
+from pipeline.bucket import Bucket
 from pipeline.errors import UsageError
 from pipeline.location import Location, is_remote, parse_location
 
@@ -35,7 +37,7 @@ def test_a_query_is_asked_for_but_never_shown() -> None:
 @pytest.mark.parametrize(
     ("text", "code"),
     [
-        ("gs://bucket/a.tif", "CF-050"),
+        ("ftp://bucket/a.tif", "CF-050"),
         ("s3://", "CF-050"),
         ("s3://b/a.tif", "CF-050"),
         ("https:///a.tif", "CF-050"),
@@ -99,3 +101,27 @@ def test_keys_come_from_environment_or_profile_else_requests_are_unsigned(
     assert (found["access_key_id"], found["secret_access_key"], found["region"]) == ("A", "B", "eu-north-1")
     monkeypatch.setenv("AWS_NO_SIGN_REQUEST", "YES")
     assert Access().gdal_options(Location("s3", "b", "k"))["AWS_NO_SIGN_REQUEST"] == "YES"
+
+
+@pytest.mark.parametrize(
+    ("scheme", "unsigned", "key"),
+    [
+        ("gs", "GS_NO_SIGN_REQUEST", "GOOGLE_APPLICATION_CREDENTIALS"),
+        ("az", "AZURE_NO_SIGN_REQUEST", "AZURE_STORAGE_ACCESS_KEY"),
+    ],
+)
+def test_other_clouds_are_asked_unsigned_where_there_is_no_key(
+    monkeypatch: pytest.MonkeyPatch, scheme: str, unsigned: str, key: str
+) -> None:
+    for name in (*access._GOOGLE, *access._AZURE):
+        monkeypatch.delenv(name, raising=False)
+    location = parse_location(f"{scheme}://bucket/deep/a.tif")
+    assert (location.host, location.key) == ("bucket", "deep/a.tif")
+    assert Access().gdal_options(location)[unsigned] == "YES"
+    assert Access().obstore_options(scheme=scheme)["skip_signature"]
+    monkeypatch.setenv(key, "canary")
+    assert unsigned not in Access().gdal_options(location)
+    options = Access().obstore_options(scheme=scheme)
+    assert "skip_signature" not in options
+    assert "canary" not in str(options)
+    assert Bucket("bucket", Access(), scheme).where("k") == f"{scheme}://bucket/k"

@@ -12,7 +12,7 @@ import pytest
 
 import pipeline
 from pipeline.run.settings import SegmentSettings, make_settings
-from pipeline.run.yaml_file import read_yaml
+from pipeline.yaml_file import read_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import UsageError
-from pipeline.run.quantities import parse_bytes, parse_seconds, sentence, unknown_key
-from pipeline.run.yaml_file import read_yaml
+from pipeline.quantities import parse_bytes, parse_seconds, sentence, unknown_key
+from pipeline.yaml_file import read_yaml
 
 if TYPE_CHECKING:
     from pipeline.run.settings import SegmentSettings

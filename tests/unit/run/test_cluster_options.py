@@ -11,7 +11,7 @@ from pipeline.run.clusters.options import KINDS, NAMES, AddressOptions, cluster_
 from pipeline.run.demand import LIBRARIES_BYTES, budget_left
 from pipeline.run.settings import make_settings
 from pipeline.run.workers import cores_per_worker, device_wanted, num_workers, starts_workers, workers_wanted
-from pipeline.run.yaml_file import read_yaml
+from pipeline.yaml_file import read_yaml
 
 FOLDER = Path(__file__).resolve().parents[3] / "configs" / "cluster"
 FILES = sorted(FOLDER.glob("*.yaml"))

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.errors import UsageError
 from pipeline.run.settings import SegmentSettings, make_settings
-from pipeline.run.yaml_file import read_yaml
+from pipeline.yaml_file import read_yaml
 
 TYPOS = {
     "overlp": "overlap", "ovrlap": "overlap", "overlapp": "overlap", "patchs": "patch", "ptach": "patch",

@@ -166,7 +166,7 @@ def test_c6_gcps_only(tmp_path: Path) -> None:
     write_tif(path, noise(1, 8, 8), crs="EPSG:4326", transform=None, gcps=gcps)
     error = refused(path, "IN-007")
     assert "4 ground control points" in error.what
-    assert "gdalwarp" in error.fix
+    assert "--warp-gcps" in error.fix
     refused(path, "IN-007", assume_crs="EPSG:4326")
     assert any("ground control" in w for w in open_scene(path, allow_no_crs=True).warnings)
 
@@ -181,7 +181,7 @@ def test_c7_rpc_only(tmp_path: Path) -> None:
         err_bias=None, err_rand=None,
     )  # fmt: skip
     path = write_tif(tmp_path / "r.tif", noise(1, 8, 8), crs=None, transform=None, rpcs=rpc)
-    assert "RPC_DEM" in refused(path, "IN-008").fix
+    assert "--rpc-height" in refused(path, "IN-008").fix
     assert open_scene(path, allow_no_crs=True).warnings
 
 

@@ -1,0 +1,116 @@
+"""Landsat Collection 2 products, as folders or tar files: bands by name, reflectance by the MTL file."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, TypeAlias
+
+from pipeline.scene.bands import LANDSAT
+from pipeline.scene.base import Band
+from pipeline.scene.folder import unusable
+from pipeline.scene.product import Offer, Product, numbered
+
+if TYPE_CHECKING:
+    from pipeline.scene.folder import Folder
+
+    Groups: TypeAlias = dict[str, dict[str, str]]
+
+_LINE = re.compile(r'^\s*([A-Z0-9_]+)\s*=\s*"?([^"]*?)"?\s*$')
+_SURFACE = "LEVEL2_SURFACE_REFLECTANCE_PARAMETERS"
+_WARMTH = "LEVEL2_SURFACE_TEMPERATURE_PARAMETERS"
+_TOP = "LEVEL1_RADIOMETRIC_RESCALING"
+_PAIRS = {"coastal": "coastal", "nir": "nir08", "lwir11": "lwir11"}
+"""Names that catalogues use for the same band."""
+
+
+def open_landsat(folder: Folder) -> Product | None:
+    """The product in a folder; None where it is none of Landsat.
+
+    Raises:
+        InputError: IN-058, its MTL file cannot be read or names no band that is there.
+    """
+    metadata = folder.ending("_mtl.txt")
+    if not metadata:
+        return None
+    if len(metadata) > 1:
+        raise unusable(folder.path, f"{len(metadata)} products lie in it, expected one")
+    groups = _groups(folder.text(metadata[0]).decode("utf-8", "replace"))
+    here = {name.rpartition("/")[2]: name for name in folder.names}
+    contents = groups.get("PRODUCT_CONTENTS", {})
+    sensor = groups.get("IMAGE_ATTRIBUTES", {}).get("SPACECRAFT_ID", "")
+    common = LANDSAT["8" if sensor.endswith(("8", "9")) else "7"]
+    offers, layers = [], []
+    for key, file in contents.items():
+        band = re.fullmatch(r"FILE_NAME_BAND_(?:ST_B)?(\d+)", key)
+        if band is not None and file in here:
+            warm = "ST_B" in key
+            offers.append(_offer(band[1], folder.href(here[file]), groups, common, warm=warm))
+        elif key.startswith("FILE_NAME_QUALITY") and file in here:
+            layers.append(Offer(band=_layer(file), href=folder.href(here[file])))
+    if not offers:
+        raise unusable(folder.path, f"{metadata[0]} names no band that lies in it")
+    return Product(
+        name=contents.get("LANDSAT_PRODUCT_ID") or folder.path.stem,
+        path=str(folder.path),
+        kind=f"Landsat {contents.get('PROCESSING_LEVEL', 'product')}",
+        offers=numbered(offers),
+        layers=tuple(layers),
+        facts={
+            "platform": sensor,
+            "sensed": groups.get("IMAGE_ATTRIBUTES", {}).get("DATE_ACQUIRED", ""),
+            "sun_elevation_deg": groups.get("IMAGE_ATTRIBUTES", {}).get("SUN_ELEVATION", ""),
+        },
+    )
+
+
+def _groups(text: str) -> Groups:
+    """`GROUP` -> its keys; of a key that comes twice in a group the last."""
+    groups: Groups = {}
+    name = ""
+    for line in text.splitlines():
+        match = _LINE.match(line)
+        if match is None:
+            continue
+        key, value = match.groups()
+        if key == "GROUP":
+            name = value
+        elif key != "END_GROUP":
+            groups.setdefault(name, {})[key] = value
+    return groups
+
+
+def _offer(number: str, href: str, groups: Groups, common: dict[str, str], *, warm: bool) -> Offer:
+    name = common.get(number, "")
+    key = f"{'TEMPERATURE' if warm else 'REFLECTANCE'}_%s_BAND_{'ST_B' if warm else ''}{number}"
+    for group in (_WARMTH,) if warm else (_SURFACE, _TOP):
+        scale, offset = (_float(groups.get(group, {}).get(key % part)) for part in ("MULT", "ADD"))
+        if scale is not None:
+            break
+    pair = _PAIRS.get(name, name)
+    return Offer(
+        band=Band(
+            name=f"ST_B{number}" if warm else f"B{number}",
+            index=0,
+            nodata=0.0,
+            scale=1.0 if scale is None else scale,
+            offset=offset or 0.0 if scale is not None else 0.0,
+            color=name if name in {"red", "green", "blue"} else "undefined",
+            described=True,
+            aliases=tuple(dict.fromkeys(alias for alias in (name, pair) if alias)),
+            truth="file" if scale is None else f"MTL: {group}" + (", sun angle left as it is" if group == _TOP else ""),
+        ),
+        href=href,
+    )
+
+
+def _layer(file: str) -> Band:
+    stem = file.rpartition(".")[0]
+    match = re.search(r"_((?:SR_|ST_)?QA(?:_[A-Z]+)?)$", stem)
+    return Band(name=match[1] if match else stem, index=0, nodata=None, described=True)
+
+
+def _float(text: str | None) -> float | None:
+    try:
+        return float(text or "")
+    except ValueError:
+        return None

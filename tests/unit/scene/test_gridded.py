@@ -1,0 +1,120 @@
+"""Zarr of both versions and NetCDF, as xarray and others write them."""
+
+from __future__ import annotations
+
+import pickle
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import rasterio
+import rasterio.shutil
+import xarray as xr
+import zarr
+
+from pipeline.errors import InputError
+from pipeline.grid import Window
+from pipeline.scene import open_scene
+from tests.scenes import NORTH_UP, UTM, smooth_values, write_scene
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SHAPE = (50, 70)
+DATA = smooth_values(3, SHAPE)
+WINDOW = Window(row_off=5, col_off=7, height=30, width=41)
+ROWS, COLS = slice(5, 35), slice(7, 48)
+
+
+def dataset(*, mapping: dict[str, Any] | None = None) -> xr.Dataset:
+    """Two variables (y, x) with a scale and a fill value, and one (band, y, x), as rioxarray would write them."""
+    wkt = rasterio.crs.CRS.from_string(UTM).to_wkt()
+    named = {"crs_wkt": wkt, "spatial_ref": wkt, "grid_mapping_name": "transverse_mercator"}
+    coords: dict[str, Any] = {"spatial_ref": xr.DataArray(np.int32(0), attrs=mapping or named)}
+    for axis, first, step, count in (("y", NORTH_UP.f, NORTH_UP.e, SHAPE[0]), ("x", NORTH_UP.c, NORTH_UP.a, SHAPE[1])):
+        told = {"standard_name": f"projection_{axis}_coordinate", "units": "metre", "axis": axis.upper()}
+        coords[axis] = xr.DataArray(first + step * (np.arange(count) + 0.5), dims=axis, attrs=told)
+    attrs: dict[str, Any] = {"grid_mapping": "spatial_ref", "scale_factor": 0.5, "add_offset": -1.0, "_FillValue": 7}
+    variables = {name: (("y", "x"), DATA[k], attrs) for k, name in enumerate(("red", "nir"))}
+    return xr.Dataset(variables, coords=coords)
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_zarr_group_of_either_version(tmp_path: Path, version: int) -> None:
+    path = tmp_path / "scene.zarr"
+    dataset().to_zarr(path, zarr_format=version, consolidated=False, encoding={"red": {"chunks": (20, 30)}})
+    scene = pickle.loads(pickle.dumps(open_scene(path, bands=["nir", "red"])))
+    assert np.array_equal(scene.read(WINDOW), DATA[[1, 0], ROWS, COLS])
+    assert scene.geobox.transform == NORTH_UP
+    assert [(b.scale, b.offset, b.nodata) for b in scene.bands] == [(0.5, -1.0, 7.0)] * 2
+    before = scene.fingerprint()
+    zarr.open_group(path)["red"][0, 0] = 9
+    assert scene.fingerprint() != before
+
+
+def test_geozarr_says_it_by_attributes(tmp_path: Path) -> None:
+    group = zarr.open_group(tmp_path / "geo.zarr", mode="w")
+    for k, name in enumerate(("b02", "b03", "b04")):
+        group.create_array(name, data=DATA[k], chunks=(16, 16), shards=(32, 32), dimension_names=("y", "x"))
+    group.create_array("coarse", data=DATA[0, ::2, ::2].copy(), dimension_names=("y", "x"))
+    group.attrs.update({"proj:code": UTM, "spatial:transform": list(NORTH_UP)[:6]})
+    scene = open_scene(tmp_path / "geo.zarr")
+    assert [band.name for band in scene.bands] == ["b02", "b03", "b04"]
+    assert np.array_equal(scene.read(WINDOW), DATA[:, ROWS, COLS])
+    assert scene.geobox.transform == NORTH_UP
+
+
+def test_a_third_axis_has_a_band_for_each_step(tmp_path: Path) -> None:
+    group = zarr.open_group(tmp_path / "cube.zarr", mode="w", zarr_format=2)
+    group.create_array("cube", data=DATA, fill_value=None).attrs["_ARRAY_DIMENSIONS"] = ["band", "y", "x"]
+    group.create_array("band", data=np.array(["blue", "green", "red"]).astype("<U5"))
+    group.attrs.update({"proj:code": UTM, "spatial:transform": list(NORTH_UP)[:6]})
+    scene = open_scene(tmp_path / "cube.zarr", bands=["red", "blue"])
+    assert np.array_equal(scene.read(WINDOW), DATA[[2, 0], ROWS, COLS])
+
+
+@pytest.mark.parametrize("engine", ["NETCDF3_64BIT", "NETCDF4"])
+def test_a_netcdf_file(tmp_path: Path, engine: str) -> None:
+    """The classic format is written by SciPy, the one on HDF5 by GDAL."""
+    path = tmp_path / "scene.nc"
+    if engine == "NETCDF4":
+        tif = write_scene(tmp_path / "scene.tif", DATA[:1], nodata=7)
+        rasterio.shutil.copy(tif, path, driver="netCDF", FORMAT="NC4", COMPRESS="DEFLATE")
+        scene = open_scene(path)
+        assert np.array_equal(scene.read(WINDOW), DATA[:1, ROWS, COLS])
+    else:
+        stored = dataset().astype("int16")
+        for name in ("red", "nir"):
+            stored[name].attrs["_FillValue"] = np.int16(7)
+        stored = stored.assign_coords(dataset().coords)
+        stored.to_netcdf(path, engine="scipy", format=engine)  # type: ignore[call-overload]
+        scene = pickle.loads(pickle.dumps(open_scene(path, bands=["nir", "red"])))
+        assert np.array_equal(scene.read(WINDOW), DATA[[1, 0], ROWS, COLS])
+        assert [(b.scale, b.offset) for b in scene.bands] == [(0.5, -1.0)] * 2
+    assert scene.geobox.transform.almost_equals(NORTH_UP, 1e-6)
+    assert scene.bands[0].nodata == 7
+
+
+def test_groups_that_hold_no_scene(tmp_path: Path) -> None:
+    zarr.open_group(tmp_path / "empty.zarr", mode="w")
+    with pytest.raises(InputError, match="IN-060"):
+        open_scene(tmp_path / "empty.zarr")
+    uneven = dataset()
+    uneven.assign_coords(x=uneven["x"].values + np.where(np.arange(SHAPE[1]) == 3, 4, 0)).to_zarr(
+        tmp_path / "uneven.zarr", consolidated=False
+    )
+    with pytest.raises(InputError, match="IN-060"):
+        open_scene(tmp_path / "uneven.zarr")
+    dataset(mapping={"nothing": 1}).to_zarr(tmp_path / "nowhere.zarr", consolidated=False)
+    with pytest.raises(InputError, match="IN-006"):
+        open_scene(tmp_path / "nowhere.zarr")
+    (tmp_path / "broken.zarr").mkdir()
+    (tmp_path / "broken.zarr" / "zarr.json").write_text("{")
+    with pytest.raises(InputError, match="IN-005"):
+        open_scene(tmp_path / "broken.zarr")
+    dataset(mapping={"nothing": 1}).astype("int16").drop_vars(["x", "y"]).to_netcdf(tmp_path / "no.nc", engine="scipy")
+    with pytest.raises(InputError, match="IN-006"):
+        open_scene(tmp_path / "no.nc")
+    (tmp_path / "broken.nc").write_bytes(b"CDF\x01" + b"\xff" * 60)
+    with pytest.raises(InputError, match="IN-058"):
+        open_scene(tmp_path / "broken.nc")

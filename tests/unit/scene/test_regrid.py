@@ -1,0 +1,154 @@
+"""Scenes on another grid: coarser, in another CRS, on a file's grid, and placed by control points."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import rasterio
+from affine import Affine
+from rasterio.control import GroundControlPoint
+from rasterio.crs import CRS
+from rasterio.rpc import RPC
+from rasterio.vrt import WarpedVRT
+
+from pipeline.errors import InputError, UsageError
+from pipeline.grid import GeoBox, Window
+from pipeline.scene import open_scene
+from pipeline.scene.open import Opening, open_one
+from pipeline.scene.regrid import GridWish, pixel_size_m, regrid, rescaled
+from pipeline.scene.sources import SourcesScene
+from tests.scenes import NORTH_UP, smooth_values, write_scene
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pipeline.scene import Scene
+
+SHAPE = (90, 120)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return write_scene(tmp_path / "scene.tif", smooth_values(2, SHAPE), names=("b0", "b1"))
+
+
+def whole(scene: Scene) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
+    height, width = scene.geobox.shape
+    return scene.read(Window(row_off=0, col_off=0, height=height, width=width))
+
+
+def test_its_own_grid_is_the_scene_itself(path: Path) -> None:
+    scene = open_scene(path)
+    for wish in (GridWish(), GridWish(crs="EPSG:32633"), GridWish(resolution_m=10), GridWish(align=scene.geobox)):
+        assert regrid(scene, wish) is scene
+
+
+def test_coarser_pixels_are_means_and_cover_all_of_it(path: Path) -> None:
+    scene = regrid(open_scene(path), GridWish(resolution_m=40))
+    assert scene.geobox.shape == (23, 30)
+    assert scene.geobox.transform == NORTH_UP @ Affine.scale(4)
+    data = open_scene(path).read(Window(row_off=0, col_off=0, height=88, width=120)).astype(float)
+    means = data.reshape(2, 22, 4, 30, 4).mean(axis=(2, 4))
+    assert np.abs(whole(scene)[:, :22] - means).max() <= 0.5
+    assert isinstance(scene, SourcesScene)
+    assert scene.parts[0].kernel == "average"
+
+
+def test_bands_are_chosen_on_it_as_on_the_scene(path: Path) -> None:
+    scene = open_scene(path)
+    coarse = regrid(scene, GridWish(resolution_m=20))
+    assert [band.name for band in coarse.select(["b1"]).bands] == ["b1"]
+    both = whole(coarse)
+    assert np.array_equal(whole(coarse.select(["b1", 1])), both[[1, 0]])
+    assert np.array_equal(whole(regrid(scene.select(["b1"]), GridWish(resolution_m=20))), both[[1]])
+
+
+def test_the_grid_of_another_file_is_taken_to_the_pixel(path: Path, tmp_path: Path) -> None:
+    box = GeoBox(
+        shape=(50, 60),
+        transform=NORTH_UP @ Affine.translation(12.5, 7) @ Affine.scale(1.5),
+        crs_wkt=open_scene(path).geobox.crs_wkt,
+    )
+    scene = regrid(open_scene(path), GridWish(align=box), resampling="nearest")
+    assert scene.geobox == box
+    rows, cols = (1.5 * (np.arange(n) + 0.5) + start for n, start in ((50, 7), (60, 12.5)))
+    data = whole(open_scene(path))
+    assert np.array_equal(whole(scene), data[:, rows.astype(int)][:, :, cols.astype(int)])
+
+
+def test_another_crs_is_reached_by_square_pixels_of_about_the_same_size(path: Path) -> None:
+    scene = regrid(open_scene(path), GridWish(crs="EPSG:3857"))
+    ground = pixel_size_m(scene.geobox)
+    assert ground is not None
+    assert abs(ground - 10) < 0.5
+    assert scene.geobox.transform.a == -scene.geobox.transform.e
+    with pytest.raises(UsageError, match=r"CF-012.*--crs"):
+        regrid(open_scene(path), GridWish(crs="EPSG:nonsense"))
+
+
+def test_a_scene_without_a_place_is_refused(tmp_path: Path) -> None:
+    scene = open_scene(write_scene(tmp_path / "s.tif", smooth_values(1, SHAPE), crs=None), allow_no_crs=True)
+    for wish in (GridWish(crs="EPSG:3857"), GridWish(resolution_m=3)):
+        with pytest.raises(InputError, match="IN-055"):
+            regrid(scene, wish)
+
+
+@pytest.mark.parametrize("factor", [0.5, 1 / 3, 2.0, 2.5, 1.0 + 1e-9])
+def test_rescaled_grids_begin_at_the_same_corner(factor: float) -> None:
+    box = GeoBox(shape=(100, 37), transform=NORTH_UP, crs_wkt=None)
+    found = rescaled(box, factor)
+    assert found.corners_xy()[0] == box.corners_xy()[0]
+    for n, m in zip(found.shape, box.shape, strict=True):
+        assert m - 1e-3 <= n * factor < m + factor + 1e-3
+
+
+def test_c6_control_points_place_pixels_as_gdal_does(tmp_path: Path) -> None:
+    data = smooth_values(1, SHAPE)
+    turned = NORTH_UP @ Affine.rotation(20)
+    gcps = [
+        GroundControlPoint(row=r, col=c, x=x, y=y, z=0)
+        for r in (0, 45, 90)
+        for c in (0, 60, 120)
+        for x, y in [turned @ (c, r)]
+    ]
+    path = write_scene(tmp_path / "gcps.tif", data, transform=None, crs="EPSG:32633", gcps=gcps, nodata=0)
+    scene = open_one(path, Opening(warp_gcps=True, resampling="nearest"))
+    assert isinstance(scene, SourcesScene)
+    scene = scene.on_grid(scene.geobox, resampling="nearest")
+    assert scene.warnings == ()
+    with rasterio.open(path) as source, WarpedVRT(source, crs=CRS.from_epsg(32633)) as warped:
+        assert scene.geobox.shape == warped.shape
+        assert scene.geobox.transform.almost_equals(warped.transform, 1e-6)
+        assert (whole(scene)[0] != warped.read(1)).mean() < 0.005
+
+
+def test_c7_rpcs_place_pixels_as_gdal_does(tmp_path: Path) -> None:
+    line = [0.0, 0.0, -1.0] + [0.0] * 17
+    sample = [0.0, 1.0, 0.1] + [0.0] * 17
+    ones = [1.0] + [0.0] * 19
+    rpcs = RPC(
+        height_off=100, height_scale=500, lat_off=45, lat_scale=0.004, long_off=15, long_scale=0.006, line_off=45,
+        line_scale=45, samp_off=60, samp_scale=60, line_num_coeff=line, line_den_coeff=ones, samp_num_coeff=sample,
+        samp_den_coeff=ones, err_bias=None, err_rand=None,
+    )  # fmt: skip
+    path = write_scene(tmp_path / "rpc.tif", smooth_values(1, SHAPE), transform=None, crs=None, rpcs=rpcs, nodata=0)
+    with pytest.raises(InputError, match=r"IN-008.*--rpc-height"):
+        open_one(path, Opening(warp_gcps=True))
+    scene = open_one(path, Opening(warp_gcps=True, rpc_height_m=100.0))
+    assert isinstance(scene, SourcesScene)
+    scene = scene.on_grid(scene.geobox, resampling="nearest")
+    with (
+        rasterio.open(path) as source,
+        WarpedVRT(source, src_crs="EPSG:4326", crs="EPSG:4326", RPC_HEIGHT=100) as warped,
+    ):
+        assert scene.geobox.shape == warped.shape
+        assert (whole(scene)[0] != warped.read(1)).mean() < 0.01
+
+
+def test_warp_gcps_leaves_other_scenes_alone(path: Path, tmp_path: Path) -> None:
+    assert type(open_one(path, Opening(warp_gcps=True))) is type(open_scene(path))
+    bare = write_scene(tmp_path / "bare.tif", smooth_values(1, SHAPE), crs=None)
+    with pytest.raises(InputError, match="IN-006"):
+        open_one(bare, Opening(warp_gcps=True))
