@@ -80,13 +80,17 @@ def driver_of(head: bytes, path: Path | Location) -> str:
     )
 
 
+SIDECARS = (".msk", ".ovr", ".OVR", ".msk.ovr", ".msk.OVR")
+"""What GDAL puts behind the name of a scene to find its mask and overviews."""
+
+
 def check_sidecars(path: Path) -> None:
     """Refuse masks and overviews beside a scene that are not plain rasters: GDAL opens them with any driver.
 
     Raises:
         InputError: IN-014 or IN-002 for such a file.
     """
-    for suffix in (".msk", ".ovr", ".msk.ovr"):
+    for suffix in SIDECARS:
         sidecar = path.with_name(path.name + suffix)
         if os.path.isfile(sidecar):  # noqa: PTH113 - False, not an error, where the name with the suffix is too long
             with sidecar.open("rb") as file:

@@ -11,6 +11,7 @@ import io
 import os
 import stat
 import time
+import zipfile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from pipeline.model import write_traits
 from pipeline.run.outcomes import Outcome, Outcomes
 from pipeline.run.scene_list import SceneRow
 from pipeline.run.settings import SegmentSettings, make_settings
-from pipeline.scene import Aoi, open_scene
+from pipeline.scene import Aoi, describe_scene, open_scene
 from pipeline.yaml_file import read_yaml
 from tests.commands import Cli, assert_block
 from tests.scenes import NORTH_UP, UTM, save_threshold_model, smooth_values, write_scene
@@ -74,6 +75,29 @@ def test_t4_virtual_files_are_not_opened_whatever_their_name(tmp_path: Path, tex
     with pytest.raises(PipelineError) as caught:
         open_scene(path, allow_no_crs=True)
     assert caught.value.code in {"IN-014", "IN-002"}
+
+
+@pytest.mark.parametrize("suffix", [".msk", ".ovr", ".OVR", ".Ovr", ".MSK", ".msk.ovr"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_t4_a_virtual_file_beside_a_scene_is_never_opened(tmp_path: Path, suffix: str, *, packed: bool) -> None:
+    """Refused, or not seen: names that GDAL finds only by listing the folder."""
+    secret = write_scene(tmp_path / "secret.tif", np.full((1, 40, 50), 0, np.uint8))
+    (tmp_path / "in").mkdir()
+    scene = write_scene(tmp_path / "in" / "s.tif", smooth_values(1, SHAPE))
+    scene.with_name(f"s.tif{suffix}").write_text(_SIMPLE.format(path=secret))
+    if packed:
+        with zipfile.ZipFile(tmp_path / "s.zip", "w") as archive:
+            for path in scene.parent.iterdir():
+                archive.write(path, path.name)
+    try:
+        opened = open_scene(tmp_path / "s.zip" if packed else scene)
+    except PipelineError as error:
+        assert error.code == "IN-014"  # noqa: PT017 - either of two ends is right
+        return
+    assert suffix in {".Ovr", ".MSK"}
+    facts = describe_scene(opened)
+    assert not facts.get("overviews")
+    assert facts["valid_frac"] == 1.0
 
 
 @pytest.mark.parametrize("place", ["sidecar", "tag"])
