@@ -124,3 +124,19 @@ def test_of_two_who_end_a_scene_at_once_the_one_that_succeeded_speaks(tmp_path: 
         for file in (tmp_path / FOLDER).glob("*-*-*.jsonl"):
             file.rename(file.with_name(f"{number}.jsonl"))
     assert Outcomes(tmp_path).all["a"].status != "failed"
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("~nobody-of-that-name/a.tif", ""), ("a" * 5000 + ".tif", ""), ("[" + "a" * 5000 + "]*", "BA-002"),
+        ("a\0*", "BA-002"), ("[", "BA-002"),
+    ],
+)  # fmt: skip
+def test_names_that_no_file_can_have_are_no_mistake_of_ours(tmp_path: Path, name: str, code: str) -> None:
+    (tmp_path / "l.csv").write_text(f"scene\n{name}\n")
+    if code:
+        with pytest.raises(UsageError, match=code):
+            collect([], [tmp_path / "l.csv"])
+    else:
+        assert len(collect([], [tmp_path / "l.csv"])) == 1
