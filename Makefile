@@ -5,10 +5,10 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 READY  := $(VENV)/.ready
 
-.PHONY: help demo test test-all check fix bench bench-gpu bench-kills bench-memory bench-peers bench-polygons bench-vectors check-deploy clean lock
+.PHONY: help demo test test-all check fix bench bench-gpu bench-kills bench-memory bench-peers bench-polygons bench-train bench-vectors check-deploy fuzz clean experiment-buildings experiment-skips test-encoders lock
 
 help:
-	@echo "make demo          install, then make, train and segment a synthetic scene (about 2 minutes after installation)"
+	@echo "make demo          install, then make and segment a synthetic scene (a minute after installation)"
 	@echo "make test          install, then the tests that are not slow"
 	@echo "make test-all      the slow ones too"
 	@echo "make check         format, lint, types, import rules, fast tests"
@@ -17,9 +17,14 @@ help:
 	@echo "make bench-memory  peak memory at two sizes, into docs/benchmarks/"
 	@echo "make bench-vectors polygons against other polygonizers, into docs/benchmarks/"
 	@echo "make bench-kills   200 kills of runs, into docs/benchmarks/"
+	@echo "make fuzz          25 000 damaged inputs, into docs/benchmarks/"
 	@echo "make bench-gpu     a CUDA device against its floors, into docs/benchmarks/"
 	@echo "make bench-polygons  large masks and noise, into docs/benchmarks/"
 	@echo "make check-deploy  manifests, Dockerfiles and scripts (with kubectl, yamllint and shellcheck where they are)"
+	@echo "make bench-train   training against bare forward and backward passes, into docs/benchmarks/"
+	@echo "make experiment-buildings  a U-Net, one without skips and per-pixel classifiers on real buildings, into docs/"
+	@echo "make experiment-skips  with and without skip connections, from few labels, into docs/"
+	@echo "make test-encoders pretrained encoders, in an environment of their own"
 	@echo "make lock          newest packages for the images, with hashes (asks the package index; minutes)"
 	@echo "make bench-peers   other ways of doing it on the same weights (with MONAI where it is installed)"
 
@@ -34,6 +39,20 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+test-encoders:
+	$(PYTHON) -m venv build/encoders
+	build/encoders/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[encoders]" hypothesis psutil pytest pytest-timeout
+	build/encoders/bin/python -m pytest -q -o addopts= tests/encoders
+
+experiment-skips: $(READY)
+	$(BIN)/python -m tests.experiments.skips
+
+experiment-buildings: $(READY)
+	$(BIN)/python -m tests.experiments.buildings
+
+bench-train: $(READY)
+	$(BIN)/python -m tests.bench.train
 
 test-all: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --run-slow
@@ -63,6 +82,9 @@ bench-polygons: $(READY)
 
 bench-peers: $(READY)
 	$(BIN)/python -m tests.bench.peers
+
+fuzz: $(READY)
+	$(BIN)/python -m tests.fuzz.run
 
 bench-gpu: $(READY)
 	$(BIN)/python -m tests.bench.gpu

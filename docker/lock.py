@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 CPU, CUDA = ROOT / "docker" / "requirements-cpu.txt", ROOT / "docker" / "requirements-cuda.txt"
 
-_NOT_IN_IMAGES = frozenset({"dev", "deploy-checks"})
+_NOT_IN_IMAGES = frozenset({"dev", "deploy-checks", "encoders"})
 _TORCH_ON_CUDA = re.compile(r"(torch|triton|nvidia-.+|cuda-.+)$")
 _FORBIDDEN = frozenset({"torchvision"})  # it breaks whatever imports it beside the CPU build
 _HEADER = (

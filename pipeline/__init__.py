@@ -8,6 +8,7 @@
     probabilities = sm.predict(scene, model)
     result = sm.segment(scene, model, "out/")
     polygons = sm.vectorize("out/mask.tif")
+    evaluation = sm.evaluate("out/mask.tif", "truth.tif")
 
 Names are imported when first used: importing the package takes no time and starts nothing.
 """
@@ -26,13 +27,16 @@ if TYPE_CHECKING:
     from pipeline.run.segment import RunResult, segment
     from pipeline.run.vectorize import vectorize
     from pipeline.scene import Scene, open_scene
+    from pipeline.train.evaluate import Evaluation, evaluate
 
 _HOMES = {
+    "Evaluation": "pipeline.train.evaluate",
     "Model": "pipeline.model",
     "PipelineError": "pipeline.errors",
     "Plan": "pipeline.run.plan",
     "RunResult": "pipeline.run.segment",
     "Scene": "pipeline.scene",
+    "evaluate": "pipeline.train.evaluate",
     "load_model": "pipeline.model",
     "model_from_module": "pipeline.model",
     "open_scene": "pipeline.scene",
@@ -44,11 +48,13 @@ _HOMES = {
 }
 
 __all__ = [
+    "Evaluation",
     "Model",
     "PipelineError",
     "Plan",
     "RunResult",
     "Scene",
+    "evaluate",
     "load_model",
     "model_from_module",
     "open_scene",

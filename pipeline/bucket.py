@@ -1,4 +1,4 @@
-"""Objects in a bucket by their keys: read, written whole, deleted, never listed. The only place that knows obstore."""
+"""Objects in a bucket by their keys: read, written whole, deleted. The only place that knows obstore."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pipeline.errors import InfrastructureError, PipelineError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from pipeline.access import Access
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 PART_BYTES = 8 * 2**20
 """Larger files are sent in parts of this size; what was sent of a file that fails is taken back."""
 _PARTS_AT_ONCE = 4
+_KEYS_AT_ONCE = 1000
+"""As many as one request deletes."""
 
 
 class ObjectFacts(NamedTuple):
@@ -96,19 +98,52 @@ class Bucket:
         with contextlib.suppress(NoObjectError), self._told(key):
             obstore.delete(self._store(), key)
 
+    def list_keys(self, prefix: str) -> list[str]:
+        """Keys that begin so, sorted; some stores list late, so nothing that decides a result may rest on it."""
+        obstore = _obstore()
+        with self._told(prefix):
+            return sorted(str(one["path"]) for batch in obstore.list(self._store(), prefix) for one in batch)
+
+    def delete_all(self, keys: Sequence[str]) -> None:
+        """Remove objects, those that are there."""
+        obstore = _obstore()
+        for start in range(0, len(keys), _KEYS_AT_ONCE):
+            with contextlib.suppress(NoObjectError), self._told(keys[start]):
+                obstore.delete(self._store(), list(keys[start : start + _KEYS_AT_ONCE]))
+
+    def under(self, prefix: str) -> Any:
+        """Obstore's own store of all that lies under a prefix, for libraries that take one; see `failures`."""
+        return self._store(prefix=prefix)
+
+    @contextlib.contextmanager
+    def failures(self, key: str) -> Iterator[None]:
+        """Turn what such a library lets through, where the service fails, into one of ours; others pass unchanged."""
+        from obstore import exceptions  # noqa: PLC0415 - an extra
+
+        try:
+            yield
+        except PipelineError:
+            raise
+        except (exceptions.BaseError, OSError) as error:
+            if isinstance(error, FileNotFoundError) and "NoSuchBucket" not in str(error):
+                raise
+            with self._told(key):
+                raise
+
     def where(self, key: str) -> str:
         """The address, for people."""
         return f"{self.scheme}://{self.name}/{key}"
 
-    def _store(self, *, sending: bool = False) -> Any:
-        identity = (self.scheme, self.name, self.access, sending)
+    def _store(self, *, sending: bool = False, prefix: str | None = None) -> Any:
+        identity = (self.scheme, self.name, self.access, sending, prefix)
         if identity not in _stores:
             _obstore()
             from obstore.store import AzureStore, GCSStore, S3Store  # noqa: PLC0415 - an extra
 
             kind: Any = {"s3": S3Store, "gs": GCSStore, "az": AzureStore}[self.scheme]
             with self._told(""):
-                _stores[identity] = kind(self.name, **self.access.obstore_options(sending=sending, scheme=self.scheme))
+                options = self.access.obstore_options(sending=sending, scheme=self.scheme)
+                _stores[identity] = kind(self.name, prefix=prefix, **options)
         return _stores[identity]
 
     @contextlib.contextmanager
@@ -135,7 +170,7 @@ class Bucket:
         return no_access(self.where(key), what)
 
 
-_stores: dict[tuple[str, str, Access, bool], Any] = {}
+_stores: dict[tuple[str, str, Access, bool, str | None], Any] = {}
 """Of this process."""
 
 

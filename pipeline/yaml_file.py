@@ -119,3 +119,11 @@ def _invalid(path: Path, text: str, error: yaml.MarkedYAMLError) -> UsageError:
     return UsageError(
         f"{problem}{excerpt}", code="CF-003", title="Settings file is not valid YAML", where=where, fix=fix
     )
+
+
+def parse_scalar(text: str) -> Any:
+    """A value as it would be written in a settings file: number, text, list, `null`; what is no YAML stays text."""
+    try:
+        return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - derived from SafeLoader
+    except (yaml.YAMLError, RecursionError):
+        return text

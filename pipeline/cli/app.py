@@ -17,6 +17,7 @@ import click
 
 from pipeline import __version__
 from pipeline.cli.batch import batch
+from pipeline.cli.evaluate import evaluate
 from pipeline.cli.options import (
     Place,
     SettingsCommand,
@@ -26,6 +27,7 @@ from pipeline.cli.options import (
     with_common_options,
     with_servers,
 )
+from pipeline.cli.train import export, train
 from pipeline.errors import InfrastructureError, Interrupted, PipelineError, UsageError
 from pipeline.redact import redact
 
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _SCENE = click.argument("scene", type=Place(), nargs=-1, required=True, metavar="SCENE...")
-_OUT_DIR = click.argument("out", type=click.Path(path_type=Path))
+_OUT_DIR = click.argument("out", type=Place())
 
 
 @click.group(
@@ -50,6 +52,9 @@ def app(context: click.Context) -> None:
 
 
 app.add_command(batch)
+app.add_command(train)
+app.add_command(export)
+app.add_command(evaluate)
 
 
 @app.command(cls=SettingsCommand)
@@ -175,6 +180,7 @@ def inspect(
     default=0.8,
     help="Least overlap with what was traced, else the outline stays.  [default: 0.8]",
 )
+@click.option("--workers", type=click.IntRange(min=1), default=1, help="Processes that trace.  [default: 1]")
 @click.option("--overwrite", is_flag=True, help="Replace the file if it is there.")
 @with_servers
 @with_common_options
@@ -192,6 +198,7 @@ def vectorize(
     probabilities: Path | str | None,
     regularize: str | None,
     min_iou: float,
+    workers: int,
     overwrite: bool,
     access: Any,
     verbose: int,
@@ -220,6 +227,7 @@ def vectorize(
         simplify=simplify,
         regularize=regularize or (),
         min_iou=min_iou,
+        workers=workers,
         probabilities=probabilities,
         overwrite=overwrite,
         access=access,
@@ -239,8 +247,9 @@ def vectorize(
 
 @app.command()
 @_OUT_DIR
+@with_servers
 @with_common_options
-def status(out: Path, *, verbose: int, quiet: bool, as_json: bool, debug: bool) -> None:
+def status(out: Path | str, *, access: Any, verbose: int, quiet: bool, as_json: bool, debug: bool) -> None:
     """Show what the output folder OUT holds: how far a run has come, who is at it, and how to go on.
 
     Touches nothing. Exit code 0: complete; 75: unfinished, can be continued; 5: results of something else; 2: nothing.
@@ -249,7 +258,7 @@ def status(out: Path, *, verbose: int, quiet: bool, as_json: bool, debug: bool) 
     from pipeline.cli.show import show_status
     from pipeline.run.status import status_of
 
-    found = status_of(out)
+    found = status_of(out, access=access)
     with _reader_may_leave():
         if as_json:
             click.echo(json.dumps(found.to_json(), indent=1, ensure_ascii=False))
@@ -260,8 +269,9 @@ def status(out: Path, *, verbose: int, quiet: bool, as_json: bool, debug: bool) 
 
 @app.command()
 @_OUT_DIR
+@with_servers
 @with_common_options
-def verify(out: Path, *, verbose: int, quiet: bool, as_json: bool, debug: bool) -> None:
+def verify(out: Path | str, *, access: Any, verbose: int, quiet: bool, as_json: bool, debug: bool) -> None:
     """Read back all that run.json in OUT describes: files by hash, mask and probabilities block by block.
 
     Exit code 0: as it was written; 5: damaged, and the damaged blocks are named.
@@ -269,7 +279,7 @@ def verify(out: Path, *, verbose: int, quiet: bool, as_json: bool, debug: bool) 
     del verbose, debug
     from pipeline.run.audit import audit
 
-    found = audit(out)
+    found = audit(out, access=access)
     with _reader_may_leave():
         if as_json:
             click.echo(json.dumps(found.to_json(), indent=1, ensure_ascii=False))
@@ -299,17 +309,20 @@ def doctor(*, verbose: int, quiet: bool, as_json: bool, debug: bool) -> None:
 @app.command()
 @click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("demo"), help="Folder.  [default: demo]")
 @click.option("--size", type=click.IntRange(min=512), default=4096, help="Side of the scene, px.  [default: 4096]")
-@click.option("--steps", type=click.IntRange(min=1), default=None, help="Training steps.")
+@click.option("--train", is_flag=True, help="Train the network anew, instead of taking the one that comes along.")
+@click.option("--steps", type=click.IntRange(min=1), default=None, help="Training steps; implies --train.")
 @with_common_options
-def demo(out: Path, *, size: int, steps: int | None, verbose: int, quiet: bool, as_json: bool, debug: bool) -> None:
-    """Make a synthetic scene, train a small U-Net on part of it, segment all of it."""
+def demo(
+    out: Path, *, size: int, train: bool, steps: int | None, verbose: int, quiet: bool, as_json: bool, debug: bool
+) -> None:
+    """Make a synthetic scene, segment it, and score the half that the network has not learnt from."""
     del debug
     from pipeline.cli.progress import run_listener
     from pipeline.cli.show import show_demo
     from pipeline.run.demo import run_demo
 
     with run_listener(quiet=quiet or as_json, verbose=verbose) as listener:
-        result = run_demo(out, size_px=size, steps=steps, listener=listener)
+        result = run_demo(out, size_px=size, train=train, steps=steps, listener=listener)
     if as_json:
         click.echo(json.dumps(result.to_dict(), indent=1))
     elif not quiet:
@@ -326,7 +339,8 @@ def main() -> None:
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # libraries' notes to developers; ours are printed
     try:
-        app(standalone_mode=False)
+        with _stoppable_before_work():
+            app(standalone_mode=False)
     except PipelineError as error:
         if debug:
             raise
@@ -348,6 +362,22 @@ def main() -> None:
         _report(_bug(error), as_json=as_json)
         sys.exit(1)
     sys.exit(0)
+
+
+@contextlib.contextmanager
+def _stoppable_before_work() -> Iterator[None]:
+    """What stops a job may come while imports are read from a slow disk; commands that can resume listen themselves."""
+
+    def stop(number: int, _frame: types.FrameType | None) -> None:
+        print(f"interrupted: stopped by {signal.Signals(number).name}; {_command_given()}", file=sys.stderr)
+        sys.exit(Interrupted.exit_code)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.cli.options import SettingsCommand, config_option, given_settings, model_option, with_common_options
+from pipeline.cli.options import (
+    Place,
+    SettingsCommand,
+    config_option,
+    given_settings,
+    model_option,
+    with_common_options,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,7 +35,7 @@ if TYPE_CHECKING:
 )
 @click.option("--asset", metavar="KEY", help="Asset of STAC items, where they have several rasters.")
 @model_option
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Root of the output folders.")
+@click.option("-o", "--out", required=True, type=Place(), help="Root of the output folders, or s3://bucket/prefix.")
 @click.option("--max-failures", type=click.IntRange(min=0), metavar="N", help="Begin no more once more have failed.")
 @click.option("--retry-failed", is_flag=True, help="Try scenes again that have failed for good.")
 @click.option("--share", metavar="I/N", help="Only the I-th of N equal parts, counted from 0.")
@@ -48,7 +55,7 @@ def batch(
     lists: tuple[Path, ...],
     asset: str | None,
     model: Path,
-    out: Path,
+    out: Path | str,
     *,
     max_failures: int | None,
     retry_failed: bool,

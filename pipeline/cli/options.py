@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 _METAVARS = {
     "overlap": "PX", "patch": "PX", "tile": "PX", "bands": "NAMES|NUMBERS", "aoi": "FILE", "nodata": "V",
-    "assume_crs": "CRS", "min_area": "M2", "workers": "N", "verify": "N", "scratch": "DIR", "memory": "SIZE",
+    "mask_layer": "FILE|BAND", "mask_values": "NUMBERS",
+    "assume_crs": "CRS", "min_area": "M2", "workers": "N", "verify": "N", "scratch": "DIR|s3://…", "memory": "SIZE",
     "simplify": "M", "fill_holes": "M2", "regularize": "CLASS,…", "min_iou": "SHARE",
     "cluster": "NAME|ADDRESS|FILE.yaml", "vectors": "geojson,gpkg,fgb,parquet|none", "class_names": "NAMES",
     "scale": "NUMBERS", "offset": "NUMBERS", "mean": "NUMBERS", "std": "NUMBERS", "threshold": "NUMBERS",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pipeline.run.demo import DemoResult
     from pipeline.run.segment import RunResult
     from pipeline.run.status import Status
+    from pipeline.train import TrainResult
 
 
 class Console(console.Console):
@@ -126,7 +127,7 @@ _KINDS = {
 }
 
 
-def show_status(out_dir: Path, status: Status) -> None:
+def show_status(out_dir: Path | str, status: Status) -> None:
     """What a folder holds, line by line."""
     facts: dict[str, Any] = {"folder": out_dir, "holds": _KINDS[status.kind]}
     if status.finished:
@@ -198,3 +199,29 @@ def _plain(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(_plain(part) for part in value) or "-"
     return str(value)
+
+
+def show_training(result: TrainResult) -> None:
+    """What was learnt, and how good it is on parts that were not learnt from."""
+    console = Console(highlight=False)
+    training = result.training
+    table = Table(box=box.SIMPLE_HEAD)
+    parts = [part for part in ("val", "test") if training["accuracy"][part]]
+    for name in ("class", *(f"{part} {key}" for part in parts for key in ("IoU", "F1"))):
+        table.add_column(name, justify="left" if name == "class" else "right")
+    for name in training["accuracy"][parts[0]]["classes"] if parts else ():
+        rows = [training["accuracy"][part]["classes"][name] for part in parts]
+        table.add_row(name, *(_score(row[key]) for row in rows for key in ("iou", "f1")))
+    if parts:
+        means = [_score(training["accuracy"][part]["mean_iou"]) for part in parts]
+        table.add_row("mean", *(cell for mean in means for cell in (mean, "")))
+        console.print(table)
+    kept = f"the weights of step {training['best_step']} are kept"
+    console.print(f"{training['steps']} steps in {training['seconds']:.0f} s; {kept}")
+    for name in ("model.json", "training.png", "example.png"):
+        if (result.folder / name).exists():
+            console.print(f"  {result.folder / name}", soft_wrap=True)
+
+
+def _score(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -3,6 +3,7 @@
 from pipeline.grid.geobox import GeoBox
 from pipeline.grid.padding import Padding, source_index
 from pipeline.grid.parts import balanced_core
+from pipeline.grid.seams import near_seam
 from pipeline.grid.split import halves
 from pipeline.grid.tiling import (
     Axis,
@@ -32,6 +33,7 @@ __all__ = [
     "exact_tiling",
     "halves",
     "iter_windows",
+    "near_seam",
     "round_up",
     "source_index",
 ]

@@ -11,12 +11,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.grid.window import Window, iter_windows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 Mode = Literal["exact", "blend"]
 
@@ -136,6 +136,13 @@ class Tiling:
     def num_patches(self) -> int:
         """Distinct patches on the lattice."""
         return self.rows.count * self.cols.count
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Tiling:
+        """The tiling that a plan keeps, as `dataclasses.asdict` gave it."""
+        shape = (int(document["shape"][0]), int(document["shape"][1]))
+        axes = {name: Axis(**document[name]) for name in ("rows", "cols")}
+        return cls(**{**document, "shape": shape, **axes})
 
     def tiles(self) -> list[Tile]:
         """All tiles in row-major order."""

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pystac import Asset
     from pystac.extensions.mlm import ModelInput, ModelOutput
 
     from pipeline.model.foreign import NetworkIO
@@ -25,7 +26,7 @@ def model_item(network: UNet, spec: ModelSpec, weights_sha256: str, training: di
         network: The network, for its shape and number of parameters.
         spec: What it expects and gives.
         weights_sha256: Digest of the weights file, hex.
-        training: Free-form record of how it was trained.
+        training: Record of how it was trained; its licence, description and settings become the card's own fields.
     """
     # Imported here: reading a model does not need pystac.
     import pystac  # noqa: PLC0415
@@ -52,6 +53,7 @@ def model_item(network: UNet, spec: ModelSpec, weights_sha256: str, training: di
         input=[_input(network.config.bands, 2**network.config.depth * 32, spec)],
         output=[_output(network.config.outputs, 2**network.config.depth * 32, spec)],
     )
+    item.properties.update(described(spec, training))
     asset = pystac.Asset(
         href=f"./{WEIGHTS_FILE}",
         media_type="application/octet-stream; application=safetensors",
@@ -59,6 +61,7 @@ def model_item(network: UNet, spec: ModelSpec, weights_sha256: str, training: di
         extra_fields={"mlm:artifact_type": "safetensors.torch.save_file"},
     )
     item.add_asset("weights", asset)
+    _add_checksum(asset, weights_sha256)
     document: dict[str, Any] = item.to_dict(include_self_link=False)
     # The specification has a list here, one object per band; the library takes a single object only.
     document["properties"]["mlm:input"][0]["value_scaling"] = [
@@ -66,6 +69,30 @@ def model_item(network: UNet, spec: ModelSpec, weights_sha256: str, training: di
         for mean, std in zip(spec.scaling.mean, spec.scaling.std, strict=True)
     ]
     return document
+
+
+def described(spec: ModelSpec, training: dict[str, Any]) -> dict[str, Any]:
+    """STAC's common fields, and MLM's about training, where they are known."""
+    settings = training.get("settings", {})
+    known = {
+        "gsd": spec.gsd_m,
+        "license": training.get("licence"),
+        "description": training.get("description"),
+        "mlm:pretrained": bool(training) or None,
+        "mlm:pretrained_source": training.get("data", {}).get("provenance"),
+        "mlm:batch_size_suggestion": settings.get("chips", {}).get("batch"),
+        "mlm:hyperparameters": {
+            key: settings[key] for key in ("network", "loss", "schedule", "augment") if key in settings
+        },
+    }
+    return {key: value for key, value in known.items() if value}
+
+
+def _add_checksum(asset: Asset, sha256: str) -> None:
+    """The file extension's checksum: a multihash, whose first two bytes say SHA-256 and 32 bytes."""
+    from pystac.extensions.file import FileExtension  # noqa: PLC0415
+
+    FileExtension.ext(asset, add_if_missing=True).checksum = f"1220{sha256}"
 
 
 _ARTIFACTS = {"onnx": "onnx", "torchscript": "torch.jit.save", "pt2": "torch.export.save"}
@@ -108,6 +135,7 @@ def foreign_item(io_spec: NetworkIO, spec: ModelSpec, weights_sha256: str) -> di
         extra_fields={"mlm:artifact_type": _ARTIFACTS[io_spec.format]},
     )
     item.add_asset("weights", asset)
+    _add_checksum(asset, weights_sha256)
     document: dict[str, Any] = item.to_dict(include_self_link=False)
     return document
 

@@ -68,6 +68,15 @@ def save_model(folder: str | Path, network: UNet, spec: ModelSpec, *, training: 
     return load_model(folder)
 
 
+def publish_model(made: Path, folder: Path) -> None:
+    """Move the files of a finished model folder to their place, the card last: a folder without it is no model."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MODEL_FILE).unlink(missing_ok=True)
+    for path in sorted(made.iterdir(), key=lambda p: p.name == MODEL_FILE):
+        if path.is_file():
+            path.replace(folder / path.name)
+
+
 def adopt_model(
     folder: str | Path, file: str | Path, spec: ModelSpec, *, trust_model: bool = False, **io: Any
 ) -> Model:

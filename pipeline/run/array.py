@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 
 from pipeline.errors import InfrastructureError, UsageError
+from pipeline.location import is_remote
 from pipeline.run.freeze import freeze_batch
+from pipeline.run.outcomes import FOLDER
 from pipeline.run.settings import SegmentSettings, make_settings
 from pipeline.store import atomic_write_bytes, private_folder
 
@@ -99,9 +101,18 @@ def submit_array(
             title="Array cannot be submitted",
             fix="save it with save_model and give the folder",
         )
+    if is_remote(out_root):
+        raise UsageError(
+            f"the scripts and logs of an array cannot go to {out_root}, only to a folder that all nodes see",
+            code="CF-055",
+            title="Output of an array is no folder",
+            where="-o",
+            fix="give a folder; or submit jobs of your own with `scenemask batch --share I/N -o s3://bucket/prefix`",
+        )
     frozen = freeze_batch(scenes, model, out_root, settings=settings, lists=lists, asset=asset)
+    assert isinstance(frozen.root, Path)
     by = split or ("tiles" if len(frozen.rows) < tasks else "scenes")
-    folder = frozen.outcomes.folder
+    folder = frozen.root / FOLDER
     logs = private_folder(folder / "logs")
     given = folder / "settings.yaml"
     atomic_write_bytes(given, _as_yaml(settings))

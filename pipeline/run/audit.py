@@ -7,14 +7,21 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rasterio.errors import RasterioError
 
+from pipeline.access import Access
 from pipeline.errors import OutputError
-from pipeline.store import changed_files, damaged_blocks, foreign_output, inspect_output
+from pipeline.run.fetch import workplace
+from pipeline.run.output import FolderOutput, output_at
+from pipeline.run.settings import settings_for
+from pipeline.store import changed_files, damaged_blocks, foreign_output
+from pipeline.store.runfile import described_files
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
     from pipeline.grid import Window
+    from pipeline.location import Location
+    from pipeline.run.output import Output
 
 _BLOCKS = "blocks"
 """Key of run.json."""
@@ -43,7 +50,7 @@ class Audit:
         damaged = {name: [asdict(window) for window in windows] for name, windows in self.damaged.items()}
         return {"whole": self.whole, "files": self.files, "blocks": self.blocks, "damaged": damaged}
 
-    def error(self, out_dir: Path) -> OutputError:
+    def error(self, out_dir: str | Path) -> OutputError:
         """The OU-016 error that says what is wrong."""
         lines = [f"{name} is {state}{self._where(name)}" for name, state in self.files.items() if state != "whole"]
         lines += [_in_words(name, self.blocks[name], windows) for name, windows in self.damaged.items()]
@@ -62,17 +69,35 @@ class Audit:
         )
 
 
-def audit(out_dir: Path) -> Audit:
+def audit(out_dir: str | Path | Location, *, access: Access | None = None) -> Audit:
     """Compare files with their hashes, and rasters block by block with the hashes of the tiles.
 
     Args:
-        out_dir: Output folder of a finished run.
+        out_dir: Output folder of a finished run, or `s3://bucket/prefix`, whose results are fetched first.
+        access: How a bucket is reached.
 
     Raises:
         OutputError: OU-015, no run has ended there; OU-001, results without the record of a run.
         UsageError: CF-002, the folder cannot be read.
+        InfrastructureError: ST-010 to ST-013.
     """
-    state = inspect_output(out_dir)
+    access = access or Access()
+    output = output_at(out_dir, settings_for(access))
+    try:
+        run = _record_of(output)
+    finally:
+        output.tidy()
+    with workplace(access) as work:
+        folder = output.folder if isinstance(output, FolderOutput) else work.folder()
+        if folder != output.folder:
+            for name in described_files(run):
+                work.fetch(output.place / name, folder / name)
+        return _audit(folder, run["files"], run.get(_BLOCKS) or {"tile_hw": (0, 0), "rows": {}})
+
+
+def _record_of(output: Output) -> Mapping[str, Any]:
+    """`run.json` of a finished run."""
+    out_dir, state = output.place, output.look()
     if state.kind == "foreign":
         raise foreign_output(out_dir, state)
     if state.run is None:
@@ -87,12 +112,15 @@ def audit(out_dir: Path) -> Audit:
     record: Mapping[str, Any] = state.run
     if not isinstance(record.get("files"), dict):
         raise foreign_output(out_dir, state)
-    changed = set(changed_files(out_dir, record["files"]))
+    return record
+
+
+def _audit(out_dir: Path, described: Mapping[str, Any], blocks: Mapping[str, Any]) -> Audit:
+    changed = set(changed_files(out_dir, described))
     files: dict[str, Literal["whole", "changed", "missing"]] = {
         name: ("changed" if (out_dir / name).exists() else "missing") if name in changed else "whole"
-        for name in record["files"]
+        for name in described
     }
-    blocks = record.get(_BLOCKS) or {"tile_hw": (0, 0), "rows": {}}
     present = {name: rows for name, rows in blocks["rows"].items() if files.get(name) in {"whole", "changed"}}
     checked = {name: _damaged(out_dir / name, rows, tuple(blocks["tile_hw"])) for name, rows in present.items()}
     found = {name: windows for name, windows in checked.items() if windows is not None}

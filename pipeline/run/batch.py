@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from pipeline.location import Location
     from pipeline.model import Model
     from pipeline.run.outcomes import Outcome
     from pipeline.run.share import Share
@@ -33,7 +34,7 @@ Split = Literal["scenes", "tiles"]
 class BatchResult:
     """How a batch ended."""
 
-    root: Path
+    root: Path | Location
     by_tiles: bool
     """Whether only tiles were computed, and scenes are left for a run that makes their files."""
     passed_on: int
@@ -41,7 +42,7 @@ class BatchResult:
     counts: dict[str, int]
     """`done`, `empty`, `failed`, `left`."""
     failures: tuple[Outcome, ...]
-    summary_path: Path
+    summary_path: Path | Location
     """`batch.json`."""
 
     @property
@@ -64,7 +65,7 @@ class BatchResult:
 def batch(
     scenes: Sequence[str | Path],
     model: Model | str | Path,
-    out_root: str | Path,
+    out_root: str | Path | Location,
     *,
     lists: Sequence[Path] = (),
     asset: str | None = None,
@@ -80,7 +81,8 @@ def batch(
     Args:
         scenes: Paths, URIs and patterns.
         model: From `load_model`, or its path.
-        out_root: Made when missing. A rerun continues; without scenes and lists, it continues with those of before.
+        out_root: Made when missing; or `s3://bucket/prefix`. A rerun continues; without scenes and lists, it continues
+            with those of before.
         lists: Files that list scenes; see `scene_list.collect`.
         asset: Key of STAC items' asset to take.
         max_failures: Begin no more scenes once more than these have failed; None never stops.
@@ -100,6 +102,7 @@ def batch(
     outcomes = frozen.outcomes
     by_tiles = share if split == "tiles" else None
     work = BatchWork(
+        root=frozen.root,
         rows=frozen.asked if share is None or by_tiles else share.of(frozen.asked),
         model=frozen.model,
         settings=settings,

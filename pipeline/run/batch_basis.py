@@ -10,16 +10,16 @@ from pipeline.run.basis import Basis
 from pipeline.run.demand import room_of
 from pipeline.run.plan_there import basis_of_a_worker
 from pipeline.run.workers import device_wanted, on_this_machine
-from pipeline.store import keep_first, read_json
+from pipeline.store import read_object, to_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from pipeline.model import Model
     from pipeline.run.cluster import Connection
     from pipeline.run.settings import SegmentSettings
     from pipeline.scene import Scene
+    from pipeline.store import Place
 
 _FILE = "basis.json"
 
@@ -36,7 +36,7 @@ def batch_basis(
     model: Model,
     settings: SegmentSettings,
     *,
-    folder: Path,
+    folder: Place,
     num_pixels: int,
     check_stop: Callable[[], None],
 ) -> Basis:
@@ -54,11 +54,10 @@ def batch_basis(
     Raises:
         UsageError: CF-020, the batch was begun on a GPU, and there is none.
     """
-    path = folder / _FILE
-    if not path.exists():
+    if folder.read(_FILE) is None:
         found = basis_of_a_worker(connection, scene, model, settings, num_pixels=num_pixels, check_stop=check_stop)
-        keep_first(path, found.to_json())
-    basis = Basis.from_json(dict(read_json(path) or {}))
+        folder.write_first(_FILE, to_bytes(found.to_json()))
+    basis = Basis.from_json(dict(read_object(folder, _FILE) or {}))
     device = basis.engine.spec.device
     if not on_this_machine(settings):
         return basis

@@ -27,19 +27,23 @@ from pipeline.run.finish_there import Made, abandon, finish_there
 from pipeline.run.identity import refuse_differences
 from pipeline.run.leftovers import finish_cleaning, remove_staged
 from pipeline.run.outcomes import Outcome, Outcomes
+from pipeline.run.output import BucketStaging, Output, output_at, tiles_under
 from pipeline.run.plan import plan_from
 from pipeline.run.resolve import resolve_scene
-from pipeline.run.scene_run import Ongoing, SceneRun, adopt, begin, commit, inspect_for, prepare
+from pipeline.run.scene_run import Ongoing, SceneRun, adopt, begin, commit, prepare
+from pipeline.run.settings import access_of
 from pipeline.run.tasks import Task, Watch, run_tasks
 from pipeline.run.tile_task import forget
-from pipeline.store import RunLock, create_output_folder, foreign_output, private_folder
+from pipeline.store import Folder, RunLock, create_output_folder, foreign_output, private_folder
+from pipeline.store.runfile import RUN_FILE, SCRATCH_FOLDER
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from distributed import Future
 
+    from pipeline.location import Location
     from pipeline.model import Model
     from pipeline.run.basis import Basis
     from pipeline.run.cluster import Connection
@@ -64,7 +68,10 @@ class _Member:
 
     row: SceneRow
     ongoing: Ongoing
+    output: Output
     lock: RunLock
+    held: contextlib.ExitStack
+    """Releases the scene's locks."""
     since: float
     feed: TileFeed | None = None
 
@@ -83,6 +90,8 @@ class _Crew:
 class BatchWork:
     """Looks through the list, then computes what is left of it."""
 
+    root: Path | Location
+    """What the scenes' outputs lie in."""
     rows: list[SceneRow]
     model: Model
     settings: SegmentSettings
@@ -111,7 +120,8 @@ class BatchWork:
 
     def run(self, stop: StopFlag) -> None:
         """Everything, until it is done or a signal comes."""
-        todo = [row for row in self.rows if self._is_to_do(row)]
+        with ThreadPoolExecutor(_LOOKING_THREADS) as pool:
+            todo = [row for row, wanted in zip(self.rows, pool.map(self._is_to_do, self.rows), strict=True) if wanted]
         names = {row.name for row in todo}
         self._tally.update("left" if row.name in names else self.outcomes.all[row.name].status for row in self.rows)
         self._look_at(todo, stop)
@@ -123,7 +133,7 @@ class BatchWork:
                 self._compute(stop, total_px)
             finally:
                 for member in self._open.values():
-                    member.lock.release()
+                    member.held.close()
         ended = len(self.rows) - self.tally()["left"]
         stop.raise_if_set(f"{ended} of {len(self.rows)} scenes have ended, and finished tiles of the others are kept")
 
@@ -142,7 +152,7 @@ class BatchWork:
             return True
         if before.status == "failed":
             return before.transient or self.retry_failed
-        return not (self.outcomes.root / row.name / "run.json").exists()  # somebody removed it
+        return (self.outcomes.root / row.name).read(RUN_FILE) is None  # somebody removed it
 
     def _too_many(self) -> bool:
         return self._failed_now > self.max_failures
@@ -170,22 +180,24 @@ class BatchWork:
                 self._pixels[row.name] = one
 
     def _compute(self, stop: StopFlag, total_px: int) -> None:
-        folder = self.outcomes.folder
-        scratch = () if self.settings.scratch is None else (private_folder(self.settings.scratch, option="--scratch"),)
+        folder, tiles = self.outcomes.folder, tiles_under(self.root, self.settings)
         with contextlib.ExitStack() as stack:
-            mine = private_folder(folder / f"process-{secrets.token_hex(8)}")  # keys of a cluster that is started
-            stack.callback(shutil.rmtree, mine, ignore_errors=True)
+            mine = None
+            if isinstance(folder, Folder):
+                mine = private_folder(folder.path / f"process-{secrets.token_hex(8)}")
+                stack.callback(shutil.rmtree, mine, ignore_errors=True)
             connecting = connect(
                 self.settings,
                 device=batch_device(self.settings),
-                folders=(mine,),
+                keys=mine,
+                seen=(folder,),
                 check_stop=lambda: stop.raise_if_set("nothing was computed"),
             )
             connection = stack.enter_context(connecting)
             basis = self._basis(connection, total_px, stop)
             if basis is None:
                 return
-            admit(connection, self.settings, engine=basis.engine.spec, folders=scratch)
+            admit(connection, self.settings, engine=basis.engine.spec, seen=(tiles,))
             self._crew = _Crew(connection=connection, model=connection.share(self.model), basis=basis, stop=stop)
             watch = Watch(stop=stop, tell=self.listener, stuck_after_s=self.settings.stuck_after, dump_to=folder)
             try:
@@ -236,26 +248,25 @@ class BatchWork:
 
     def _start(self, row: SceneRow) -> None:
         """Lock, plan and look into the ledger of one scene; what goes wrong is its own failure."""
-        out_dir = self.outcomes.root / row.name
         with contextlib.ExitStack() as stack:
             try:
-                state = inspect_for(out_dir, overwrite=False)
-                run = self._prepare(row, state)
+                output = output_at(self.root / row.name, self.settings)
+                stack.callback(output.tidy)
+                output.refuse_input(row.scene)
+                state = output.inspect(overwrite=False)
+                run = self._prepare(row, output, state)
                 if state.kind == "complete":
-                    self._ended_before(row, run, state)
+                    self._ended_before(row, run, output, state)
                     return
-                scratch = create_output_folder(out_dir)
-                lock = self._locked(scratch)
-                stack.callback(lock.release)
-                now = inspect_for(out_dir, overwrite=False)
+                lock = RunLock(create_output_folder(output.folder))
+                self._hold(stack, lock, output)
+                now = output.inspect(overwrite=False)
                 if now != state:  # another process ended or began it before we had the lock
-                    run = self._prepare(row, now)
+                    run = self._prepare(row, output, now)
                     if now.kind == "complete":
-                        self._ended_before(row, run, now)
+                        self._ended_before(row, run, output, now)
                         return
-                self._follow(row, run, scratch, lock)
-                if self.tiles_of is None:  # else others wait for it, to read the plan that now lies there
-                    stack.pop_all()  # released when the scene has ended
+                self._follow(row, run, output, lock, stack)
             except Interrupted:
                 raise
             except PipelineError as error:
@@ -263,12 +274,15 @@ class BatchWork:
             except Exception as error:  # noqa: BLE001 - a disk that was away for a moment costs one scene, not the batch
                 self._end(self._failure(row, _bug(error)))
 
-    def _locked(self, scratch: Path) -> RunLock:
-        """The scene's lock; those who share its tiles hold it for a moment each, and wait for each other."""
-        lock, until = RunLock(scratch), time.monotonic() + _PATIENCE_S
+    def _hold(self, stack: contextlib.ExitStack, lock: RunLock, output: Output) -> None:
+        """The scene's locks; those who share its tiles hold them for a moment each, and wait for each other."""
+        until = time.monotonic() + _PATIENCE_S
         while True:
             try:
-                lock.acquire()
+                with contextlib.ExitStack() as held:
+                    held.enter_context(lock)
+                    held.enter_context(output.locked())
+                    stack.push(held.pop_all())
             except OutputError:
                 if self.tiles_of is None or time.monotonic() > until:
                     raise
@@ -276,32 +290,31 @@ class BatchWork:
                 self._crew.stop.raise_if_set("finished tiles are kept")
                 time.sleep(random.uniform(0.2, 1.0))  # noqa: S311 - so that they do not come all at once again
             else:
-                return lock
+                return
 
-    def _prepare(self, row: SceneRow, state: OutputState) -> SceneRun:
-        out_dir = self.outcomes.root / row.name
-        return prepare(
-            row.scene, self.model, self.settings, state, out_dir=out_dir, overwrite=False, listener=self._hear
-        )
+    def _prepare(self, row: SceneRow, output: Output, state: OutputState) -> SceneRun:
+        return prepare(row.scene, self.model, self.settings, state, output=output, overwrite=False, listener=self._hear)
 
-    def _ended_before(self, row: SceneRow, run: SceneRun, state: OutputState) -> None:
+    def _ended_before(self, row: SceneRow, run: SceneRun, output: Output, state: OutputState) -> None:
         record: dict[str, Any] = dict(state.run or {})
         if "identity" not in record or "status" not in record:
-            raise foreign_output(run.out_dir, state)
-        refuse_differences(record["identity"], run.identity, explicit=run.explicit, where=run.out_dir)
-        finish_cleaning(run.out_dir)
+            raise foreign_output(output.place, state)
+        refuse_differences(record["identity"], run.identity, explicit=run.explicit, where=output.place)
+        finish_cleaning(output, access_of(self.settings))
         self._end(self._success(row, record, seconds=0.0))
 
-    def _follow(self, row: SceneRow, run: SceneRun, scratch: Path, lock: RunLock) -> None:
-        """Begin or continue a scene that is locked."""
+    def _follow(self, row: SceneRow, run: SceneRun, output: Output, lock: RunLock, stack: contextlib.ExitStack) -> None:
+        """Begin or continue a scene that is locked, by what `stack` will release."""
         assert self._crew is not None
+        scratch = output.folder / SCRATCH_FOLDER
         ongoing = adopt(run, scratch, overwrite=False, alone=self.tiles_of is None)
         if ongoing is None:
             ongoing = begin(run, plan_from(run.scene, self.model, run.settings, self._crew.basis), scratch)
         if self.tiles_of is not None:
-            lock.release()
+            stack.close()  # others wait for it, to read the plan that now lies there
         missing = ongoing.read_ledger(self._crew.stop, share=self.tiles_of)
-        member = _Member(row=row, ongoing=ongoing, lock=lock, since=time.monotonic())
+        held = contextlib.ExitStack()
+        member = _Member(row=row, ongoing=ongoing, output=output, lock=lock, held=held, since=time.monotonic())
         member.feed = TileFeed(
             self._crew.connection,
             ongoing.job(),
@@ -311,6 +324,7 @@ class BatchWork:
             on_done=functools.partial(self._tile_done, member),
             on_end=functools.partial(self._tiles_ended, member),
         )
+        member.held = stack.pop_all()  # released when the scene has ended
         self._open[row.name] = member
         self._feeding.append(member)
 
@@ -340,7 +354,7 @@ class BatchWork:
         return Task(
             name=f"files of {member.row.name}",
             function=finish_there,
-            arguments=(ongoing.recipe(), self._crew.model),
+            arguments=(ongoing.recipe(member.output.delivery()), self._crew.model),
             on_done=functools.partial(self._finished, member),
             on_failed=functools.partial(self._not_finished, member),
             first=True,
@@ -352,7 +366,7 @@ class BatchWork:
         seconds = time.monotonic() - member.since
         ongoing.run.timings.update(made.timings)
         try:
-            record = commit(ongoing, made.finished, made.verified, made.staging, member.lock)
+            record = commit(ongoing, made.finished, made.verified, self._mover(member, made), member.lock)
         except PipelineError as error:
             self._fail(member, error)
             return
@@ -361,6 +375,14 @@ class BatchWork:
             return
         self._close(member)
         self._end(self._success(member.row, record, seconds=seconds))
+
+    def _mover(self, member: _Member, made: Made) -> Callable[[Sequence[str], Mapping[str, object]], None]:
+        """What moves the files into place, from where the worker has left them."""
+        if made.staging is not None:
+            return made.staging.commit
+        staging = member.output.staging()
+        assert isinstance(staging, BucketStaging)
+        return functools.partial(staging.commit, etags=made.etags)
 
     def _not_finished(self, member: _Member, error: BaseException) -> None:
         try:
@@ -375,7 +397,7 @@ class BatchWork:
 
     def _close(self, member: _Member) -> None:
         del self._open[member.row.name]
-        member.lock.release()
+        member.held.close()
 
     def _success(self, row: SceneRow, record: dict[str, Any], *, seconds: float) -> Outcome:
         return Outcome(

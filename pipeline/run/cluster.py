@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from pipeline.model import EngineSpec
     from pipeline.run.settings import SegmentSettings
+    from pipeline.store import Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,8 @@ def connect(
     *,
     device: str = "cpu",
     engine: EngineSpec | None = None,
-    folders: Sequence[Path] = (),
+    keys: Path | None = None,
+    seen: Sequence[Place] = (),
     check_stop: Callable[[], None] = _never,
 ) -> Iterator[Connection]:
     """A Dask client for the duration of a run.
@@ -81,7 +83,8 @@ def connect(
         settings: Which cluster, how many workers.
         device: `cpu` or `cuda`: what the workers compute on.
         engine: What they must be able to run; not asked for if not given.
-        folders: What they must see, as this process does; keys of a cluster that is started lie in the first.
+        keys: Folder for the keys of workers that a batch system starts, seen by all hosts; the current one without.
+        seen: What workers must see, as this process does.
         check_stop: Called while the first worker is waited for; may raise.
 
     Raises:
@@ -98,7 +101,7 @@ def connect(
             client = stack.enter_context(connected(options))
         elif isinstance(options, JobQueueOptions):
             client = stack.enter_context(
-                job_workers(options, settings, device=device, folder=next(iter(folders), None), check_stop=check_stop)
+                job_workers(options, settings, device=device, folder=keys, check_stop=check_stop)
             )
             least = threads * workers_wanted(settings)
         elif isinstance(options, KubernetesOptions):
@@ -108,12 +111,12 @@ def connect(
             cluster = stack.enter_context(in_process(threads) if here else processes(settings, threads, device))
             client = stack.enter_context(client_of(cluster, timeout_s=30, security=None))
         connection = Connection(client, max(least, sum(client.nthreads().values())), in_process=here)
-        admit(connection, settings, engine=engine, folders=folders)
+        admit(connection, settings, engine=engine, seen=seen)
         yield connection
 
 
 def admit(
-    connection: Connection, settings: SegmentSettings, *, engine: EngineSpec | None = None, folders: Sequence[Path] = ()
+    connection: Connection, settings: SegmentSettings, *, engine: EngineSpec | None = None, seen: Sequence[Place] = ()
 ) -> None:
     """Ask workers on other hosts whether they can do the work.
 
@@ -121,10 +124,10 @@ def admit(
         connection: To them.
         settings: Which cluster.
         engine: What they must be able to run; not asked for if not given.
-        folders: What they must see, as this process does.
+        seen: What they must see, as this process does.
 
     Raises:
         UsageError: CL-012 to CL-015.
     """
     if isinstance(cluster_options(settings), AddressOptions | StartedOptions):
-        require_workers(connection.client, engine=engine, folders=folders, allow_skew=settings.allow_version_skew)
+        require_workers(connection.client, engine=engine, places=seen, allow_skew=settings.allow_version_skew)

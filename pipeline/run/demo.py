@@ -1,10 +1,11 @@
-"""`scenemask demo`: a synthetic scene, a small U-Net trained on part of it, the whole of it segmented and scored."""
+"""`scenemask demo`: a synthetic scene, segmented with the small U-Net that comes with it, and scored."""
 
 from __future__ import annotations
 
 import math
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,23 +13,21 @@ import rasterio
 from rasterio.windows import Window as RasterioWindow
 
 from pipeline.grid import Window, iter_windows
-from pipeline.model import ModelSpec, Scaling, UNetConfig, save_model
+from pipeline.model import load_model
 from pipeline.run.events import Listener, StageAdvanced, StageFinished, StageStarted, silent
 from pipeline.run.segment import RunResult, segment
-from pipeline.scene import open_scene, write_synthetic_scene
-from pipeline.train import ChipSampler, StepDone, TrainSettings, band_statistics, confusion, iou, train
+from pipeline.scene import write_synthetic_scene
+from pipeline.train import StepDone, TrainEvent, confusion, iou, read_train_settings, train_model
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from numpy.typing import NDArray
 
     from pipeline.model import Model
     from pipeline.scene import SyntheticScene
+    from pipeline.train import TrainSettings
 
-_STEPS = 350
-_CHIP_PX = 96
-_IGNORE = 255
+DEMO_MODEL = Path(__file__).parents[1] / "assets" / "demo-model"
+"""Comes with scenemask; configs/train/demo.yaml made it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,22 +57,33 @@ class DemoResult:
 
 
 def run_demo(
-    out: Path, *, size_px: int = 4096, steps: int | None = None, seed: int = 0, listener: Listener = silent
+    out: Path,
+    *,
+    size_px: int = 4096,
+    train: bool = False,
+    steps: int | None = None,
+    seed: int = 0,
+    listener: Listener = silent,
 ) -> DemoResult:
-    """Make a scene, train on its left half, segment all of it, score the right half.
+    """Make a scene, segment all of it, score the half that no network has learnt from.
 
     Args:
         out: Folder for scene, model and results.
         size_px: Side of the scene.
-        steps: Training steps.
-        seed: Of the scene, the weights and the chips.
+        train: Train the network anew, as the one that comes with scenemask was trained.
+        steps: Training steps, if not as many as that one had.
+        seed: Of the scene.
         listener: Hears of stages and steps.
     """
     timings: dict[str, float] = {}
     with _Stage("scene", listener, timings):
         made = write_synthetic_scene(out, size_px=size_px, seed=seed)
-    with _Stage("train", listener, timings, total=steps or _STEPS):
-        model = train_on(made, out / "model", steps=steps or _STEPS, seed=seed, listener=listener)
+    if train or steps is not None:
+        settings = demo_settings(made, steps=steps)
+        with _Stage("train", listener, timings, total=settings.schedule.steps):
+            model = _train(settings, out / "model", listener)
+    else:
+        model = load_model(DEMO_MODEL)
     result = segment(made.scene_path, model, out / "result", overwrite=True, listener=listener)
     timings |= result.summary["timings_s"]
     with _Stage("score", listener, timings):
@@ -81,48 +91,25 @@ def run_demo(
     return DemoResult(run=result, iou=tuple(float(v) for v in scores), timings_s=timings)
 
 
-def train_on(made: SyntheticScene, folder: Path, *, steps: int, seed: int, listener: Listener = silent) -> Model:
-    """A small U-Net for a synthetic scene, trained on its training window only, saved as a model folder."""
-    scene = open_scene(made.scene_path)
-    mean, std = band_statistics(scene, made.train_window)
-    ones = (1.0,) * len(scene.bands)
-    scaling = Scaling(scale=ones, offset=(0.0,) * len(scene.bands), mean=mean, std=std)
-    with rasterio.open(made.truth_path) as truth:
-
-        def read_target(window: Window) -> NDArray[np.generic]:
-            return truth.read(1, window=_rasterio(window))  # type: ignore[no-any-return]
-
-        chips = ChipSampler(
-            scene,
-            read_target,
-            area=made.train_window,
-            chip_px=min(_CHIP_PX, made.train_window.height, made.train_window.width),
-            num_classes=len(made.legend),
-            ignore_index=_IGNORE,
-            seed=seed,
-        )
-        network = train(
-            UNetConfig(bands=len(scene.bands), outputs=len(made.legend), depth=3, width=16),
-            chips,
-            scaling,
-            TrainSettings(steps=steps, seed=seed),
-            ignore_index=_IGNORE,
-            on_step=lambda done: _tell_step(done, listener),
-        )
-    spec = ModelSpec(
-        name="demo-land-cover",
-        bands=tuple(band.name for band in scene.bands),
-        classes=tuple(c.name for c in made.legend),
-        colors=tuple(c.color for c in made.legend),
-        background=next((c.name for c in made.legend if c.background), None),
-        scaling=scaling,
-        gsd_m=1.0,
-    )
-    return save_model(folder, network, spec, training={"steps": steps, "seed": seed, "scene": made.scene_path.name})
+def demo_settings(made: SyntheticScene, *, steps: int | None = None) -> TrainSettings:
+    """How the network that comes with scenemask was trained, for a scene of this place."""
+    changes = [
+        f"scenes.0.scene={made.scene_path}",
+        f"scenes.0.labels={made.truth_path}",
+        f"split.areas={made.split_path}",
+    ]
+    if steps is not None:
+        changes.append(f"schedule.steps={steps}")
+    return read_train_settings(DEMO_MODEL / "config.yaml", changes)
 
 
-def _tell_step(done: StepDone, listener: Listener) -> None:
-    listener(StageAdvanced(name="train", done=done.step, total=done.steps))
+def _train(settings: TrainSettings, folder: Path, listener: Listener) -> Model:
+    def hear(event: TrainEvent) -> None:
+        if isinstance(event, StepDone):
+            listener(StageAdvanced(name="train", done=event.step, total=event.steps))
+
+    train_model(settings, folder, overwrite=True, listener=hear)
+    return load_model(folder)
 
 
 def _score(mask: Path, truth: Path, area: Window, num_classes: int) -> NDArray[np.int64]:

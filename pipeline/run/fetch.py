@@ -53,6 +53,16 @@ class Workplace:
                 _download(remote_file(location, self._access), path.with_name(path.name + ending))
         return path
 
+    def fetch(self, place: Path | Location, path: Path) -> None:
+        """Copy a file to `path`, if there is one."""
+        with contextlib.suppress(NoObjectError):
+            location = parse_location(place)
+            bucket = Bucket(location.host, self._access.resolved())
+            size = bucket.head(location.key).size
+            with disk_full_as_error(path.parent, needed_bytes=size), path.open("xb") as out:
+                for start in range(0, size, _PART_BYTES):
+                    out.write(bucket.get_range(location.key, start, min(start + _PART_BYTES, size)))
+
     def folder(self) -> Path:
         """A new folder in it."""
         return Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="scenemask-")))

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from pipeline.run.settings import SegmentSettings
     from pipeline.scene import Scene
     from pipeline.store import Staging, TileRecord, TileStore
-    from pipeline.vector import PolygonSet
+    from pipeline.vector import Hands, PolygonSet
 
 _MANY_POLYGONS = 100_000
 
@@ -72,12 +72,14 @@ class Finisher:
     tell: Callable[[Event], None]
     check: Callable[[], None]
     """Called often; raises when the run is to stop."""
+    hands: Hands | None = None
+    """Who traces polygons; this process if not given."""
     _names: list[str] = field(default_factory=list)
 
     def run(self) -> Finished:
         """All files but run.json."""
         with ThreadPoolExecutor(1) as aside:
-            scene_picture = aside.submit(Picture.of(self.scene).assemble, self.store.path)  # while the mask is written
+            scene_picture = aside.submit(Picture.of(self.scene).assemble, self.store.place)  # while the mask is written
             self._stage("mask", self._masks)
             num_polygons = self._polygons() if self.settings.vectors else None
             self._stage("files", lambda: self._small_files(scene_picture.result()))
@@ -127,6 +129,7 @@ class Finisher:
             scene=self.scene.name,
             probabilities=self.staging.path("probabilities.tif") if self.plan.probabilities else None,
             progress=self._polygons_advanced,
+            hands=self.hands,
         ) as polygons:
             polygons.before_batch = self.check
             polygons.colors = legend.colors()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import secrets
+import tempfile
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import Interrupted
@@ -13,6 +16,7 @@ from pipeline.run.events import Event, StageFinished
 from pipeline.run.results import Recipe, make_files
 from pipeline.run.travel import portable
 from pipeline.store import Staging, private_folder
+from pipeline.store.runfile import SCRATCH_FOLDER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,9 +28,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Made:
-    """What lies in the staging folder."""
+    """What lies in the staging folder, or was sent."""
 
-    staging: Staging
+    staging: Staging | None
+    """None where a worker has sent them to a bucket."""
+    etags: dict[str, str] | None
+    """Name -> ETag of what was sent."""
     finished: Finished
     verified: Verification | None
     timings: dict[str, float]
@@ -85,7 +92,21 @@ def _make(recipe: Recipe, model: Model, check: _Check) -> Made:
             timings[event.name] = round(event.seconds, 3)
 
     apart = f"-{secrets.token_hex(8)}"  # a worker that was given up may still be making the same files
-    staging = Staging(recipe.out_dir, apart=apart)
-    scratch = private_folder(recipe.scratch / f"polygons{apart}")
-    finished, verified = make_files(recipe, model, staging=staging, scratch=scratch, tell=hear, check=check)
-    return Made(staging=staging, finished=finished, verified=verified, timings=timings)
+    with contextlib.ExitStack() as stack:
+        out_dir, scratch = recipe.out_dir, recipe.scratch
+        if recipe.delivery is not None:
+            out_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="scenemask-")))
+            scratch = out_dir / SCRATCH_FOLDER
+        staging = Staging(out_dir, apart=apart)
+        made = functools.partial(
+            make_files, recipe, model, staging=staging, scratch=private_folder(scratch / f"polygons{apart}")
+        )
+        finished, verified = made(tell=hear, check=check)
+        etags = None if recipe.delivery is None else recipe.delivery.send(staging.folder, finished.names)
+    return Made(
+        staging=staging if etags is None else None,
+        etags=etags,
+        finished=finished,
+        verified=verified,
+        timings=timings,
+    )

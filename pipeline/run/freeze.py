@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.bucket import Bucket, require_obstore
 from pipeline.errors import UsageError
 from pipeline.location import is_remote, parse_location
 from pipeline.model import Model, load_model
 from pipeline.run.outcomes import FOLDER, LIST, Outcomes
 from pipeline.run.resolve import bare_options
 from pipeline.run.scene_list import SceneRow, collect
-from pipeline.run.settings import COSMETIC, SegmentSettings
-from pipeline.store import create_output_folder
+from pipeline.run.settings import COSMETIC, SegmentSettings, access_of
+from pipeline.store import Folder, Prefix, create_output_folder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from pipeline.location import Location
+    from pipeline.store import Place
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frozen:
     """A batch that can be begun or continued."""
 
-    root: Path
+    root: Path | Location
     model: Model
     rows: list[SceneRow]
     """All scenes of the batch, in order."""
@@ -35,7 +40,7 @@ class Frozen:
 def freeze_batch(
     scenes: Sequence[str | Path],
     model: Model | str | Path,
-    out_root: str | Path,
+    out_root: str | Path | Location,
     *,
     settings: SegmentSettings,
     lists: Sequence[Path] = (),
@@ -50,21 +55,15 @@ def freeze_batch(
         UsageError: The list cannot be used; see `scene_list.collect`. CF-002, the folder cannot be written.
         OutputError: BA-004, the batch was begun with something else.
     """
-    if is_remote(out_root):
-        raise UsageError(
-            f"results of a batch cannot go to {out_root}, only to folders",
-            code="CF-055",
-            title="Output of a batch is no folder",
-            where="-o",
-            fix="give a folder, or segment the scenes one by one with -o s3://bucket/prefix",
-        )
-    root = Path(out_root).absolute()
-    given = collect(scenes, lists, asset=asset) if scenes or lists or not (root / FOLDER / LIST).exists() else []
+    root, place = _root(out_root, settings)
+    begun = (place / FOLDER).read(LIST) is not None
+    given = collect(scenes, lists, asset=asset) if scenes or lists or not begun else []
     _refuse_signatures(given)
     if not isinstance(model, Model):
         model = load_model(model, bare=bare_options(settings), trust_model=settings.trust_model)
-    create_output_folder(root).rmdir()  # proves that it can be written; scenes have their own
-    outcomes = Outcomes(root)
+    if isinstance(root, Path):
+        create_output_folder(root).rmdir()  # proves that it can be written; scenes have their own
+    outcomes = Outcomes(place)
     rows = outcomes.freeze(given, _identity(model, settings))
     names = {row.name for row in given}
     return Frozen(
@@ -74,6 +73,16 @@ def freeze_batch(
         asked=[row for row in rows if not names or row.name in names],
         outcomes=outcomes,
     )
+
+
+def _root(out_root: str | Path | Location, settings: SegmentSettings) -> tuple[Path | Location, Place]:
+    """What `-o` means, for people and for us."""
+    if not is_remote(out_root):
+        path = Path(os.fspath(out_root)).absolute()  # type: ignore[arg-type]
+        return path, Folder(path)
+    require_obstore()
+    location = parse_location(out_root, schemes=("s3",))
+    return location, Prefix.at(location, Bucket(location.host, access_of(settings)))
 
 
 def _refuse_signatures(rows: Sequence[SceneRow]) -> None:

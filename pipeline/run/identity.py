@@ -11,18 +11,21 @@ from pipeline.run.settings import COSMETIC, SegmentSettings
 
 if TYPE_CHECKING:
     from pipeline.model import Model
-    from pipeline.scene import Scene
+    from pipeline.scene import Limits, Scene
 
 
-def identity(scene: Scene, model: Model, settings: SegmentSettings, *, aoi_digest: str | None) -> dict[str, Any]:
+def identity(scene: Scene, model: Model, settings: SegmentSettings, *, limits: Limits) -> dict[str, Any]:
     """Plain values that decide the output: scene, model and settings. Goes into plan.json and run.json."""
+    by_content = limits.identity()
     return {
         "scene": scene.fingerprint(),
         "model": {"name": model.spec.name, "digest": model.digest},
         "settings": {
-            name: value for name, value in settings.model_dump(mode="json").items() if name not in {*COSMETIC, "aoi"}
+            name: value
+            for name, value in settings.model_dump(mode="json").items()
+            if name not in COSMETIC and name not in by_content
         }
-        | {"aoi": aoi_digest},
+        | by_content,
     }
 
 
@@ -61,8 +64,8 @@ def refuse_differences(before: dict[str, Any], now: dict[str, Any], *, explicit:
     lines = _differences("scene", before["scene"], now["scene"]) + _differences("model", before["model"], now["model"])
     old, new = before["settings"], now["settings"]
     asked = {name: new[name] for name in explicit if name in new}
-    # The path of the area of interest may have been adopted; what lies there now is another matter.
-    asked["aoi"] = new["aoi"]
+    # Their paths may have been adopted; what lies there now is another matter.
+    asked |= {name: new.get(name) for name in ("aoi", "mask_layer")}
     lines += _differences("setting", {name: old.get(name) for name in asked}, asked)
     if lines:
         raise OutputError(

@@ -7,8 +7,8 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import PipelineError
-from pipeline.run.scratch import from_record, remove_store
-from pipeline.store import RunLock, inspect_output, remove_temporaries
+from pipeline.run.scratch import from_record, ledger_of
+from pipeline.store import RunLock, remove_temporaries
 from pipeline.store.runfile import BEGUN_FILE, PLAN_FILE, SCRATCH_FOLDER
 from pipeline.syncpoint import reached
 
@@ -16,35 +16,44 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from pipeline.access import Access
+    from pipeline.run.output import Output
+    from pipeline.store import Place
+
 _KEPT = "plan.kept.json"
 
 
-def clean_up(scratch: Path, store: Path, lock: RunLock, *, keep: bool) -> None:
+def clean_up(scratch: Path, store: Place, lock: RunLock, *, home: Place, keep: bool) -> None:
     """Remove all of it; releasing the lock then removes the empty folder.
 
     The plan goes last, for it tells where the store lies.
 
     Args:
         scratch: The run's private folder.
-        store: Folder of its store.
+        store: Where its tiles lie.
         lock: Held.
+        home: Where its plan lies.
         keep: Leave store and ledger; under its own name a plan means "unfinished", so it gets another.
     """
     if keep:
-        reached("before-rename")
-        (scratch / PLAN_FILE).replace(scratch / _KEPT)
-        reached("after-rename")
-        return
-    remove_store(store)
-    reached("after-remove")
-    for name in ("ledger", "cluster"):
-        shutil.rmtree(scratch / name, ignore_errors=True)
+        home.write(_KEPT, home.read(PLAN_FILE) or b"")
+        home.delete(PLAN_FILE)
         reached("after-remove")
+        return
+    store.remove()
+    reached("after-remove")
+    ledger_of(store, scratch).remove()
+    reached("after-remove")
+    shutil.rmtree(scratch / "cluster", ignore_errors=True)
+    reached("after-remove")
     remove_staged(scratch)
     reached("after-remove")
     remove_temporaries(scratch)
-    for path in (*scratch.glob("stuck-*.json"), scratch / _KEPT, scratch / BEGUN_FILE, scratch / PLAN_FILE):
+    for path in (*scratch.glob("stuck-*.json"), scratch / BEGUN_FILE):
         path.unlink(missing_ok=True)
+        reached("after-remove")
+    for name in (_KEPT, PLAN_FILE):
+        home.delete(name)
         reached("after-remove")
     lock.sweep()
 
@@ -56,18 +65,19 @@ def remove_staged(scratch: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def finish_cleaning(out_dir: Path) -> None:
+def finish_cleaning(output: Output, access: Access) -> None:
     """Clean up after a finished run whose process was killed before it could; does nothing where it was not."""
-    scratch = out_dir / SCRATCH_FOLDER
-    if not scratch.is_dir():
+    scratch = output.folder / SCRATCH_FOLDER
+    if not scratch.is_dir() and output.home.read(PLAN_FILE) is None:
         return
-    with contextlib.suppress(PipelineError, OSError), RunLock(scratch) as lock:  # held: somebody overwrites it
-        state = inspect_output(out_dir)
+    with contextlib.suppress(PipelineError, OSError), RunLock(scratch) as lock, output.locked():  # else overwritten now
+        state = output.inspect(overwrite=False)
         if state.run is None or (state.plan is not None and not is_of(state.plan, state.run)):
             return
         keep = _keeps(state.run)
         if not keep or state.plan is not None:
-            clean_up(scratch, from_record((state.plan or {}).get("store"), scratch), lock, keep=keep)
+            store = from_record((state.plan or {}).get("store"), scratch, access)
+            clean_up(scratch, store, lock, home=output.home, keep=keep)
 
 
 def is_of(plan: Mapping[str, Any], run: Mapping[str, Any]) -> bool:

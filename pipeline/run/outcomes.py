@@ -17,17 +17,17 @@ from pipeline.errors import OutputError, PipelineError
 from pipeline.run.scene_list import SceneRow
 from pipeline.store import (
     LineWriter,
-    atomic_write_bytes,
-    atomic_write_json,
+    as_place,
     iter_lines,
-    keep_first,
-    private_folder,
-    read_json,
+    read_object,
+    to_bytes,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
+
+    from pipeline.store import Place
 
 FOLDER = ".scenemask-batch"
 LIST = "list.json"
@@ -87,9 +87,10 @@ class Outcomes:
         root: The batch's output root.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.folder = private_folder(root / FOLDER)
+    def __init__(self, root: Path | Place) -> None:
+        self.root = as_place(root)
+        self.folder = self.root / FOLDER
+        self.folder.make()
         self._writer: LineWriter | None = None
         self.all = self._read()
 
@@ -128,17 +129,16 @@ class Outcomes:
             OutputError: BA-004, the batch was begun with another model, other settings, or another scene of that name;
             BA-005, the list is there and cannot be read.
         """
-        path = self.folder / LIST
-        if not path.exists():
+        if self.folder.read(LIST) is None:
             document = {"format": _FORMAT, "identity": dict(identity), "scenes": [asdict(row) for row in rows]}
-            keep_first(path, document)  # of two that begin at once, the second one compares itself with the first
-        before = read_json(path)
+            self.folder.write_first(LIST, to_bytes(document))  # of two that begin at once, the second compares itself
+        before = read_object(self.folder, LIST)
         if before is None:
             raise OutputError(
                 "the batch's list of scenes cannot be read",
                 code="BA-005",
                 title="Batch cannot be continued",
-                where=str(path),
+                where=str(self.folder / LIST),
                 fix="try again if the disk was away for a moment; else choose another -o",
             )
         known = [SceneRow(**row) for row in before["scenes"]]  # type: ignore[attr-defined]
@@ -147,7 +147,7 @@ class Outcomes:
         merged = known + [row for row in rows if row.name not in names]
         if len(merged) != len(known):
             document = {"format": _FORMAT, "identity": dict(identity), "scenes": [asdict(row) for row in merged]}
-            atomic_write_json(path, document)
+            self.folder.write(LIST, to_bytes(document))
         return merged
 
     def write_summary(self, rows: Sequence[SceneRow], facts: Mapping[str, Any]) -> None:
@@ -166,13 +166,13 @@ class Outcomes:
             status: sum(scene["status"] == status for scene in scenes) for status in ("done", "empty", "failed", "left")
         }
         written = datetime.now(UTC).isoformat(timespec="seconds")
-        atomic_write_json(self.root / "batch.json", {**facts, "written": written, "counts": counts, "scenes": scenes})
+        document = {**facts, "written": written, "counts": counts, "scenes": scenes}
+        self.root.write("batch.json", to_bytes(document))
         failed = [(row, self.all[row.name]) for row in rows if self._failed(row)]
-        path = self.root / "failed.csv"
         if failed:
-            atomic_write_bytes(path, _as_csv(failed))
+            self.root.write("failed.csv", _as_csv(failed))
         else:
-            path.unlink(missing_ok=True)
+            self.root.delete("failed.csv")
 
     def _failed(self, row: SceneRow) -> bool:
         return row.name in self.all and self.all[row.name].status == "failed"
@@ -195,7 +195,7 @@ def _decode(body: bytes) -> Outcome | None:
 
 
 def _refuse_changes(
-    root: Path,
+    root: Place,
     before: Mapping[str, Any],
     known: Sequence[SceneRow],
     rows: Sequence[SceneRow],

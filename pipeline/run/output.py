@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import re
 from dataclasses import dataclass
@@ -12,13 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from pipeline.bucket import Bucket, NoObjectError, require_obstore
-from pipeline.errors import UsageError
+from pipeline.errors import InfrastructureError, UsageError
 from pipeline.location import Location, is_remote, parse_location
 from pipeline.model.cache import cache_folder
 from pipeline.run.scene_run import inspect_for
+from pipeline.run.scratch import shared_place
 from pipeline.run.settings import access_of
 from pipeline.store import (
+    Folder,
     OutputState,
+    Prefix,
     Staging,
     atomic_write_json,
     changed_files,
@@ -26,18 +28,29 @@ from pipeline.store import (
     inspect_output,
     private_folder,
     read_json,
+    read_object,
+    to_bytes,
 )
-from pipeline.store.object_lock import BucketLock
-from pipeline.store.runfile import RESULT_NAMES, RUN_FILE, described_files, is_result_name
+from pipeline.store.object_lock import BucketLock, Claim
+from pipeline.store.runfile import (
+    PLAN_FILE,
+    RESULT_NAMES,
+    RUN_FILE,
+    SCRATCH_FOLDER,
+    described_files,
+    is_result_name,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from pipeline.run.settings import SegmentSettings
+    from pipeline.store import Place
+    from pipeline.store.lock import Owner
 
 
-LOCK = ".scenemask/lock.json"
+LOCK = f"{SCRATCH_FOLDER}/lock.json"
 
 
 class Output(Protocol):
@@ -50,7 +63,12 @@ class Output(Protocol):
 
     @property
     def folder(self) -> Path:
-        """Where they are made, and where an unfinished run lies."""
+        """Where they are made."""
+        ...
+
+    @property
+    def home(self) -> Place:
+        """Where an unfinished run keeps its plan."""
         ...
 
     def inspect(self, *, overwrite: bool) -> OutputState:
@@ -61,8 +79,20 @@ class Output(Protocol):
         """
         ...
 
+    def look(self) -> OutputState:
+        """What is there, whosever it is."""
+        ...
+
+    def sizes(self, names: Sequence[str]) -> dict[str, int]:
+        """Bytes of results that are there."""
+        ...
+
     def changed(self, files: Mapping[str, Mapping[str, object]]) -> list[str]:
         """Names of the described results that are gone or no longer the same."""
+        ...
+
+    def holder(self) -> tuple[Owner, bool] | None:
+        """Who on such a machine holds it, and whether it shows life."""
         ...
 
     def locked(self) -> AbstractContextManager[object]:
@@ -75,6 +105,10 @@ class Output(Protocol):
 
     def staging(self) -> Staging:
         """Where results are made before they appear all at once; while locked."""
+        ...
+
+    def delivery(self) -> Delivery | None:
+        """For a worker that makes results on its own machine; None where it makes them in `folder`. While locked."""
         ...
 
     def refuse_input(self, scene: object) -> None:
@@ -97,15 +131,30 @@ def output_at(out_dir: str | Path | Location, settings: SegmentSettings) -> Outp
     require_obstore()
     access = access_of(settings)
     place = parse_location(out_dir, schemes=("s3",))
+    bucket = Bucket(place.host, access)
     identity = hashlib.sha256(f"{access.endpoint} {place}".encode()).hexdigest()[:16]
     name = re.sub(r"[^A-Za-z0-9-]+", "-", place.name or place.host)[:40].strip("-")
-    folder = _working_root(settings) / f"{name}-{identity}"
-    return BucketOutput(place, private_folder(folder, option="--scratch"), Bucket(place.host, access))
+    folder = private_folder(_working_root(settings) / f"{name}-{identity}", option="--scratch")
+    return BucketOutput(place, folder, bucket, shared=isinstance(settings.scratch, str))
+
+
+def tiles_under(root: Path | Location, settings: SegmentSettings) -> Place:
+    """What the tiles of all outputs under `root` lie in, made if absent: workers must see it.
+
+    Raises:
+        UsageError: CF-002, CF-053.
+    """
+    shared = shared_place(settings)
+    if shared is not None:
+        shared.make(option="--scratch")
+        return shared
+    return Folder(root if isinstance(root, Path) else _working_root(settings))
 
 
 def _working_root(settings: SegmentSettings) -> Path:
     """Private, and the same for the same command, so that it resumes."""
-    folder = cache_folder() / "outputs" if settings.scratch is None else settings.scratch / "scenemask-outputs"
+    given = settings.scratch
+    folder = given / "scenemask-outputs" if isinstance(given, Path) else cache_folder() / "outputs"
     return private_folder(folder, option="--scratch")
 
 
@@ -120,13 +169,29 @@ class FolderOutput:
         """See `Output`."""
         return self.folder
 
+    @property
+    def home(self) -> Folder:
+        """See `Output`."""
+        return Folder(self.folder / SCRATCH_FOLDER)
+
     def inspect(self, *, overwrite: bool) -> OutputState:
         """See `Output`."""
         return inspect_for(self.folder, overwrite=overwrite)
 
+    def look(self) -> OutputState:
+        """See `Output`."""
+        return inspect_output(self.folder)
+
+    def sizes(self, names: Sequence[str]) -> dict[str, int]:
+        """See `Output`."""
+        return {name: (self.folder / name).stat().st_size for name in names}
+
     def changed(self, files: Mapping[str, Mapping[str, object]]) -> list[str]:
         """See `Output`."""
         return changed_files(self.folder, files)
+
+    def holder(self) -> None:
+        """Nobody: the run's lock lies in the folder."""
 
     def locked(self) -> AbstractContextManager[object]:
         """Nothing: the run's lock lies in the folder."""
@@ -135,6 +200,9 @@ class FolderOutput:
     def staging(self) -> Staging:
         """See `Output`."""
         return Staging(self.folder)
+
+    def delivery(self) -> None:
+        """See `Output`."""
 
     def refuse_input(self, scene: object) -> None:
         """Nothing: paths are compared when the run is opened."""
@@ -150,24 +218,48 @@ class BucketOutput:
     place: Location
     folder: Path
     bucket: Bucket
+    shared: bool = False
+    """Whether tiles lie where other machines see them."""
     lock: BucketLock | None = None
     """Held while a run writes here."""
+    _home: Place | None = None
+
+    @property
+    def home(self) -> Place:
+        """In the bucket where tiles lie in one, or where another machine has begun so; else in `folder`."""
+        if self._home is None:
+            there = Prefix.at(self.place / SCRATCH_FOLDER, self.bucket)
+            shared = self.shared or there.read(PLAN_FILE) is not None
+            self._home = there if shared else Folder(self.folder / SCRATCH_FOLDER)
+        return self._home
 
     def inspect(self, *, overwrite: bool) -> OutputState:
-        """See `Output`; an unfinished run lies on the machine that began it."""
-        run = read_object(self.bucket, self.key(RUN_FILE))
-        plan = inspect_output(self.folder).plan
+        """See `Output`."""
+        state = self.look()
+        if state.kind == "foreign" and not overwrite:
+            raise foreign_output(self.place, state)
+        return state
+
+    def look(self) -> OutputState:
+        """See `Output`."""
+        run = read_object(Prefix.at(self.place, self.bucket), RUN_FILE)
+        plan = read_object(self.home, PLAN_FILE)
         if run is not None or plan is not None:
             return OutputState(kind="unfinished" if run is None else "complete", run=run, plan=plan, names=())
         names = tuple(name for name in RESULT_NAMES if self._exists(name))
-        state = OutputState(kind="foreign" if names else "empty", run=None, plan=None, names=names)
-        if names and not overwrite:
-            raise foreign_output(self.place, state)
-        return state
+        return OutputState(kind="foreign" if names else "empty", run=None, plan=None, names=names)
+
+    def sizes(self, names: Sequence[str]) -> dict[str, int]:
+        """See `Output`."""
+        return {name: self.bucket.head(self.key(name)).size for name in names}
 
     def changed(self, files: Mapping[str, Mapping[str, object]]) -> list[str]:
         """See `Output`; told by size and ETag."""
         return [name for name, told in files.items() if not self._is_same(name, told)]
+
+    def holder(self) -> tuple[Owner, bool] | None:
+        """See `Output`."""
+        return BucketLock(self.bucket, self.key(LOCK)).holder()
 
     def locked(self) -> AbstractContextManager[object]:
         """See `Output`."""
@@ -178,10 +270,16 @@ class BucketOutput:
         """See `Output`."""
         return BucketStaging(self)
 
+    def delivery(self) -> Delivery:
+        """See `Output`."""
+        assert self.lock is not None
+        return Delivery(self.bucket, self.place, self.lock.claim())
+
     def tidy(self) -> None:
         """Remove the working folder once nothing is in it."""
         with contextlib.suppress(OSError):
             self.folder.rmdir()
+            self.folder.parent.rmdir()
 
     def refuse_input(self, scene: object) -> None:
         """A run must not replace what it reads.
@@ -220,6 +318,35 @@ class BucketOutput:
         return found.size == told.get("bytes") and found.etag == told.get("etag", found.etag)
 
 
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """Sends results to a bucket, from whichever machine has made them."""
+
+    bucket: Bucket
+    place: Location
+    claim: Claim
+    """Of the run that holds the lock."""
+
+    def send(self, folder: Path, names: Sequence[str]) -> dict[str, str]:
+        """Send files under their final names; without `run.json` beside them they are nobody's results yet.
+
+        Returns:
+            Name -> ETag.
+
+        Raises:
+            InfrastructureError: ST-010 to ST-013; what was sent of the file on its way is taken back.
+            OutputError: OU-003, the lock was taken over.
+        """
+        etags = {}
+        for name in names:
+            self.claim.ensure_held()  # each of them may take long
+            key = self.place.child(name).key
+            self.bucket.put_file(key, folder / name)
+            etags[name] = self.bucket.head(key).etag
+        self.claim.ensure_held()
+        return etags
+
+
 class BucketStaging(Staging):
     """Results made on this machine, sent on `commit`.
 
@@ -231,44 +358,52 @@ class BucketStaging(Staging):
         super().__init__(output.folder)
         self._output = output
 
-    def commit(self, names: Sequence[str], run: Mapping[str, object]) -> None:
+    def commit(
+        self, names: Sequence[str], run: Mapping[str, object], *, etags: Mapping[str, str] | None = None
+    ) -> None:
         """Send the staged results: the old `run.json` goes first, the new one comes last.
 
         Results of an older run that the new one did not make are removed. Cut off half-way, calling it again, with
         files staged anew, finishes the work.
 
+        Args:
+            names: Staged results.
+            run: Content of `run.json`.
+            etags: Of results that a worker has sent already, with `Delivery`, where there were none before.
+
         Raises:
-            InfrastructureError: ST-010 to ST-013; what was sent of the file on its way is taken back.
+            InfrastructureError: ST-010 to ST-013; what was sent of the file on its way is taken back. ST-003, an object
+                is no longer the one that was sent.
             OutputError: OU-003, the lock was taken over.
         """
-        assert self._output.lock is not None
-        held = self._output.lock.ensure_held
-        held()
-        bucket, key = self._output.bucket, self._output.key
-        replaced = described_files(read_json(self.begun) or {})
-        replaced |= described_files(read_object(bucket, key(RUN_FILE)) or {})
-        atomic_write_json(self.begun, {"files": dict.fromkeys(sorted({*replaced, *names}))})
-        bucket.delete(key(RUN_FILE))
-        etags = {}
-        for name in names:
-            bucket.put_file(key(name), self.folder / name)
-            etags[name] = bucket.head(key(name)).etag
-            held()  # before the next step, each of which may take long
-        for name in replaced - set(names):
-            bucket.delete(key(name))
+        bucket, key, delivery = self._output.bucket, self._output.key, self._output.delivery()
+        delivery.claim.ensure_held()
+        if etags is None:
+            replaced = described_files(read_json(self.begun) or {})
+            replaced |= described_files(read_object(Prefix.at(self._output.place, bucket), RUN_FILE) or {})
+            atomic_write_json(self.begun, {"files": dict.fromkeys(sorted({*replaced, *names}))})
+            bucket.delete(key(RUN_FILE))
+            etags = delivery.send(self.folder, names)
+            for name in replaced - set(names):
+                bucket.delete(key(name))
+        else:
+            self._refuse_others(etags)
         files = run.get("files")
         if isinstance(files, dict):
             run = {**run, "files": {name: {**told, "etag": etags.get(name, "")} for name, told in files.items()}}
-        text = json.dumps(run, ensure_ascii=False, allow_nan=False, indent=2)
-        bucket.put(key(RUN_FILE), text.encode() + b"\n")
-        self.begun.unlink()
+        bucket.put(key(RUN_FILE), to_bytes(run))
+        self.begun.unlink(missing_ok=True)
         self.clear()
 
-
-def read_object(bucket: Bucket, key: str) -> dict[str, object] | None:
-    """The JSON object under a key; None where it is absent or something else."""
-    try:
-        value = json.loads(bucket.get(key)[0])
-    except (NoObjectError, ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
+    def _refuse_others(self, etags: Mapping[str, str]) -> None:
+        """A worker that was given up may have sent its own after the one whose word this is."""
+        bucket, key = self._output.bucket, self._output.key
+        changed = [name for name, etag in etags.items() if bucket.head(key(name)).etag != etag]
+        if changed:
+            raise InfrastructureError(
+                f"{', '.join(changed)} are no longer the objects that were sent",
+                code="ST-003",
+                title="Results were sent twice",
+                where=str(self._output.place),
+                fix="run the same command again: finished tiles are kept, and the files are sent anew",
+            )

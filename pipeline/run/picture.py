@@ -15,7 +15,7 @@ import numpy as np
 
 from pipeline.report.preview import stretch_rgb
 from pipeline.run.resolve import canonical_band
-from pipeline.store import atomic_write_bytes
+from pipeline.store import as_place
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from pipeline.grid import Window
     from pipeline.scene import Block, Scene
+    from pipeline.store import Place
 
 _LARGEST_PX = 1024
 _FOLDER = "picture"
@@ -61,11 +62,11 @@ class Picture:
         rows, cols = self.samples_hw
         return -(-rows // self.mean_of), -(-cols // self.mean_of)
 
-    def save_part(self, folder: Path, core: Window, block: Block, outer: Window) -> None:
+    def save_part(self, where: Path | Place, core: Window, block: Block, outer: Window) -> None:
         """Keep the samples that lie in a tile's core.
 
         Args:
-            folder: Of the scratch store.
+            where: Of the scratch store.
             core: The tile's core.
             block: What was read for it.
             outer: Where `block` lies; holds `core`.
@@ -80,15 +81,16 @@ class Picture:
         valid = np.ones((len(rows), len(cols)), bool) if block.all_valid else block.valid[place].all(axis=0)
         content = io.BytesIO()
         np.savez(content, rows=rows, cols=cols, data=block.data[place][list(self.bands)], valid=valid)
-        (folder / _FOLDER).mkdir(exist_ok=True)
-        atomic_write_bytes(folder / _FOLDER / f"{core.row_off}-{core.col_off}.npz", content.getvalue())
+        parts = as_place(where) / _FOLDER
+        parts.make()
+        parts.write(f"{core.row_off}-{core.col_off}.npz", content.getvalue())
 
-    def assemble(self, folder: Path) -> NDArray[np.uint8]:
+    def assemble(self, where: Path | Place) -> NDArray[np.uint8]:
         """`(y, x, 3)`, contrast stretched; what no tile has sampled (outside an area of interest) looks like nodata."""
         pixels = np.full((len(self.bands), *self.samples_hw), np.nan, np.float32)
-        for path in sorted((folder / _FOLDER).glob("*.npz")):
+        for content in (as_place(where) / _FOLDER).read_all(".npz"):
             try:
-                with path.open("rb") as file, np.load(file) as part:
+                with np.load(io.BytesIO(content)) as part:
                     place = np.ix_(range(len(self.bands)), part["rows"], part["cols"])
                     pixels[place] = np.where(part["valid"], part["data"], np.nan)
             except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile):

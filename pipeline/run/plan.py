@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipeline.grid import Axis, Padding, Tiling
+from pipeline.grid import Padding, Tiling
 from pipeline.infer import Augmentation, Batching, Taper, symmetries
 from pipeline.model import EngineSpec
 from pipeline.run.basis import Basis, find_basis
@@ -125,11 +125,9 @@ class Plan:
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> Plan:
         """The plan that `to_json` gave."""
-        tiling = dict(document["tiling"])
-        tiling["shape"] = tuple(tiling["shape"])
-        tiling["rows"], tiling["cols"] = Axis(**tiling["rows"]), Axis(**tiling["cols"])
+        tiling = Tiling.from_json(document["tiling"])
         engine = EngineSpec.model_validate(document["engine"])
-        return cls(**{**document, "tiling": Tiling(**tiling), "engine": engine})
+        return cls(**{**document, "tiling": tiling, "engine": engine})
 
     def summary(self) -> dict[str, Any]:
         """Numbers for people: `scenemask plan`."""

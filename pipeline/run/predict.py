@@ -15,7 +15,6 @@ from pipeline.model import Model, load_model
 from pipeline.run.plan import make_plan
 from pipeline.run.settings import make_settings
 from pipeline.run.tile_task import make_predictor
-from pipeline.scene import Aoi
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
     from pipeline.infer import Predictor
     from pipeline.run.plan import Plan
-    from pipeline.scene import Scene
+    from pipeline.scene import Limits, Scene
 
 
 def predict(scene: Any, model: Model | str | Path, **options: Any) -> xr.DataArray:
@@ -33,25 +32,25 @@ def predict(scene: Any, model: Model | str | Path, **options: Any) -> xr.DataArr
     Args:
         scene: A `Scene`, a path, or an `xarray.DataArray` (band, y, x) with a CRS.
         model: From `load_model`, or its path.
-        **options: As for `segment`: `patch`, `tiling`, `overlap`, `padding`, `bands`, `nodata`, `aoi`, …
+        **options: As for `segment`: `patch`, `tiling`, `overlap`, `padding`, `bands`, `nodata`, `aoi`, `mask_layer`, …
 
     Returns:
-        `(class, y, x)` float32, NaN on nodata and outside an area of interest, one chunk per tile; coordinates `class`
+        `(class, y, x)` float32, NaN on nodata and where the result is limited, one chunk per tile; coordinates `class`
         (names), `y` and `x` (centres, unless the grid is rotated) and `spatial_ref`, so that `.rio` and `.odc` know
         where it lies.
 
     Raises:
         PipelineError: As `segment` does, before any work.
     """
-    from pipeline.run.resolve import bare_options, resolve_scene  # noqa: PLC0415 - one way to open a scene for both
+    from pipeline.run.resolve import bare_options, resolve_limits, resolve_scene  # noqa: PLC0415 - one way to open a scene for both
 
     settings = make_settings({"probabilities": True, **options})
     if not isinstance(model, Model):
         model = load_model(model, bare=bare_options(settings), trust_model=settings.trust_model)
     opened = resolve_scene(scene, model, settings)
-    aoi = None if settings.aoi is None else Aoi.from_file(settings.aoi, opened.geobox)
+    limits = resolve_limits(opened, settings)
     plan = make_plan(opened, model, settings)
-    engine = _LazyEngine(uuid.uuid4().hex, opened, model, plan, aoi)
+    engine = _LazyEngine(uuid.uuid4().hex, opened, model, plan, limits)
     rows, cols = (_chunks(n, step) for n, step in zip(plan.tiling.shape, plan.tiling.tile_hw, strict=True))
     chunks = ((len(model.spec.classes),), rows, cols)
     array = da.map_blocks(
@@ -63,16 +62,16 @@ def predict(scene: Any, model: Model | str | Path, **options: Any) -> xr.DataArr
 class _LazyEngine:
     """Called by Dask for one chunk; picklable, and one predictor per process."""
 
-    def __init__(self, key: str, scene: Scene, model: Model, plan: Plan, aoi: Aoi | None) -> None:
+    def __init__(self, key: str, scene: Scene, model: Model, plan: Plan, limits: Limits) -> None:
         self.key = key
         self._parts = (scene, model, plan)
-        self._aoi = aoi
+        self._limits = limits
 
     def __call__(self, block_info: Any = None) -> NDArray[np.float32]:
         (_, (row0, row1), (col0, col1)) = block_info[None]["array-location"]
         window = Window.from_bounds(int(row0), int(col0), int(row1), int(col1))
         scene, model, _ = self._parts
-        wanted = None if self._aoi is None else self._aoi.mask(window)
+        wanted = self._limits.mask(window)
         if wanted is not None and not wanted.any():
             return np.full((len(model.spec.classes), *window.shape), np.nan, np.float32)
         result = _predictor(self).predict(scene.read_block, window, probabilities=True, output_valid=wanted)

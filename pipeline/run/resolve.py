@@ -9,6 +9,7 @@ from pipeline.errors import InputError, UsageError
 from pipeline.run.resolution import on_wished_grid
 from pipeline.run.settings import access_of
 from pipeline.run.values import in_the_models_values
+from pipeline.scene import Aoi, Limits, open_quality_layer
 from pipeline.scene.open import Opening, look_at, open_product
 from pipeline.scene.product import Product
 
@@ -70,6 +71,20 @@ def opening_of(settings: SegmentSettings) -> Opening:
         warp_gcps=settings.warp_gcps,
         rpc_height_m=settings.rpc_height,
     )
+
+
+def resolve_limits(scene: Scene, settings: SegmentSettings) -> Limits:
+    """Where a result of the scene is wanted.
+
+    Raises:
+        PipelineError: The area of interest or the quality layer cannot be used.
+    """
+    aoi = None if settings.aoi is None else Aoi.from_file(settings.aoi, scene.geobox)
+    if settings.mask_layer is None:
+        return Limits(aoi=aoi)
+    access = access_of(settings)
+    layer = open_quality_layer(scene, settings.mask_layer, settings.mask_values, access=access)
+    return Limits(aoi=aoi, layer=layer)
 
 
 def _refuse_opening_options(settings: SegmentSettings) -> None:

@@ -18,10 +18,12 @@ if TYPE_CHECKING:
 
     from pipeline.model import Model
     from pipeline.run.events import Listener
+    from pipeline.run.output import Delivery
     from pipeline.run.plan import Plan
     from pipeline.run.settings import SegmentSettings
-    from pipeline.scene import Aoi, Scene
+    from pipeline.scene import Limits, Scene
     from pipeline.store import Staging, TileRecord, TileStore
+    from pipeline.vector import Hands
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -31,16 +33,25 @@ class Recipe:
     scene: Scene
     settings: SegmentSettings
     plan: Plan
-    aoi: Aoi | None
+    limits: Limits
     store: TileStore
     records: Mapping[int, TileRecord]
     """Of all tiles."""
     out_dir: Path
     scratch: Path
+    delivery: Delivery | None = None
+    """For a worker that makes files on its own machine and sends them; None where it makes them in `out_dir`."""
 
 
 def make_files(
-    recipe: Recipe, model: Model, *, staging: Staging, scratch: Path, tell: Listener, check: Callable[[], None]
+    recipe: Recipe,
+    model: Model,
+    *,
+    staging: Staging,
+    scratch: Path,
+    tell: Listener,
+    check: Callable[[], None],
+    hands: Hands | None = None,
 ) -> tuple[Finished, Verification | None]:
     """Stage all files but run.json.
 
@@ -51,6 +62,7 @@ def make_files(
         scratch: For what polygons need meanwhile.
         tell: Hears of stages.
         check: Called often; raises when the run is to stop.
+        hands: Who traces polygons; this process if not given.
 
     Raises:
         ModelError: MD-013, sampled windows differ from the tiles.
@@ -68,6 +80,7 @@ def make_files(
         scratch=scratch,
         tell=tell,
         check=check,
+        hands=hands,
     ).run()
     check()
     return finished, verified
@@ -82,7 +95,7 @@ def _verify(recipe: Recipe, model: Model, tell: Listener, check: Callable[[], No
         scene=recipe.scene,
         model=model,
         plan=recipe.plan,
-        aoi=recipe.aoi,
+        limits=recipe.limits,
         store=recipe.store,
         budget_bytes=budget_left(recipe.settings, recipe.plan.engine.device),
         check_stop=check,

@@ -16,48 +16,50 @@ from pipeline.run.identity import adopt_settings, identity, refuse_differences
 from pipeline.run.leftovers import clean_up
 from pipeline.run.plan import Plan
 from pipeline.run.record import run_record
-from pipeline.run.resolve import bare_options, matched_by_position, resolve_scene
+from pipeline.run.resolve import bare_options, matched_by_position, resolve_limits, resolve_scene
 from pipeline.run.results import Recipe
 from pipeline.run.scratch import (
     create_store,
     digest_of,
     from_record,
+    ledger_of,
     new_place,
     open_store,
-    remove_store,
     require_room,
+    shared_place,
     to_record,
 )
+from pipeline.run.settings import access_of
 from pipeline.run.tile_task import Job
 from pipeline.run.values import range_warning
 from pipeline.run.vectorize import cleaning_of
 from pipeline.run.workers import on_this_machine, starts_workers
-from pipeline.scene import Aoi
 from pipeline.store import (
     RunLock,
-    Staging,
     TileRecord,
     TileStore,
-    atomic_write_json,
     foreign_output,
     inspect_output,
+    read_object,
     refuse_own_input,
     scan_ledger,
+    to_bytes,
 )
 from pipeline.store.runfile import PLAN_FILE
 from pipeline.syncpoint import reached
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from pipeline.grid import Tile, Window
     from pipeline.run.finish import Finished
+    from pipeline.run.output import Delivery, Output
     from pipeline.run.settings import SegmentSettings
     from pipeline.run.share import Share
     from pipeline.run.stop import StopFlag
     from pipeline.run.verify import Verification
-    from pipeline.scene import Scene
-    from pipeline.store import OutputState
+    from pipeline.scene import Limits, Scene
+    from pipeline.store import OutputState, Place
 
 _MANY_FLIPS = 0.005
 """Share of sampled pixels whose class differs from float32, above which a precision that was asked for is warned of."""
@@ -73,9 +75,11 @@ class SceneRun:
     model: Model
     settings: SegmentSettings
     explicit: set[str]
-    aoi: Aoi | None
+    limits: Limits
     identity: dict[str, Any]
     out_dir: Path
+    home: Place
+    """Where its plan lies while it is unfinished."""
     listener: Listener
     range_warning: str | None = None
     """What was found of its values; None before they were looked at, empty where they are as expected."""
@@ -104,29 +108,39 @@ class Ongoing:
     attempts: Mapping[int, int] = field(default_factory=dict)
     """Tile -> attempts so far."""
 
+    @property
+    def ledger(self) -> Place:
+        """Where its tiles are recorded."""
+        return ledger_of(self.store.place, self.scratch)
+
     def job(self) -> Job:
         """The recipe of its tiles."""
         return Job(
             key=f"{self.plan.digest}-{self.scratch.parent.name}-{time.monotonic_ns():x}",
             scene=self.run.scene,
             plan=self.plan,
-            aoi=self.run.aoi,
+            limits=self.run.limits,
             store=self.store,
-            ledger=self.scratch / "ledger",
+            ledger=self.ledger,
             own_cluster=starts_workers(self.run.settings),
         )
 
-    def recipe(self) -> Recipe:
-        """Of its files, once all tiles are recorded."""
+    def recipe(self, delivery: Delivery | None = None) -> Recipe:
+        """Of its files, once all tiles are recorded.
+
+        Args:
+            delivery: For a worker that sends them itself.
+        """
         return Recipe(
             scene=self.run.scene,
             settings=self.run.settings,
             plan=self.plan,
-            aoi=self.run.aoi,
+            limits=self.run.limits,
             store=self.store,
             records=self.records,
             out_dir=self.run.out_dir,
             scratch=self.scratch,
+            delivery=delivery,
         )
 
     def read_ledger(self, stop: StopFlag, *, share: Share | None = None) -> list[Tile]:
@@ -134,7 +148,7 @@ class Ongoing:
         tiles = self.plan.tiling.tiles()
         tiles = tiles if share is None else share.of(tiles)
         mine = {tile.index for tile in tiles}
-        scan = scan_ledger(self.scratch / "ledger", plan_id=self.plan.digest)
+        scan = scan_ledger(self.ledger, plan_id=self.plan.digest)
         self.records, self.attempts = {i: r for i, r in scan.records.items() if i in mine}, scan.attempts
         digests = {index: digest_of(record) for index, record in self.records.items()}
         damaged = self.store.find_damaged(_until(stop, tiles), digests)
@@ -164,7 +178,7 @@ def prepare(
     given: SegmentSettings,
     state: OutputState,
     *,
-    out_dir: Path,
+    output: Output,
     overwrite: bool,
     listener: Listener,
 ) -> SceneRun:
@@ -175,14 +189,14 @@ def prepare(
     """
     adopted = adopt_settings(given, _recorded(state, overwrite=overwrite))
     try:
-        run = _open(scene, model, adopted, given.model_fields_set, out_dir=out_dir, listener=listener)
+        run = _open(scene, model, adopted, given.model_fields_set, output=output, listener=listener)
         if overwrite and state.plan is not None:
             before: Any = state.plan["identity"]
-            refuse_differences(before, run.identity, explicit=run.explicit, where=out_dir)
+            refuse_differences(before, run.identity, explicit=run.explicit, where=output.place)
     except PipelineError:
         if not overwrite:
             raise
-        return _open(scene, model, given, given.model_fields_set, out_dir=out_dir, listener=listener)
+        return _open(scene, model, given, given.model_fields_set, output=output, listener=listener)
     return run
 
 
@@ -199,27 +213,29 @@ def _open(
     settings: SegmentSettings,
     explicit: set[str],
     *,
-    out_dir: Path,
+    output: Output,
     listener: Listener,
 ) -> SceneRun:
     places = scene if isinstance(scene, list | tuple) else [getattr(scene, "path", scene)]
-    inputs = [("scene", place) for place in places] + [("model", model), ("area of interest", settings.aoi)]
+    inputs = [("scene", place) for place in places]
+    inputs += [("model", model), ("area of interest", settings.aoi), ("mask layer", settings.mask_layer)]
     for kind, path in inputs:
         if isinstance(path, str | Path):
-            refuse_own_input(out_dir, {kind: Path(path)})
+            refuse_own_input(output.folder, {kind: Path(path)})
     if not isinstance(model, Model):
         model = load_model(model, bare=bare_options(settings), trust_model=settings.trust_model)
     opened = resolve_scene(scene, model, settings)
     cleaning_of(settings, model.spec.legend())  # classes that it does not have are refused before the work
-    aoi = None if settings.aoi is None else Aoi.from_file(settings.aoi, opened.geobox)
+    limits = resolve_limits(opened, settings)
     return SceneRun(
         scene=opened,
         model=model,
         settings=settings,
         explicit=explicit,
-        aoi=aoi,
-        identity=identity(opened, model, settings, aoi_digest=None if aoi is None else aoi.digest()),
-        out_dir=out_dir,
+        limits=limits,
+        identity=identity(opened, model, settings, limits=limits),
+        out_dir=output.folder,
+        home=output.home,
         listener=listener,
     )
 
@@ -236,7 +252,7 @@ def adopt(run: SceneRun, scratch: Path, *, overwrite: bool, alone: bool = True) 
     Raises:
         OutputError: OU-011, it was begun with something else.
     """
-    document = inspect_output(run.out_dir).plan
+    document = read_object(run.home, PLAN_FILE)
     if document is None:
         return None
     if document.get("format") == _FORMAT_VERSION:
@@ -257,37 +273,35 @@ def adopt(run: SceneRun, scratch: Path, *, overwrite: bool, alone: bool = True) 
 
 
 def begin(run: SceneRun, plan: Plan, scratch: Path) -> Ongoing:
-    """A new run: the frozen plan on disk, and an empty store; a run that lies there is removed."""
-    replaced = inspect_output(run.out_dir).plan
+    """A new run: the frozen plan kept, and an empty store; a run that lies there is removed."""
+    replaced = read_object(run.home, PLAN_FILE)
     if replaced is not None:
-        remove_store(from_record(replaced.get("store"), scratch))
+        from_record(replaced.get("store"), scratch, access_of(run.settings)).remove()
     for leftover in ("store", "ledger"):  # what is staged is cleared before it is used
         shutil.rmtree(scratch / leftover, ignore_errors=True)
-    store = _new_store(run, plan, new_place(scratch, run.settings.scratch), scratch)
+    store = _new_store(run, plan, new_place(scratch, shared_place(run.settings)), scratch)
     return Ongoing(run=run, plan=plan, store=store, scratch=scratch)
 
 
-def _new_store(run: SceneRun, plan: Plan, place: Path, scratch: Path) -> TileStore:
+def _new_store(run: SceneRun, plan: Plan, place: Place, scratch: Path) -> TileStore:
     """The plan first: at no moment is there a store that no plan tells of."""
     legend = run.model.spec.legend()
     require_room(place, out_dir=run.out_dir, plan=plan, legend=legend)
-    begins = not (scratch / PLAN_FILE).exists()
-    atomic_write_json(
-        scratch / PLAN_FILE,
-        {
-            "format": _FORMAT_VERSION,
-            "identity": run.identity,
-            "settings": run.settings.model_dump(mode="json"),
-            "plan": plan.to_json(),
-            "store": to_record(place, scratch),
-            "inputs": {"scene": _path_of(run.scene), "model": _path_of(run.model)},
-        },
-    )
+    begins = run.home.read(PLAN_FILE) is None
+    document = {
+        "format": _FORMAT_VERSION,
+        "identity": run.identity,
+        "settings": run.settings.model_dump(mode="json"),
+        "plan": plan.to_json(),
+        "store": to_record(place, scratch),
+        "inputs": {"scene": _path_of(run.scene), "model": _path_of(run.model)},
+    }
+    run.home.write(PLAN_FILE, to_bytes(document))
     try:
         return create_store(place, plan=plan, legend=legend)
     except PipelineError:
         if begins:  # refused, not cut off
-            (scratch / PLAN_FILE).unlink()
+            run.home.delete(PLAN_FILE)
         raise
 
 
@@ -304,7 +318,7 @@ def _adopted(run: SceneRun, document: dict[str, Any], scratch: Path, *, alone: b
     plan = Plan.from_json(document["plan"])
     if plan.engine.device == "cuda" and on_this_machine(run.settings):
         resolve_device("cuda")
-    place = from_record(document["store"], scratch)
+    place = from_record(document["store"], scratch, access_of(run.settings))
     store = open_store(place, plan)
     if store is None and not alone:
         raise OutputError(
@@ -315,11 +329,12 @@ def _adopted(run: SceneRun, document: dict[str, Any], scratch: Path, *, alone: b
             fix="leave --scratch out, or give a disk that all machines see, when tiles are shared out",
         )
     if store is None:
-        if (scratch / "ledger").exists():
+        ledger, shared = ledger_of(place, scratch), shared_place(run.settings)
+        if next(ledger.read_all(".jsonl"), None) is not None:
             run.tell(Notice(text=f"the finished tiles in {place} are gone; all tiles are computed again"))
-        shutil.rmtree(scratch / "ledger", ignore_errors=True)
-        remove_store(place)
-        place = place if run.settings.scratch is None else new_place(scratch, run.settings.scratch)
+        ledger.remove()
+        place.remove()
+        place = place if shared is None else new_place(scratch, shared)
         store = _new_store(run, plan, place, scratch)
     if alone:
         store.remove_partials()
@@ -330,7 +345,8 @@ def warnings_of(run: SceneRun, plan: Plan) -> list[str]:
     """What a person should know before trusting the result; told, and kept in run.json."""
     if run.range_warning is None:
         run.range_warning = range_warning(run.scene, run.model) or ""
-    warnings = [*run.scene.warnings, *filter(None, [run.range_warning]), *run.model.warnings]
+    found = [run.range_warning] if run.range_warning else []
+    warnings = [*run.scene.warnings, *found, *run.limits.warnings, *run.model.warnings]
     if run.settings.bands is None and matched_by_position(run.scene, run.model):
         names = ", ".join(f"{b.name} → {n}" for b, n in zip(run.scene.bands, run.model.spec.bands, strict=True))
         warnings.append(f"bands were matched by position: {names}")
@@ -343,9 +359,20 @@ def warnings_of(run: SceneRun, plan: Plan) -> list[str]:
 
 
 def commit(
-    ongoing: Ongoing, finished: Finished, verified: Verification | None, staging: Staging, lock: RunLock
+    ongoing: Ongoing,
+    finished: Finished,
+    verified: Verification | None,
+    move: Callable[[Sequence[str], Mapping[str, object]], None],
+    lock: RunLock,
 ) -> dict[str, Any]:
-    """Move the staged results into place, run.json last, and remove what only an unfinished run needs.
+    """Move the results into place, run.json last, and remove what only an unfinished run needs.
+
+    Args:
+        ongoing: The run.
+        finished: Its results.
+        verified: What was compared.
+        move: `commit` of where they are staged.
+        lock: Held.
 
     Returns:
         Content of run.json.
@@ -369,8 +396,8 @@ def commit(
         timings=run.timings,
         started=run.started,
     )
-    staging.commit(finished.names, record)
-    clean_up(ongoing.scratch, ongoing.store.path, lock, keep=run.settings.keep)
+    move(finished.names, record)
+    clean_up(ongoing.scratch, ongoing.store.place, lock, home=run.home, keep=run.settings.keep)
     return record
 
 
@@ -383,10 +410,17 @@ def _until(stop: StopFlag, tiles: Sequence[Tile]) -> Iterator[Window]:
 
 def _refuse_changed_scene(run: SceneRun) -> None:
     if run.scene.fingerprint() != run.identity["scene"]:
-        raise OutputError(
-            "the scene changed while it was being segmented",
-            code="OU-013",
-            title="Scene changed during the run",
-            where=run.scene.name,
-            fix="run again with --overwrite once the file no longer changes",
-        )
+        raise _changed("scene", run.scene.name)
+    layer = run.limits.layer
+    if layer is not None and layer.digest() != run.identity["settings"]["mask_layer"]:
+        raise _changed("mask layer", layer.layer.name)
+
+
+def _changed(what: str, where: str) -> OutputError:
+    return OutputError(
+        f"the {what} changed while the scene was being segmented",
+        code="OU-013",
+        title=f"{what.capitalize()} changed during the run",
+        where=where,
+        fix="run again with --overwrite once the file no longer changes",
+    )

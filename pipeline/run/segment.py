@@ -19,11 +19,13 @@ from pipeline.run.plan import make_plan, plan_from
 from pipeline.run.plan_there import basis_of_a_worker
 from pipeline.run.results import make_files
 from pipeline.run.scene_run import Ongoing, SceneRun, adopt, begin, commit, prepare, warnings_of
-from pipeline.run.settings import make_settings
+from pipeline.run.scratch import shared_place
+from pipeline.run.settings import access_of, make_settings
 from pipeline.run.stop import StopFlag, stop_on_signals
 from pipeline.run.tasks import Watch
+from pipeline.run.tracers import hands_on
 from pipeline.run.workers import device_wanted, on_this_machine
-from pipeline.store import RunLock, create_output_folder, foreign_output, open_files_as_error
+from pipeline.store import Folder, RunLock, create_output_folder, foreign_output, open_files_as_error
 from pipeline.syncpoint import reached
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from pipeline.run.cluster import Connection
     from pipeline.run.tile_task import TileDone
     from pipeline.store import OutputState
+    from pipeline.vector import Hands
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,15 +90,14 @@ def segment(
     given = make_settings(options)
     output = output_at(out_dir, given)  # absolute: workers, and a resumption, may stand in another folder
     output.refuse_input(getattr(scene, "path", scene))
-    folder = output.folder
-    opened = functools.partial(prepare, scene, model, given, out_dir=folder, overwrite=overwrite, listener=listener)
-    state = output.inspect(overwrite=overwrite)
-    run = opened(state)
-    if state.kind == "complete" and not overwrite:
-        return _already_done(run, output, state)
-    scratch = create_output_folder(folder)
+    opened = functools.partial(prepare, scene, model, given, output=output, overwrite=overwrite, listener=listener)
     with contextlib.ExitStack() as ending:
         ending.callback(output.tidy)
+        state = output.inspect(overwrite=overwrite)
+        run = opened(state)
+        if state.kind == "complete" and not overwrite:
+            return _already_done(run, output, state)
+        scratch = create_output_folder(output.folder)
         stop, lock = ending.enter_context(stop_on_signals()), ending.enter_context(RunLock(scratch))
         ending.enter_context(output.locked())
         now = output.inspect(overwrite=overwrite)
@@ -110,7 +112,7 @@ class _Cluster:
     """Connected to once it is needed, until the end of the run's computing."""
 
     def __init__(self, run: SceneRun, scratch: Path, stop: StopFlag, stack: contextlib.ExitStack) -> None:
-        self._settings = run.settings
+        self._run, self._settings = run, run.settings
         self._scratch = scratch
         self._stop = stop
         self._stack = stack
@@ -123,10 +125,12 @@ class _Cluster:
     def connection(self, *, device: str) -> Connection:
         """The workers, before it is known what they are to do."""
         if self._connection is None:
+            shared = shared_place(self._settings)
             connecting = connect(
                 self._settings,
                 device=device,
-                folders=(self._scratch,),
+                keys=self._scratch,
+                seen=(self._run.home,) if shared is None else (shared,),
                 check_stop=self.check_stop,
             )
             self._connection = self._stack.enter_context(connecting)
@@ -135,8 +139,18 @@ class _Cluster:
     def ready_for(self, ongoing: Ongoing) -> Connection:
         """The workers, asked whether they can do what the plan says."""
         connection = self.connection(device=ongoing.plan.engine.device)
-        admit(connection, self._settings, engine=ongoing.plan.engine, folders=(ongoing.store.path,))
+        admit(connection, self._settings, engine=ongoing.plan.engine, seen=(ongoing.store.place,))
         return connection
+
+    def hands(self, watch: Watch) -> Hands | None:
+        """The workers for polygons, where they are processes of this machine; others are let go.
+
+        While masks are written workers have nothing to do; those on other hosts are better given back.
+        """
+        connection = self._connection
+        if connection is None or connection.in_process or not self._settings.vectors:
+            return None
+        return hands_on(connection, watch=watch) if on_this_machine(self._settings) else None
 
 
 def _locked(
@@ -149,18 +163,21 @@ def _locked(
         for warning in warnings_of(run, ongoing.plan):
             run.tell(Notice(text=warning))
         _infer(ongoing, cluster, stop)
-    stop.raise_if_set("all tiles are kept")
-    staging = output.staging()
-    staging.clear()
-
-    def check() -> None:
-        reached("step")
         stop.raise_if_set("all tiles are kept")
+        hands = cluster.hands(_watch(ongoing, stop))
+        if hands is None:
+            stack.close()
+        staging = output.staging()
+        staging.clear()
 
-    done, verified = make_files(
-        ongoing.recipe(), run.model, staging=staging, scratch=scratch, tell=run.tell, check=check
-    )
-    record = commit(ongoing, done, verified, staging, lock)
+        def check() -> None:
+            reached("step")
+            stop.raise_if_set("all tiles are kept")
+
+        done, verified = make_files(
+            ongoing.recipe(), run.model, staging=staging, scratch=scratch, tell=run.tell, check=check, hands=hands
+        )
+    record = commit(ongoing, done, verified, staging.commit, lock)
     return _result(output.place, record, resumed=False)
 
 
@@ -192,12 +209,16 @@ def _infer(ongoing: Ongoing, cluster: _Cluster, stop: StopFlag) -> None:
 
     if missing:
         connection = cluster.ready_for(ongoing)
-        stuck_after_s = run.settings.stuck_after
-        watch = Watch(stop=stop, tell=run.tell, stuck_after_s=stuck_after_s, dump_to=ongoing.scratch)
+        watch = _watch(ongoing, stop)
         job, attempts = ongoing.job(), ongoing.attempts
         run_tiles(connection, job, run.model, missing, attempts=attempts, on_done=on_done, watch=watch)
     stop.raise_if_set(f"{len(records)} of {total} tiles are kept")
     run.tell(StageFinished(name="infer", seconds=time.monotonic() - started))
+
+
+def _watch(ongoing: Ongoing, stop: StopFlag) -> Watch:
+    run = ongoing.run
+    return Watch(stop=stop, tell=run.tell, stuck_after_s=run.settings.stuck_after, dump_to=Folder(ongoing.scratch))
 
 
 def _already_done(run: SceneRun, output: Output, state: OutputState) -> RunResult:
@@ -223,7 +244,7 @@ def _already_done(run: SceneRun, output: Output, state: OutputState) -> RunResul
             where=str(output.place),
             fix="restore them, choose another -o, or replace them with --overwrite",
         )
-    finish_cleaning(run.out_dir)
+    finish_cleaning(output, access_of(run.settings))
     run.tell(Notice(text="the same run ended here before and its files are whole; nothing to do"))
     return _result(output.place, record, resumed=True)
 

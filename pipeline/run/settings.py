@@ -22,7 +22,7 @@ from pydantic import (
 
 from pipeline.access import Access
 from pipeline.errors import UsageError
-from pipeline.location import is_remote
+from pipeline.location import is_remote, parse_location
 from pipeline.quantities import parse_bytes, sentence, unknown_key
 from pipeline.run.clusters.options import NAMES, absolute_file, check_cluster, is_file
 
@@ -107,6 +107,27 @@ def _on_disk(value: Any) -> Any:
 
 AbsolutePath = Annotated[Path, BeforeValidator(_on_disk), AfterValidator(Path.absolute)]
 """Read from the folder in which the command was given: workers may stand in another one."""
+
+
+def _place(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
+def _absolute_place(text: str) -> str:
+    """A file's path as seen from any folder; addresses and names of bands stay as they are."""
+    return text if is_remote(text) or not Path(text).exists() else str(Path(text).absolute())
+
+
+def _folder_or_prefix(value: Any) -> Any:
+    if not is_remote(value):
+        return Path(value).absolute() if isinstance(value, str | Path) else value
+    try:
+        return str(parse_location(value, schemes=("s3",))).rstrip("/")
+    except UsageError as error:
+        raise ValueError(error.what) from error
+
+
+FolderOrPrefix = Annotated[Path | str, BeforeValidator(_folder_or_prefix)]
 Numbers = Annotated[tuple[float, ...], BeforeValidator(_listed)]
 Probabilities = Annotated[
     tuple[Annotated[float, Field(gt=0, lt=1)], ...], BeforeValidator(_listed), Field(min_length=1)
@@ -142,6 +163,11 @@ class SegmentSettings(BaseModel):
     """Bands of the scene by name or 1-based number, in the model's order; matched by name if not given."""
     aoi: AbsolutePath | None = None
     """Polygons (any OGR format, any CRS); nothing outside is computed or written."""
+    mask_layer: Annotated[str, BeforeValidator(_place), AfterValidator(_absolute_place)] | None = None
+    """Quality layer, such as Sentinel-2's SCL: a raster of one band in any resolution and CRS, or the name of a band of
+    the scene. Its pixels with one of mask_values come out as nodata; what the network sees stays as it is."""
+    mask_values: Annotated[tuple[int, ...], BeforeValidator(_listed)] = ()
+    """Class numbers of mask_layer that are left out, such as `3,8,9,10`."""
     nodata: float | None = Field(default=None, allow_inf_nan=True)
     """Value that means "no data", where the file declares none or a wrong one."""
     assume_crs: str | None = None
@@ -242,8 +268,9 @@ class SegmentSettings(BaseModel):
     and worker processes are started anew."""
     memory: Annotated[int, BeforeValidator(parse_bytes)] | None = Field(default=None, ge=2**28)
     """Memory per worker, such as `8GB`; sets the patch."""
-    scratch: AbsolutePath | None = None
-    """Where unfinished tiles lie; inside the output folder if not given."""
+    scratch: FolderOrPrefix | None = None
+    """Where unfinished tiles lie: a folder, or `s3://bucket/prefix`, which workers reach without a shared disk; inside
+    the output folder if not given."""
     keep: bool = False
     """Keep the scratch store after success."""
     endpoint: str | None = None
@@ -291,6 +318,11 @@ class SegmentSettings(BaseModel):
         """JSON has no NaN; and the text equals itself, so that a rerun finds the same setting."""
         return value if value is None or math.isfinite(value) else str(value)
 
+    @field_serializer("mask_layer", when_used="json")
+    def _layer_in_json(self, value: str | None) -> str | None:
+        """The query of an address may be a signature."""
+        return value.partition("?")[0] if value is not None and is_remote(value) else value
+
     def _grid_problems(self) -> list[str]:
         problems = []
         if self.align is not None and (self.crs is not None or self.resolution != "native"):
@@ -314,6 +346,10 @@ class SegmentSettings(BaseModel):
             problems.append("sieve gives regions to neighbours across their sides; it needs connectivity 4")
         if self.assume_crs is not None and self.allow_no_crs:
             problems.append("assume_crs and allow_no_crs exclude each other")
+        if (self.mask_layer is None) != (not self.mask_values):
+            problems.append(
+                "mask_layer and mask_values need each other: a layer, and which of its numbers to leave out"
+            )
         if self.cluster not in NAMES and "://" not in self.cluster and not is_file(self.cluster):
             problems.append(
                 f"cluster {self.cluster!r} is none of {', '.join(NAMES)}, no address such as tls://host:8786 and no "
@@ -337,6 +373,17 @@ def access_of(settings: SegmentSettings) -> Access:
         connect_s=settings.connect_timeout,
         stall_s=settings.read_timeout,
     ).resolved()
+
+
+def settings_for(access: Access) -> SegmentSettings:
+    """Settings that say no more than how servers are reached, as `access_of` tells it."""
+    return SegmentSettings(
+        endpoint=access.endpoint,
+        allow_loopback=access.allow_loopback,
+        retries=access.retries,
+        connect_timeout=access.connect_s,
+        read_timeout=access.stall_s,
+    )
 
 
 # What may differ between a run and its resumption: it changes no output.

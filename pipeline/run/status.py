@@ -7,18 +7,22 @@ import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from pipeline.access import Access
 from pipeline.errors import Interrupted, OutputError, UsageError
 from pipeline.run.leftovers import is_of
+from pipeline.run.output import output_at
 from pipeline.run.plan import Plan
-from pipeline.run.scratch import digest_of, from_record, open_store
-from pipeline.run.settings import SegmentSettings
-from pipeline.store import RunLock, inspect_output, scan_ledger
+from pipeline.run.scratch import digest_of, from_record, ledger_of, open_store
+from pipeline.run.settings import SegmentSettings, settings_for
+from pipeline.store import RunLock, scan_ledger
 from pipeline.store.runfile import BEGUN_FILE, SCRATCH_FOLDER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
+    from pipeline.location import Location
+    from pipeline.run.output import Output
     from pipeline.store import OutputKind
 
 _CARRIED = (
@@ -86,24 +90,36 @@ class Status:
 
 
 def status_of(
-    out_dir: Path,
+    out_dir: str | Path | Location,
     *,
+    access: Access | None = None,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Status:
     """Look at an output folder; takes up to two heartbeats where a run of another machine holds the lock.
 
     Args:
-        out_dir: Output folder; need not exist.
+        out_dir: Output folder, which need not exist, or `s3://bucket/prefix`.
+        access: How a bucket is reached.
         clock: Monotonic seconds.
         sleep: Waits that many seconds.
 
     Raises:
         UsageError: CF-002, it is no folder or cannot be read.
+        InfrastructureError: ST-010 to ST-013.
     """
-    state = inspect_output(out_dir)
+    access = access or Access()
+    output = output_at(out_dir, settings_for(access))
+    try:
+        return _status(output, access, RunLock(output.folder / SCRATCH_FOLDER, clock=clock, sleep=sleep))
+    finally:
+        output.tidy()
+
+
+def _status(output: Output, access: Access, lock: RunLock) -> Status:
+    state = output.look()
     run: Mapping[str, Any] = state.run or {}
-    held = RunLock(out_dir / SCRATCH_FOLDER, clock=clock, sleep=sleep).holder()
+    held = lock.holder() or output.holder()
     holder = None
     if held is not None:
         owner, beats = held
@@ -113,32 +129,35 @@ def status_of(
     if isinstance(files, dict):
         sizes = {name: int(told["bytes"]) for name, told in files.items()}
     else:
-        sizes = {name: (out_dir / name).stat().st_size for name in state.names}
+        sizes = output.sizes(state.names)
     return Status(
         kind=state.kind,
         holder=holder,
         progress=None
         if plan is None
-        else _progress(out_dir, plan, busy=holder is not None and holder.beats, overwrite=state.run is not None),
+        else _progress(output, access, plan, busy=holder is not None and holder.beats, overwrite=bool(run)),
         finished=run.get("finished"),
         version=run.get("scenemask"),
         files=sizes,
     )
 
 
-def _progress(out_dir: Path, document: Mapping[str, Any], *, busy: bool, overwrite: bool) -> Progress | None:
+def _progress(
+    output: Output, access: Access, document: Mapping[str, Any], *, busy: bool, overwrite: bool
+) -> Progress | None:
     """None where the plan is of a version that this one cannot read."""
-    scratch = out_dir / SCRATCH_FOLDER
+    scratch = output.folder / SCRATCH_FOLDER
     try:
         plan = Plan.from_json(document["plan"])
         settings = SegmentSettings.model_validate(document["settings"])
     except (KeyError, TypeError, ValueError):
         return None
-    scan = scan_ledger(scratch / "ledger", plan_id=plan.digest)
+    place = from_record(document.get("store"), scratch, access)
+    scan = scan_ledger(ledger_of(place, scratch), plan_id=plan.digest)
     tiles = plan.tiling.tiles()
     damaged = None
     if not busy:
-        store = open_store(from_record(document.get("store"), scratch), plan)
+        store = open_store(place, plan)
         digests = {i: digest_of(record) for i, record in scan.records.items()}
         wrong = list(digests) if store is None else store.find_damaged((tile.core for tile in tiles), digests)
         damaged = len(wrong)
@@ -149,7 +168,7 @@ def _progress(out_dir: Path, document: Mapping[str, Any], *, busy: bool, overwri
         done=done,
         damaged=damaged,
         dropped_lines=scan.dropped_lines,
-        command=command_of(document, settings, out_dir, overwrite=overwrite),
+        command=command_of(document, settings, output.place, overwrite=overwrite),
     )
 
 
@@ -164,7 +183,9 @@ def _stage(scratch: Path, settings: SegmentSettings, *, left: int) -> str:
     return "files" if all((staged / f"polygons.{suffix}").exists() for suffix in settings.vectors) else "polygons"
 
 
-def command_of(document: Mapping[str, Any], settings: SegmentSettings, out_dir: Path, *, overwrite: bool) -> str | None:
+def command_of(
+    document: Mapping[str, Any], settings: SegmentSettings, out_dir: Path | Location, *, overwrite: bool
+) -> str | None:
     """The command that continues a run, from its plan.json; settings that it adopts are left out."""
     inputs = document.get("inputs")
     if not isinstance(inputs, dict) or not inputs.get("scene") or not inputs.get("model"):

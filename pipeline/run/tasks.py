@@ -16,13 +16,13 @@ from pipeline.run.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from distributed import Future
 
     from pipeline.run.cluster import Connection
     from pipeline.run.events import Listener
     from pipeline.run.stop import StopFlag
+    from pipeline.store import Place
 
 _GRACE_S = 10.0
 """Time given to a worker to say what became of a task."""
@@ -56,8 +56,8 @@ class Watch:
     """Hears what the watchdog does."""
     stuck_after_s: float
     """Silence after which workers are started anew; see `Watchdog`."""
-    dump_to: Path
-    """Folder for what the watchdog saw."""
+    dump_to: Place
+    """For what the watchdog saw; what it wrote goes once all tasks have ended."""
 
 
 def run_tasks(connection: Connection, source: Callable[[], Task | None], *, watch: Watch) -> None:
@@ -95,6 +95,8 @@ def run_tasks(connection: Connection, source: Callable[[], Task | None], *, watc
         else:
             ended.task.on_failed(ended.outcome)
         crew.fill(source)
+    if not crew.running:
+        dog.forget()
     crew.abandon()
 
 

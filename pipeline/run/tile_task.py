@@ -23,12 +23,12 @@ from pipeline.store import LedgerWriter, TileRecord, TileStore, quantize_probabi
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from pipeline.grid import Tile, Window
     from pipeline.model import Engine, EngineSpec, Model
     from pipeline.run.plan import Plan
-    from pipeline.scene import Aoi, Block, Scene
+    from pipeline.scene import Block, Limits, Scene
+    from pipeline.store import Place
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -39,9 +39,9 @@ class Job:
     """Identity of the run; workers keep one predictor per key."""
     scene: Scene
     plan: Plan
-    aoi: Aoi | None
+    limits: Limits
     store: TileStore
-    ledger: Path
+    ledger: Place
     own_cluster: bool = False
     """Whether the workers were started for this run, so that their threads are ours."""
 
@@ -67,10 +67,10 @@ class _Reader:
         self._last = block, window
         return block
 
-    def keep_picture(self, folder: Path, core: Window) -> None:
+    def keep_picture(self, where: Place, core: Window) -> None:
         if self._last is not None:
             block, outer = self._last
-            Picture.of(self._scene).save_part(folder, core, block, outer)
+            Picture.of(self._scene).save_part(where, core, block, outer)
 
 
 def run_tile(job: Job, model: Model, tile: Tile, attempt: int) -> TileDone:
@@ -121,12 +121,12 @@ def _compute_with(tools: _Tools, job: Job, model: Model, tile: Tile, attempt: in
     digest, patches, splits = None, 0, 0
     legend, valid_px = model.spec.legend(), 0
     counts = np.zeros(len(legend), np.int64)
-    wanted = None if job.aoi is None else job.aoi.mask(tile.core)
+    wanted = job.limits.mask(tile.core)
     if wanted is None or wanted.any():
         reader = _Reader(job.scene)
         result = tools.predictor.predict(reader, tile.core, probabilities=job.plan.probabilities, output_valid=wanted)
         patches, splits = result.patches, result.splits
-        reader.keep_picture(job.store.path, tile.core)
+        reader.keep_picture(job.store.place, tile.core)
         counts, valid_px = legend.class_px(result.mask), int(np.count_nonzero(legend.is_valid(result.mask)))
         if valid_px:
             stored = None if result.probabilities is None else quantize_probabilities(result.probabilities)

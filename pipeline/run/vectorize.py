@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from pathlib import Path
 from textwrap import shorten
@@ -18,6 +19,7 @@ from pipeline.vector import Regularization, Tolerance, polygonize, to_geodatafra
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
 
     import geopandas
 
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from pipeline.legend import Legend
     from pipeline.run.fetch import Workplace
     from pipeline.run.settings import SegmentSettings
-    from pipeline.vector import Outcome, PolygonSet, WrittenPolygons
+    from pipeline.vector import Hands, Outcome, PolygonSet, WrittenPolygons
 
 
 class Cleaning(TypedDict, total=False):
@@ -96,6 +98,7 @@ def vectorize_to_file(
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
     access: Access | None = None,
+    workers: int = 1,
     **cleaning: Unpack[Cleaning],
 ) -> WrittenPolygons:
     """The same, written to a file; in bounded memory unless polygons are regularized.
@@ -108,6 +111,7 @@ def vectorize_to_file(
         overwrite: Replace a file that is there.
         progress: Called with (steps done, steps in all).
         access: As for `vectorize`.
+        workers: Processes that trace; the file is the same.
         cleaning: See `Cleaning`.
 
     Raises:
@@ -116,8 +120,21 @@ def vectorize_to_file(
     with workplace(access) as work, work.output(output, overwrite=overwrite) as path:
         masks, sure = _fetched(work, _paths(mask), probabilities)
         scratch = path.parent if path.parent.is_dir() else None
-        with _polygons(masks, only, cleaning, probabilities=sure, scratch=scratch, progress=progress) as polygons:
+        with (
+            _hands(workers) as hands,
+            _polygons(
+                masks, only, cleaning, probabilities=sure, scratch=scratch, progress=progress, hands=hands
+            ) as polygons,
+        ):
             return write_polygons(polygons, path, overwrite=overwrite)
+
+
+def _hands(workers: int) -> AbstractContextManager[Hands | None]:
+    if workers == 1:
+        return contextlib.nullcontext()
+    from pipeline.run.tracers import local_hands  # noqa: PLC0415 - Dask takes a second to import
+
+    return local_hands(make_settings({"workers": workers}))
 
 
 def classes_to_polygonize(legend: Legend | None, only: Sequence[str | int] | None) -> frozenset[int] | None:
@@ -201,6 +218,7 @@ def _polygons(
     probabilities: str | Path | None = None,
     scratch: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
+    hands: Hands | None = None,
 ) -> PolygonSet:
     unknown = cleaning.keys() - Cleaning.__annotations__
     if unknown:
@@ -217,6 +235,7 @@ def _polygons(
         **cleaning_of(settings, legend),
         probabilities=None if probabilities is None else Path(probabilities),
         progress=progress,
+        hands=hands,
     )
     polygons.colors = legend.colors() if legend else {}
     return polygons

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.errors import ModelError
-from pipeline.grid import Tiling, Window, exact_tiling, round_up
+from pipeline.grid import Tiling, Window, exact_tiling, near_seam, round_up
 from pipeline.infer import TileResult
 from pipeline.run.compare import TOLERANCE, Difference, compare, differs
 from pipeline.run.tile_task import make_predictor
 from pipeline.run.tilings import needs_squares, patch_sizes
-from pipeline.run.verify_windows import near_seam, sample_windows
+from pipeline.run.verify_windows import sample_windows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pipeline.infer import Predictor
     from pipeline.model import Model
     from pipeline.run.plan import Plan
-    from pipeline.scene import Aoi, Scene
+    from pipeline.scene import Limits, Scene
     from pipeline.store import TileRecord, TileStore
 
 MOST_FLIPS = 0.01
@@ -98,7 +98,7 @@ class Verifier:
     scene: Scene
     model: Model
     plan: Plan
-    aoi: Aoi | None
+    limits: Limits
     store: TileStore
     budget_bytes: int
     """Memory that a forward may take."""
@@ -159,7 +159,7 @@ class Verifier:
         return results
 
     def _predict(self, predictor: Predictor, window: Window, **options: Any) -> TileResult:
-        wanted = None if self.aoi is None else self.aoi.mask(window)
+        wanted = self.limits.mask(window)
         return predictor.predict(self.scene.read_block, window, probabilities=True, output_valid=wanted, **options)
 
     def _reference(self) -> tuple[str, Callable[[Window], TileResult]]:

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import InfrastructureError
 from pipeline.run.events import Notice
-from pipeline.store import atomic_write_json
+from pipeline.store import to_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from collections.abc import Set as AbstractSet
-    from pathlib import Path
 
     from pipeline.run.cluster import Connection
     from pipeline.run.events import Listener
+    from pipeline.store import Place
 
 _TIMES_MEDIAN = 10
 _TIMES_AT_FIRST = 6
@@ -39,20 +39,25 @@ class Watchdog:
     Args:
         connection: Whose workers are started anew; those in this process cannot be.
         stuck_after_s: Seconds.
-        dump_to: Folder for `stuck-*.json`.
+        dump_to: Where `stuck-*.json` are written.
         tell: Hears of it.
     """
 
-    def __init__(self, connection: Connection, *, stuck_after_s: float, dump_to: Path, tell: Listener) -> None:
+    def __init__(self, connection: Connection, *, stuck_after_s: float, dump_to: Place, tell: Listener) -> None:
         self._connection = connection
         self._least_s = stuck_after_s
         self._dump_to = dump_to
         self._tell = tell
         self._took: deque[float] = deque(maxlen=100)
         self._last = time.monotonic()
-        self._dumps = 0
+        self._dumps: list[str] = []
         self._name = secrets.token_hex(4)  # others may watch from the same folder
         self._restarts = 0
+
+    def forget(self) -> None:
+        """Remove what was written down: all has ended, so it explains nothing."""
+        for name in self._dumps:
+            self._dump_to.delete(name)
 
     def moved(self, seconds: float) -> None:
         """A task has ended, after so long."""
@@ -96,9 +101,9 @@ class Watchdog:
         )
         self._restart(keys)
 
-    def _dump(self, running: Mapping[str, float], quiet: float) -> Path:
-        self._dumps += 1
-        path = self._dump_to / f"stuck-{self._name}-{self._dumps}.json"
+    def _dump(self, running: Mapping[str, float], quiet: float) -> str:
+        name = f"stuck-{self._name}-{len(self._dumps) + 1}.json"
+        self._dumps.append(name)
         document: dict[str, Any] = {
             "quiet_s": round(quiet, 1),
             "running": {name: round(seconds, 1) for name, seconds in running.items()},
@@ -106,8 +111,8 @@ class Watchdog:
         }
         if self._connection.in_process:
             document["stacks"] = [traceback.format_stack(frame)[-4:] for frame in sys._current_frames().values()]  # noqa: SLF001 - the one way
-        atomic_write_json(path, document)
-        return path
+        self._dump_to.write(name, to_bytes(document))
+        return f"{self._dump_to}/{name}"
 
     def _workers(self) -> dict[str, Any]:
         """What the scheduler knows of each worker; asking them would wait for those that hang."""

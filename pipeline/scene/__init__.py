@@ -9,7 +9,9 @@ if TYPE_CHECKING:
     from pipeline.scene.base import Band, Block, Scene
     from pipeline.scene.datasets import close_all, decode_on, limit_block_cache
     from pipeline.scene.describe import describe_scene
+    from pipeline.scene.limits import Limits
     from pipeline.scene.open import open_scene
+    from pipeline.scene.quality import QualityLayer, open_quality_layer
     from pipeline.scene.raster import RasterScene
     from pipeline.scene.synthetic import SyntheticScene, write_synthetic_scene
 
@@ -18,6 +20,8 @@ __all__ = [
     "ArrayScene",
     "Band",
     "Block",
+    "Limits",
+    "QualityLayer",
     "RasterScene",
     "Scene",
     "SyntheticScene",
@@ -25,6 +29,7 @@ __all__ = [
     "decode_on",
     "describe_scene",
     "limit_block_cache",
+    "open_quality_layer",
     "open_scene",
     "write_synthetic_scene",
 ]
@@ -35,6 +40,8 @@ _HOMES = {
     "ArrayScene": "array",
     "Band": "base",
     "Block": "base",
+    "Limits": "limits",
+    "QualityLayer": "quality",
     "RasterScene": "raster",
     "Scene": "base",
     "SyntheticScene": "synthetic",
@@ -42,6 +49,7 @@ _HOMES = {
     "decode_on": "datasets",
     "describe_scene": "describe",
     "limit_block_cache": "datasets",
+    "open_quality_layer": "quality",
     "open_scene": "open",
     "write_synthetic_scene": "synthetic",
 }

@@ -125,7 +125,7 @@ def _read(path: Path) -> tuple[NDArray[np.object_], str | None]:
         raise _unreadable(path, "it is a folder") from error
     except (DataSourceError, DataLayerError, GeometryError, OSError) as error:
         raise _unreadable(path, str(error)) from error
-    geometries = shapely.from_wkb(wkb) if wkb is not None else np.empty(0, object)
+    geometries = shapely.from_wkb(wkb, on_invalid="fix") if wkb is not None else np.empty(0, object)
     return geometries, meta["crs"]
 
 

@@ -68,6 +68,8 @@ class Opening:
     """Take scenes that only control points or RPCs place, on a grid in the CRS of these."""
     rpc_height_m: float | None = None
     """Height of the ground above the ellipsoid, for RPCs."""
+    class_numbers: bool = False
+    """Take a palette image: its numbers are wanted as classes, not as measurements."""
 
 
 def open_scene(
@@ -77,6 +79,7 @@ def open_scene(
     nodata: float | None = None,
     assume_crs: str | None = None,
     allow_no_crs: bool = False,
+    class_numbers: bool = False,
     access: Access | None = None,
     resampling: str = "auto",
 ) -> Scene:
@@ -90,6 +93,7 @@ def open_scene(
         nodata: Value of missing pixels in all bands, in place of what the file declares.
         assume_crs: CRS of a scene that has none, such as `EPSG:32633`.
         allow_no_crs: Accept a scene without CRS; results are then in pixel coordinates.
+        class_numbers: Accept a palette image: its numbers are wanted as classes, not as measurements.
         access: How servers are reached; AWS's own endpoint and patience by default.
         resampling: How bands with other pixels than the finest one are brought onto its grid: nearest, bilinear, cubic,
             average, or auto (average where they are finer, else bilinear).
@@ -106,6 +110,7 @@ def open_scene(
         allow_no_crs=allow_no_crs,
         access=access or Access(),
         resampling=resampling,
+        class_numbers=class_numbers,
     )
     found = look_at(source, opening)
     if bands is not None:
@@ -149,18 +154,22 @@ def open_one(source: Any, opening: Opening) -> Scene:
         "assume_crs": opening.assume_crs,
         "allow_no_crs": opening.allow_no_crs,
     }
+    scene: Scene
     if is_remote(source):
-        return _open_remote(remote_file(source, opening.access), **options)
-    if isinstance(source, (str, os.PathLike)):
-        path = Path(source)
-        if is_zarr(path):
-            from pipeline.scene.gridded import open_zarr  # noqa: PLC0415 - for the few that need it
+        scene = _open_remote(remote_file(source, opening.access), **options)
+    elif isinstance(source, (str, os.PathLike)) and is_zarr(Path(source)):
+        from pipeline.scene.gridded import open_zarr  # noqa: PLC0415 - for the few that need it
 
-            return open_zarr(path, **options)
-        return _open_raster(os.fspath(source), **options)
-    from pipeline.scene.array import scene_from_array  # noqa: PLC0415 - xarray is slow to load
+        scene = open_zarr(Path(source), **options)
+    elif isinstance(source, (str, os.PathLike)):
+        scene = _open_raster(os.fspath(source), **options)
+    else:
+        from pipeline.scene.array import scene_from_array  # noqa: PLC0415 - xarray is slow to load
 
-    return scene_from_array(source, **options)
+        scene = scene_from_array(source, **options)
+    if not opening.class_numbers:
+        _refuse_palette(scene, source)
+    return scene
 
 
 def _open_warped(source: Any, opening: Opening) -> Scene:
@@ -375,15 +384,17 @@ def _check_pixels(dataset: Any, path: Path | Location) -> None:
             where=str(path),
             fix="write amplitudes first, for example with gdal_calc --calc 'abs(A)'",
         )
-    if any(
-        color == ColorInterp.palette and not _is_bitmap(dataset, i + 1) for i, color in enumerate(dataset.colorinterp)
-    ):
+
+
+def _refuse_palette(scene: Scene, source: Any) -> None:
+    if any(band.color == "palette" for band in scene.bands):
         raise InputError(
-            f"{path.name} holds palette numbers, which are no measurements: neighbouring numbers are unrelated colours",
+            f"{scene.name} holds palette numbers, which are no measurements: neighbouring numbers are unrelated "
+            "colours",
             code="IN-010",
             title="Palette image",
-            where=str(path),
-            fix=f"gdal_translate -expand rgb '{path.name}' rgb.tif",
+            where=getattr(scene, "path", str(source)),
+            fix=f"gdal_translate -expand rgb '{scene.name}.tif' rgb.tif",
         )
 
 
@@ -448,7 +459,7 @@ def _band(dataset: Any, i: int, *, nodata: float | None) -> Band:
         nodata=float(nodata) if nodata is not None else None if own is None else float(own),
         scale=float(dataset.scales[i]),
         offset=float(dataset.offsets[i]),
-        color=dataset.colorinterp[i].name,
+        color="gray" if _is_bitmap(dataset, i + 1) else dataset.colorinterp[i].name,
         described=bool(description),
     )
 
@@ -483,7 +494,8 @@ def _warnings(dataset: Any, scene: RasterScene, layout: TiffLayout | None) -> li
     found: list[str | None] = []
     declared = any(b.nodata is not None for b in scene.bands)
     found.append(sparse_warning(layout, declared=declared))
-    if not declared and not scene.alpha and scene.mask == "none":
+    blank = layout is not None and layout.is_blank
+    if not declared and not blank and not scene.alpha and scene.mask == "none":
         found.append(collar_warning(dataset, [b.index for b in scene.bands[:_MAX_LOOKED_AT]]))
     if layout is not None and layout.num_images > 1:
         found.append(f"the file holds {layout.num_images} images; only the first is used (gdalinfo lists the others).")

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyogrio
 import rasterio
+import shapely
 from affine import Affine
 from rasterio.windows import Window as RasterioWindow
 
@@ -56,6 +58,9 @@ class SyntheticScene:
     """Left half: for training."""
     test_window: Window
     """Right half: not seen in training."""
+    split_path: Path
+    """GeoPackage of areas with an attribute `split`: most of the left half is train, a strip of it val, the right half
+    test."""
 
 
 def write_synthetic_scene(
@@ -65,7 +70,7 @@ def write_synthetic_scene(
     seed: int = 0,
     progress: Callable[[float], None] | None = None,
 ) -> SyntheticScene:
-    """Write `scene.tif` and `truth.tif`: fields, forests, lakes, a river, roads and villages seen from above.
+    """Write `scene.tif`, `truth.tif` and `split.gpkg`: fields, forests, lakes, a river, roads, villages from above.
 
     The world is a function of place and `seed`: a smaller scene is the upper left corner of a larger one but for the
     collar without data along its left and right sides. Memory does not depend on `size_px`.
@@ -104,12 +109,40 @@ def write_synthetic_scene(
             if progress is not None:
                 progress((number + 1) / len(steps))
     half = size_px // 2
+    _write_split(folder / "split.gpkg", size_px)
     return SyntheticScene(
+        split_path=folder / "split.gpkg",
         scene_path=scene_path,
         truth_path=truth_path,
         legend=SYNTHETIC_LEGEND,
         train_window=Window(row_off=0, col_off=0, height=size_px, width=half),
         test_window=Window(row_off=0, col_off=half, height=size_px, width=size_px - half),
+    )
+
+
+def _write_split(path: Path, size_px: int) -> None:
+    """Columns for training, validation and test, with a few between them that belong to none."""
+    half, guard = size_px // 2, size_px // 128
+    columns = {
+        "train": (0, half * 3 // 4 - guard),
+        "val": (half * 3 // 4 + guard, half - guard),
+        "test": (half + guard, size_px),
+    }
+    x, y = _ORIGIN_XY
+    boxes = [
+        shapely.box(x + first * PIXEL_SIZE_M, y - size_px * PIXEL_SIZE_M, x + stop * PIXEL_SIZE_M, y)
+        for first, stop in columns.values()
+    ]
+    path.unlink(missing_ok=True)
+    pyogrio.raw.write(
+        path,
+        shapely.to_wkb(np.array(boxes, dtype=object)),
+        [np.array(list(columns), dtype=object)],
+        ["split"],
+        layer="split",
+        driver="GPKG",
+        geometry_type="Polygon",
+        crs="EPSG:32633",
     )
 
 

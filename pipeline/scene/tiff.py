@@ -43,9 +43,14 @@ class TiffLayout:
     num_blocks: int
     """Blocks of the first image, all bands together."""
     num_sparse: int
-    """Blocks of the first image that were never written (offset and size 0)."""
+    """Blocks of the first image that were never written (size 0)."""
     num_images: int
     """Directories that hold full-resolution images: pages, not overviews or masks."""
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether no block of the first image was ever written."""
+        return 0 < self.num_blocks == self.num_sparse
 
 
 def read_tiff_layout(file: BinaryIO) -> TiffLayout | None:
@@ -85,7 +90,7 @@ class _Walker:
             if len(offsets) == 0 or len(offsets) != len(sizes):
                 continue  # GDAL estimates what is not there
             if number == 0:
-                first = len(offsets), int(np.count_nonzero((offsets == 0) & (sizes == 0)))
+                first = len(offsets), int(np.count_nonzero(sizes == 0))
             ends = offsets.astype(np.float64) + sizes  # exact to 2**53; uint64 could wrap round
             worst = int(ends.argmax())
             if ends[worst] > max(needed, self.size):

@@ -27,8 +27,20 @@ _SMALL_PX = 2048**2  # scenes this small are looked at whole
 
 
 def sparse_warning(layout: TiffLayout | None, *, declared: bool) -> str | None:
-    """A sentence about blocks without data on disk; None when there are none, or nodata says what they mean."""
-    if layout is None or layout.num_sparse == 0 or declared:
+    """A sentence about blocks without data on disk; None where there are none, or nodata says what they mean.
+
+    A file without any block is told of even then: one whose writer was killed looks like that.
+    """
+    if layout is None or layout.num_sparse == 0:
+        return None
+    if layout.is_blank:
+        ask = "" if declared else " If that is meant, give --nodata 0."
+        means = "nodata" if declared else "0"
+        return (
+            f"not one block of the file has data on disk, so that every pixel reads as {means}: was the program that "
+            f"wrote it interrupted?{ask}"
+        )
+    if declared:
         return None
     percent = 100 * layout.num_sparse / layout.num_blocks
     return (

@@ -7,7 +7,6 @@ from pipeline.store.digest import sha256_array, sha256_file
 from pipeline.store.files import (
     atomic_write_bytes,
     atomic_write_json,
-    keep_first,
     open_files_as_error,
     private_folder,
     read_json,
@@ -18,6 +17,7 @@ from pipeline.store.files import (
 from pipeline.store.ledger import LedgerScan, LedgerWriter, TileRecord, merge_records, read_ledger, scan_ledger
 from pipeline.store.lines import LineWriter, iter_lines
 from pipeline.store.lock import RunLock
+from pipeline.store.place import Folder, Place, Prefix, as_place, read_object, to_bytes
 from pipeline.store.probabilities import (
     PROBABILITY_NODATA,
     PROBABILITY_STEPS,
@@ -43,17 +43,21 @@ __all__ = [
     "PROBABILITY_NODATA",
     "PROBABILITY_STEPS",
     "DamagedTilesError",
+    "Folder",
     "LedgerScan",
     "LedgerWriter",
     "LineWriter",
     "OutputKind",
     "OutputState",
+    "Place",
+    "Prefix",
     "ResultFile",
     "RunLock",
     "Staging",
     "TileDigest",
     "TileRecord",
     "TileStore",
+    "as_place",
     "atomic_write_bytes",
     "atomic_write_json",
     "block_rows",
@@ -66,7 +70,6 @@ __all__ = [
     "foreign_output",
     "inspect_output",
     "iter_lines",
-    "keep_first",
     "merge_records",
     "open_files_as_error",
     "private_folder",
@@ -74,6 +77,7 @@ __all__ = [
     "read_json",
     "read_ledger",
     "read_legend",
+    "read_object",
     "refuse_own_input",
     "remove_temporaries",
     "require_free_space",
@@ -82,6 +86,7 @@ __all__ = [
     "scan_ledger",
     "sha256_array",
     "sha256_file",
+    "to_bytes",
     "write_class_names",
     "write_mask_cog",
     "write_probability_cog",

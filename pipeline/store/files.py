@@ -205,10 +205,10 @@ def atomic_write_json(path: Path, value: Mapping[str, object]) -> None:
     atomic_write_bytes(path, text.encode() + b"\n")
 
 
-def keep_first(path: Path, value: Mapping[str, object]) -> None:
+def keep_first(path: Path, data: bytes) -> None:
     """Write `path` unless it is there; of several that try at once, one succeeds and the others leave it alone."""
     made = path.with_name(f".{path.name}.{secrets.token_hex(8)}.first")
-    atomic_write_json(made, value)
+    atomic_write_bytes(made, data)
     try:
         os.link(made, path)
     except FileExistsError:

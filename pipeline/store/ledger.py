@@ -1,4 +1,4 @@
-"""What is done: append-only, checksummed records, one file per writer. The truth of a run is their union.
+"""What is done: append-only, checksummed records, one log per writer. The truth of a run is their union.
 
 A torn or damaged line (`lines.py`) is dropped and counted, and its tile counts as not done. Order in time is never used
 (clocks differ between machines): the record with the highest `attempt` speaks for a tile. Equal records of that attempt
@@ -17,6 +17,8 @@ from pipeline.store.lines import LineWriter, iter_lines, seal, unseal
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
+
+    from pipeline.store.place import Place
 
 _HEX = frozenset("0123456789abcdef")
 _SHA256_DIGITS = 64
@@ -125,16 +127,16 @@ def merge_records(records: Iterable[TileRecord], *, dropped_lines: int = 0) -> L
     )
 
 
-def scan_ledger(folder: Path, *, plan_id: str | None = None) -> LedgerScan:
-    """Read all files of a ledger; an absent folder is an empty ledger.
+def scan_ledger(where: Path | Place, *, plan_id: str | None = None) -> LedgerScan:
+    """Read all logs of a ledger; an absent folder is an empty ledger.
 
     Args:
-        folder: The ledger's folder.
+        where: The ledger's folder or place.
         plan_id: Only records of this plan count; None takes all.
     """
     kept: list[TileRecord] = []
     dropped = 0
-    for body in iter_lines(folder):
+    for body in iter_lines(where):
         record = None if body is None else _record(body)
         if record is None:
             dropped += 1
@@ -143,17 +145,18 @@ def scan_ledger(folder: Path, *, plan_id: str | None = None) -> LedgerScan:
     return merge_records(kept, dropped_lines=dropped)
 
 
-def read_ledger(folder: Path, *, plan_id: str | None = None) -> dict[int, TileRecord]:
+def read_ledger(where: Path | Place, *, plan_id: str | None = None) -> dict[int, TileRecord]:
     """Tile -> record of every finished tile; `scan_ledger` tells what was dropped."""
-    return scan_ledger(folder, plan_id=plan_id).records
+    return scan_ledger(where, plan_id=plan_id).records
 
 
 def _plausible(record: TileRecord) -> bool:
-    integers = (record.tile, record.valid_px, record.attempt, *(record.class_px or ()))
+    integers = (record.tile, record.valid_px, record.attempt, record.splits, *(record.class_px or ()))
     hashes = (h for h in (record.mask_sha256, record.prob_sha256) if h is not None)
     return (
         all(type(n) is int and n >= 0 for n in integers)
         and all(isinstance(h, str) and len(h) == _SHA256_DIGITS and set(h) <= _HEX for h in hashes)
-        and record.kind in {"written", "empty"}
+        and record.kind in ("written", "empty")
+        and type(record.seconds) in (int, float)
         and isinstance(record.plan_id, str)
     )

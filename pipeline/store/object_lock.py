@@ -12,7 +12,7 @@ import contextlib
 import json
 import threading
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Self
 
 from pipeline.bucket import ConflictError, NoObjectError
@@ -80,21 +80,17 @@ class BucketLock:
         self._thread.start()
 
     def ensure_held(self) -> None:
-        """Call before anything that cannot be undone, such as removing the results that are there.
+        """See `Claim`."""
+        self.claim().ensure_held()
 
-        Raises:
-            OutputError: OU-003, the lock was taken over.
-            InfrastructureError: ST-010 to ST-013, the store does not tell.
-        """
-        if self._is_mine():
-            return
-        raise OutputError(
-            "another run has taken over this output while this one stood still longer than its heartbeat allows",
-            code="OU-003",
-            title="Lock was lost",
-            where=self._bucket.where(self._key),
-            fix="let the other run finish; nothing of it was overwritten",
-        )
+    def claim(self) -> Claim:
+        """For processes that work for the holder."""
+        return Claim(self._bucket, self._key, self._owner.nonce)
+
+    def holder(self) -> tuple[Owner, bool] | None:
+        """Who holds the lock, and whether it shows life: the look of somebody who does not want it."""
+        held = _read(self._bucket, self._key)
+        return None if held is None else (held[0], held[0].is_dead() is not True and self._beats(*held))
 
     def release(self) -> None:
         """Give the lock back, if it is still ours; a store that cannot be reached keeps it until it counts as dead."""
@@ -149,24 +145,10 @@ class BucketLock:
                     return
 
     def _is_mine(self) -> bool:
-        held = self._read()
-        return held is not None and held[0].nonce == self._owner.nonce
+        return self.claim().holds()
 
     def _read(self) -> tuple[Owner, str] | None:
-        """Owner and version of the lock; an owner that cannot be read is a stranger, judged by its beat."""
-        try:
-            body, etag = self._bucket.get(self._key)
-        except NoObjectError:
-            return None
-        try:
-            fields = json.loads(body)
-            del fields["beat"]
-            owner = Owner(**fields)
-            if 0 < owner.heartbeat_s <= MAX_WAIT_S / 2 and owner.pid > 0:
-                return owner, etag
-        except (ValueError, TypeError, KeyError):
-            pass
-        return Owner.unknown(etag), etag
+        return _read(self._bucket, self._key)
 
     def _held_by(self, holder: Owner) -> OutputError:
         return OutputError(
@@ -176,3 +158,56 @@ class BucketLock:
             where=self._bucket.where(self._key),
             fix=f"wait for it, choose another prefix with -o, or end it (kill {holder.pid} on {holder.host})",
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """To a lock that a run holds, as a value: its workers ask with it whether the run still has it."""
+
+    bucket: Bucket
+    key: str
+    nonce: str
+    """The holder's."""
+
+    def holds(self) -> bool:
+        """Whether it does.
+
+        Raises:
+            InfrastructureError: ST-010 to ST-013, the store does not tell.
+        """
+        held = _read(self.bucket, self.key)
+        return held is not None and held[0].nonce == self.nonce
+
+    def ensure_held(self) -> None:
+        """Call before anything that cannot be undone, such as removing the results that are there.
+
+        Raises:
+            OutputError: OU-003, the lock was taken over.
+            InfrastructureError: ST-010 to ST-013, the store does not tell.
+        """
+        if self.holds():
+            return
+        raise OutputError(
+            "another run has taken over this output while this one stood still longer than its heartbeat allows",
+            code="OU-003",
+            title="Lock was lost",
+            where=self.bucket.where(self.key),
+            fix="let the other run finish; nothing of it was overwritten",
+        )
+
+
+def _read(bucket: Bucket, key: str) -> tuple[Owner, str] | None:
+    """Owner and version of the lock; an owner that cannot be read is a stranger, judged by its beat."""
+    try:
+        body, etag = bucket.get(key)
+    except NoObjectError:
+        return None
+    try:
+        fields = json.loads(body)
+        del fields["beat"]
+        owner = Owner(**fields)
+        if 0 < owner.heartbeat_s <= MAX_WAIT_S / 2 and owner.pid > 0:
+            return owner, etag
+    except (ValueError, TypeError, KeyError):
+        pass
+    return Owner.unknown(etag), etag

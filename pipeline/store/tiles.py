@@ -14,10 +14,11 @@ import numpy as np
 import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
 
+from pipeline.errors import InfrastructureError
 from pipeline.grid import Window, iter_windows
 from pipeline.store.damage import DamagedTilesError, list_windows
 from pipeline.store.digest import sha256_array
-from pipeline.store.files import disk_full_as_error, private_folder
+from pipeline.store.place import as_place
 from pipeline.store.probabilities import PROBABILITY_NODATA
 from pipeline.syncpoint import reached
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+    from pipeline.store.place import Place
 
 _WHOLE_CHUNK_PX = 1024
 _MIN_CHUNK_PX = 256
@@ -56,18 +59,18 @@ def chunk_side(shard_px: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class TileStore:
-    """Mask and probabilities of a run, by tile. A value: it pickles as its path and opens arrays when asked.
+    """Mask and probabilities of a run, by tile. A value: it pickles as its place and opens arrays when asked.
 
     Writers on different tiles may run at once, in threads and processes. The last write of one tile wins whole.
     """
 
-    path: Path
-    """Folder of the store; on a file system that all workers share."""
+    place: Place
+    """A folder on a file system that all workers share, or a prefix of a bucket."""
 
     @classmethod
     def create(
         cls,
-        path: Path,
+        where: Path | Place,
         *,
         shape: tuple[int, int],
         dtype: str,
@@ -79,7 +82,7 @@ class TileStore:
         """Lay out an empty store.
 
         Args:
-            path: Folder; made if absent, must hold no store yet.
+            where: Folder, made if absent, or place; must hold no store yet.
             shape: (height, width) of the scene.
             dtype: Of the mask, `uint8` or `uint16`.
             fill: Nodata value of the mask.
@@ -90,48 +93,50 @@ class TileStore:
         Raises:
             ResourceError: RS-001, no space.
             UsageError: CF-002, the folder cannot be made.
+            InfrastructureError: ST-010 to ST-013, the bucket fails.
         """
-        private_folder(path)
+        place = as_place(where)
+        place.make()
         # A shard is stored whole, the part beyond the scene as fill: then no write has to read first, and a tile
         # whose shard is damaged can be written again.
         stored = tuple(min(t, -(-s // _SHARD_UNIT_PX) * _SHARD_UNIT_PX) for t, s in zip(shard_hw, shape, strict=True))
         padded = tuple(-(-s // t) * t for s, t in zip(shape, stored, strict=True))
         attributes = {"shape": list(shape), "tile_hw": list(shard_hw)}
-        with disk_full_as_error(path):
+        with place.failures():
             bands = () if mask_bands is None else (mask_bands,)
             mask, shard = (*bands, *padded), (*bands, *stored)
-            _create_array(path / "mask", mask, shard, dtype=dtype, fill=fill, attributes=attributes)
+            _create_array(place / "mask", mask, shard, dtype=dtype, fill=fill, attributes=attributes)
             if num_classes is not None:
                 _create_array(
-                    path / "probabilities",
+                    place / "probabilities",
                     (num_classes, *padded),
                     (num_classes, *stored),
                     dtype="uint8",
                     fill=PROBABILITY_NODATA,
                     attributes=attributes,
                 )
-        return cls(path)
+        return cls(place)
 
     @classmethod
-    def open(cls, path: Path) -> TileStore:
+    def open(cls, where: Path | Place) -> TileStore:
         """An existing store.
 
         Raises:
-            FileNotFoundError: There is none at `path`.
+            FileNotFoundError: There is none at `where`.
         """
-        store = cls(path)
+        store = cls(as_place(where))
         store.shape  # noqa: B018 - fails here rather than in a worker
         return store
 
     @property
     def shape(self) -> tuple[int, int]:
         """(height, width) of the scene."""
-        return _scene(_array(self.path / "mask")).shape
+        return _scene(_array(self.place / "mask")).shape
 
     @property
     def has_probabilities(self) -> bool:
         """Whether probabilities are kept."""
-        return (self.path / "probabilities" / "zarr.json").exists()
+        return (self.place / "probabilities").read("zarr.json") is not None
 
     def write(
         self, window: Window, mask: NDArray[np.generic], probabilities: NDArray[np.uint8] | None = None
@@ -145,13 +150,14 @@ class TileStore:
 
         Raises:
             ResourceError: RS-001, no space.
+            InfrastructureError: ST-010 to ST-013, the bucket fails.
         """
-        array = _array(self.path / "mask")
+        array = _array(self.place / "mask")
         _check_tile(window, array)
-        _write_shard(self.path, array, window, mask)
+        _write_shard(self.place, array, window, mask)
         assert (probabilities is not None) == self.has_probabilities, "probabilities are kept for all tiles or none"
         if probabilities is not None:
-            _write_shard(self.path, _array(self.path / "probabilities"), window, probabilities)
+            _write_shard(self.place, _array(self.place / "probabilities"), window, probabilities)
         return TileDigest(
             mask_sha256=sha256_array(mask),
             prob_sha256=None if probabilities is None else sha256_array(probabilities),
@@ -182,16 +188,13 @@ class TileStore:
 
     def remove_partials(self) -> int:
         """Delete what killed writers left half-written; only for the holder of the run's lock, before workers start."""
-        leftovers = list(self.path.rglob("*.partial"))
-        for leftover in leftovers:
-            leftover.unlink(missing_ok=True)
-        return len(leftovers)
+        return self.place.sweep()
 
     def _holds(self, window: Window, digest: TileDigest | None) -> bool:
         try:
             mask = self.read_mask(window)
             if digest is None:
-                return bool((mask == _array(self.path / "mask").fill_value).all())
+                return bool((mask == _array(self.place / "mask").fill_value).all())
             if sha256_array(mask) != digest.mask_sha256:
                 return False
             wanted = digest.prob_sha256
@@ -200,28 +203,28 @@ class TileStore:
             return False
 
     def _read(self, name: str, window: Window) -> NDArray[np.generic]:
-        array = _array(self.path / name)
+        array = _array(self.place / name)
         assert window.intersect(_scene(array)) == window, f"{window} leaves the scene"
         try:
-            return _get(array, window)
-        except MemoryError:
+            return _get(self.place, array, window)
+        except (MemoryError, InfrastructureError):
             raise
         except Exception as error:
-            damaged = _damaged_tiles(array, window)
+            damaged = _damaged_tiles(self.place, array, window)
             if not damaged:
                 raise
             raise DamagedTilesError(
                 f"{len(damaged)} tile(s) of the scratch store fail their checksum: {list_windows(damaged)}",
                 code="ST-001",
                 title="Scratch tile is damaged",
-                where=f"{self.path / name}, {damaged[0]}",
+                where=f"{self.place / name}, {damaged[0]}",
                 fix="run the same command again: these tiles are computed anew; if it repeats, check the disk",
                 windows=damaged,
             ) from error
 
 
 def _create_array(
-    path: Path,
+    place: Place,
     shape: tuple[int, ...],
     shard: tuple[int, ...],
     *,
@@ -236,7 +239,7 @@ def _create_array(
         index_codecs=[BytesCodec(endian="little"), Crc32cCodec()],
     )
     zarr.create_array(
-        str(path),
+        place.arrays(),
         shape=shape,
         chunks=shard,
         dtype=dtype,
@@ -249,15 +252,17 @@ def _create_array(
     )
 
 
-def _array(path: Path) -> zarr.Array[Any]:
+def _array(place: Place) -> zarr.Array[Any]:
     # Comparing every chunk with the fill value costs more than storing it: zstd shrinks it to a few bytes.
-    return zarr.open_array(str(path), mode="r+", zarr_format=3, config={"write_empty_chunks": True})
+    with place.failures():
+        return zarr.open_array(place.arrays(), mode="r+", zarr_format=3, config={"write_empty_chunks": True})
 
 
-def _get(array: zarr.Array[Any], window: Window) -> NDArray[np.generic]:
+def _get(place: Place, array: zarr.Array[Any], window: Window) -> NDArray[np.generic]:
     rows = slice(window.row_off, window.row_stop)
     cols = slice(window.col_off, window.col_stop)
-    return np.asarray(array[..., rows, cols])
+    with place.failures():
+        return np.asarray(array[..., rows, cols])
 
 
 def _scene(array: zarr.Array[Any]) -> Window:
@@ -279,7 +284,7 @@ def _check_tile(window: Window, array: zarr.Array[Any]) -> None:
     assert whole.intersect(_scene(array)) == window, f"{window} is not one whole tile"
 
 
-def _write_shard(folder: Path, array: zarr.Array[Any], window: Window, pixels: NDArray[np.generic]) -> None:
+def _write_shard(place: Place, array: zarr.Array[Any], window: Window, pixels: NDArray[np.generic]) -> None:
     assert pixels.shape[-2:] == window.shape, f"pixels {pixels.shape} do not fit {window}"
     assert pixels.dtype == array.dtype, f"{pixels.dtype} pixels for a store of {array.dtype}"
     shards = array.shards
@@ -291,7 +296,7 @@ def _write_shard(folder: Path, array: zarr.Array[Any], window: Window, pixels: N
         whole = np.full((*pixels.shape[:-2], shard_h, shard_w), array.fill_value, pixels.dtype)
         whole[..., : window.height, : window.width] = pixels
         pixels = whole
-    with disk_full_as_error(folder, needed_bytes=pixels.nbytes):
+    with place.failures(needed_bytes=pixels.nbytes):
         reached("before-shard")
         try:
             array[..., rows, cols] = pixels
@@ -308,7 +313,7 @@ def _remove_shard(array: zarr.Array[Any], window: Window) -> None:
     asyncio.run((array.store_path / array.metadata.encode_chunk_key(place)).delete())
 
 
-def _damaged_tiles(array: zarr.Array[Any], window: Window) -> list[Window]:
+def _damaged_tiles(place: Place, array: zarr.Array[Any], window: Window) -> list[Window]:
     """Tiles under `window` that cannot be read on their own."""
     tile_h, tile_w = _pair(array, "tile_hw")
     row_off, col_off = window.row_off // tile_h * tile_h, window.col_off // tile_w * tile_w
@@ -317,12 +322,14 @@ def _damaged_tiles(array: zarr.Array[Any], window: Window) -> list[Window]:
         Window(row_off=w.row_off + row_off, col_off=w.col_off + col_off, height=tile_h, width=tile_w) for w in under
     )
     tiles = (tile.intersect(_scene(array)) for tile in whole)
-    return [tile for tile in tiles if not _readable(array, tile)]
+    return [tile for tile in tiles if not _readable(place, array, tile)]
 
 
-def _readable(array: zarr.Array[Any], window: Window) -> bool:
+def _readable(place: Place, array: zarr.Array[Any], window: Window) -> bool:
     try:
-        _get(array, window)
+        _get(place, array, window)
+    except InfrastructureError:
+        raise
     except Exception:  # noqa: BLE001 - whatever stops a read makes the tile unusable
         return False
     return True

@@ -1,17 +1,23 @@
-"""Chips, losses, the training loop, evaluation. Knows no run."""
+"""Labelled scenes in, a U-Net with known accuracy out. Knows no run."""
 
-from pipeline.train.chips import Batch, ChipSampler, band_statistics
-from pipeline.train.loop import StepDone, TrainSettings, segmentation_loss, train
+from pipeline.train.check import count_on
+from pipeline.train.events import Checked, Note, StepDone, TrainEvent, TrainListener
 from pipeline.train.metrics import confusion, iou
+from pipeline.train.settings import TrainSettings, make_train_settings, read_train_settings
+from pipeline.train.teach import TrainResult, train_model
 
 __all__ = [
-    "Batch",
-    "ChipSampler",
+    "Checked",
+    "Note",
     "StepDone",
+    "TrainEvent",
+    "TrainListener",
+    "TrainResult",
     "TrainSettings",
-    "band_statistics",
     "confusion",
+    "count_on",
     "iou",
-    "segmentation_loss",
-    "train",
+    "make_train_settings",
+    "read_train_settings",
+    "train_model",
 ]

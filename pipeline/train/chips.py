@@ -1,117 +1,142 @@
-"""Training samples from a scene and its target: random windows, half of them around a class drawn evenly."""
+"""Training samples: which windows, in what order. A function of seed and step, so that resuming equals not stopping."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.grid import Window
+from pipeline.grid import Window, iter_windows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
-    from pipeline.scene import Scene
-
-_LATTICE_PX = 16
-"""Spacing at which the target is looked at to know where classes are."""
+    from pipeline.train.settings import ChipSettings
+    from pipeline.train.split import Area
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
-    """Chips as arrays."""
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a chip lies."""
 
-    data: NDArray[np.float32]
-    """`(batch, band, y, x)`, stored values as float32."""
-    valid: NDArray[np.bool_]
-    """`(batch, band, y, x)`."""
-    target: NDArray[np.int64]
-    """`(batch, y, x)` class values; the ignore index on nodata."""
+    view: int
+    """Which scene."""
+    window: Window
+    """In the network's pixels; may reach over the area's rim where the area is smaller."""
+    area: Window
+    """What may be seen: nothing outside is learnt from."""
 
 
-class ChipSampler:
-    """Draws chips inside one part of a scene.
+@dataclass(frozen=True, slots=True, eq=False)
+class ChipPlaces:
+    """Draws places of chips.
 
     Args:
-        scene: Pixels.
-        read_target: Reference class values `(y, x)` of a window.
-        area: Where chips may lie.
-        chip_px: Side of a chip.
-        num_classes: Classes.
-        ignore_index: Target value that loss and metrics skip.
-        seed: Same seed, same chips.
+        areas: Of the training part.
+        class_places: Per class, `(place, 3)` of area, row, column.
+        settings: Size and how to draw.
+        seed: Same seed and step, same places.
     """
 
-    def __init__(
-        self,
-        scene: Scene,
-        read_target: Callable[[Window], NDArray[np.generic]],
-        *,
-        area: Window,
-        chip_px: int,
-        num_classes: int,
-        ignore_index: int,
-        seed: int,
-    ) -> None:
-        self._scene = scene
-        self._read_target = read_target
-        self._area = area
-        self._chip_px = chip_px
-        self._ignore = ignore_index
-        self._rng = np.random.default_rng(seed)
-        lattice = read_target(area)[::_LATTICE_PX, ::_LATTICE_PX]
-        self._places = [p for k in range(num_classes) if len(p := np.argwhere(lattice == k) * _LATTICE_PX)]
+    areas: tuple[Area, ...]
+    class_places: tuple[NDArray[np.int64], ...]
+    settings: ChipSettings
+    seed: int
+    _few: list[Place] = field(init=False)
+    """The only places, where their number is limited."""
+    _grid: list[Place] = field(init=False)
+    """Side by side, where asked for."""
 
-    def draw(self, batch: int) -> Batch:
-        """The next chips, flipped and turned at random."""
-        chips = [self._chip() for _ in range(batch)]
-        data, valid, target = (np.stack(part) for part in zip(*chips, strict=True))
-        return Batch(data=data, valid=valid, target=target)
+    def __post_init__(self) -> None:
+        """Lay out what does not change from step to step."""
+        grid = self._side_by_side() if self.settings.sampling == "grid" else []
+        few: list[Place] = []
+        if self.settings.limit is not None:
+            rng = np.random.default_rng([self.seed, 1])
+            few = _apart(lambda: self._draw_one(rng, grid), self.settings.limit)
+        object.__setattr__(self, "_grid", grid)
+        object.__setattr__(self, "_few", few)
 
-    def _chip(self) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.int64]]:
-        window = self._window()
-        block = self._scene.read_block(window)
-        target = self._read_target(window).astype(np.int64)
-        target[~block.valid_everywhere()] = self._ignore
-        turns, flip = int(self._rng.integers(4)), bool(self._rng.integers(2))
+    def of_step(self, step: int) -> list[Place]:
+        """The places of a step's chips."""
+        batch = self.settings.batch
+        if self._few or self._grid:
+            pool = self._few or self._grid
+            return [pool[_shuffled(self.seed, i, len(pool))] for i in range(step * batch, (step + 1) * batch)]
+        rng = np.random.default_rng([self.seed, 2, step])
+        return [self._draw_one(rng, []) for _ in range(batch)]
 
-        def turned(array: NDArray[np.generic]) -> NDArray[np.generic]:
-            array = np.rot90(array, turns, axes=(-2, -1))
-            return np.ascontiguousarray(array[..., ::-1] if flip else array)
+    def _draw_one(self, rng: np.random.Generator, grid: Sequence[Place]) -> Place:
+        if grid:
+            return grid[int(rng.integers(len(grid)))]
+        if self.settings.sampling == "balanced" and rng.random() < 0.5:  # noqa: PLR2004 - half and half
+            return self._around_class(rng)
+        return self._anywhere(rng)
 
-        data = turned(block.data).astype(np.float32)
-        return data, turned(block.valid).astype(bool), turned(target).astype(np.int64)
+    def _around_class(self, rng: np.random.Generator) -> Place:
+        present = [places for places in self.class_places if len(places)]
+        places = present[rng.integers(len(present))]
+        number, row, col = places[rng.integers(len(places))]
+        size = self.settings.size
+        row, col = np.array([row, col]) - rng.integers(0, size, 2)
+        return self._inside(int(number), int(row), int(col))
 
-    def _window(self) -> Window:
-        side = self._chip_px
-        if self._rng.random() < 0.5:  # noqa: PLR2004 - half and half
-            places = self._places[self._rng.integers(len(self._places))]
-            row, col = places[self._rng.integers(len(places))] - self._rng.integers(0, side, 2)
-        else:
-            row, col = self._rng.integers(0, (self._area.height - side + 1, self._area.width - side + 1))
-        row = int(np.clip(row, 0, self._area.height - side)) + self._area.row_off
-        col = int(np.clip(col, 0, self._area.width - side)) + self._area.col_off
-        return Window(row_off=row, col_off=col, height=side, width=side)
+    def _anywhere(self, rng: np.random.Generator) -> Place:
+        weights = np.array([area.window.num_pixels for area in self.areas], float)
+        number = int(rng.choice(len(weights), p=weights / weights.sum()))
+        window, size = self.areas[number].window, self.settings.size
+        row = window.row_off + int(rng.integers(0, max(window.height - size, 0) + 1))
+        col = window.col_off + int(rng.integers(0, max(window.width - size, 0) + 1))
+        return self._inside(number, row, col)
+
+    def _inside(self, number: int, row: int, col: int) -> Place:
+        """A place whose chip lies inside its area, or in the middle of one that is smaller."""
+        area, size = self.areas[number], self.settings.size
+        return Place(
+            view=area.view,
+            window=Window(
+                row_off=_clamped(row, area.window.row_off, area.window.height, size),
+                col_off=_clamped(col, area.window.col_off, area.window.width, size),
+                height=size,
+                width=size,
+            ),
+            area=area.window,
+        )
+
+    def _side_by_side(self) -> list[Place]:
+        size = self.settings.size
+        return [
+            self._inside(number, area.window.row_off + part.row_off, area.window.col_off + part.col_off)
+            for number, area in enumerate(self.areas)
+            for part in iter_windows(area.window.shape, (size, size))
+        ]
 
 
-def band_statistics(scene: Scene, area: Window, *, step_px: int = 256) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per band over valid pixels, from every fourth window of `step_px`.
+def _clamped(start: int, first: int, length: int, size: int) -> int:
+    if length <= size:
+        return first - (size - length) // 2
+    return min(max(start, first), first + length - size)
 
-    Scene-wide constants: scaling by tile or chip would make the result depend on where a tile was cut.
-    """
-    bands = len(scene.bands)
-    count, total, squares = np.zeros(bands), np.zeros(bands), np.zeros(bands)
-    for row in range(area.row_off, area.row_stop, 2 * step_px):
-        for col in range(area.col_off, area.col_stop, 2 * step_px):
-            window = Window(row_off=row, col_off=col, height=step_px, width=step_px).intersect(area)
-            block = scene.read_block(window)
-            values = np.where(block.valid, block.data, 0).astype(np.float64)
-            count += block.valid.sum(axis=(1, 2))
-            total += values.sum(axis=(1, 2))
-            squares += (values**2).sum(axis=(1, 2))
-    mean = total / np.maximum(count, 1)
-    std = np.sqrt(np.maximum(squares / np.maximum(count, 1) - mean**2, 0.0))
-    return tuple(float(v) for v in mean), tuple(float(v) or 1.0 for v in std)
+
+def _shuffled(seed: int, index: int, length: int) -> int:
+    """The `index`-th of endless rounds through `length` things, each round in an order of its own."""
+    lap, place = divmod(index, length)
+    return int(np.random.default_rng([seed, 3, lap]).permutation(length)[place])
+
+
+_TRIES = 50
+
+
+def _apart(draw: Callable[[], Place], count: int) -> list[Place]:
+    """So many places, apart from each other where there is room."""
+    chosen: list[Place] = []
+    for _ in range(count):
+        for _ in range(_TRIES):
+            place = draw()
+            if not any(place.view == p.view and place.window.intersect(p.window).num_pixels for p in chosen):
+                break
+        chosen.append(place)
+    return chosen

@@ -1,116 +1,289 @@
-"""A training loop that reads from top to bottom: chips in, U-Net out."""
+"""The training loop, from top to bottom: batch, forward, loss, backward, step; now and then a look and a checkpoint."""
 
 from __future__ import annotations
 
 import math
+import time
+from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
-from torch import Tensor
-from torch.nn import functional
 
-from pipeline.model import UNet
+from pipeline.errors import ModelError
+from pipeline.model import has_fast_bfloat16
+from pipeline.train.check import count_on
+from pipeline.train.checkpoint import Progress, load_checkpoint, save_checkpoint
+from pipeline.train.events import Checked, StepDone, TrainListener
+from pipeline.train.losses import balanced_weights, segmentation_loss
+from pipeline.train.metrics import iou
+from pipeline.train.networks import set_frozen
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
-    from pipeline.model import Scaling, UNetConfig
-    from pipeline.train.chips import Batch, ChipSampler
+    from torch import Tensor, nn
 
+    from pipeline.train.loader import Batch, BatchMaker
+    from pipeline.train.settings import ScheduleSettings, TrainSettings
+    from pipeline.train.split import Area
+    from pipeline.train.survey import Survey
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainSettings:
-    """How long and how fast."""
-
-    steps: int = 350
-    """Optimiser steps."""
-    batch: int = 8
-    """Chips per step."""
-    learning_rate: float = 6e-3
-    """Highest learning rate, reached after a tenth of the steps."""
-    weight_decay: float = 1e-4
-    seed: int = 0
-    """Of the weights; chips have their own."""
+_MAX_NOT_FINITE = 5
+"""Steps in a row whose loss is no number; after that training has come apart."""
+_CHECK_WINDOWS = 64
+"""Windows of the validation part looked at while training; all of them decide in the end."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepDone:
-    """What a listener hears after each step."""
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Trained:
+    """What a loop ends with."""
 
-    step: int
-    steps: int
-    loss: float
+    network: nn.Module
+    """With the best weights, in eval mode."""
+    progress: Progress
+    autocast: torch.dtype | None
+    """Precision of the forwards, None for float32."""
 
 
 def train(
-    config: UNetConfig,
-    chips: ChipSampler,
-    scaling: Scaling,
-    settings: TrainSettings,
+    network: nn.Module,
+    batches: BatchMaker,
+    found: Survey,
+    val_areas: tuple[Area, ...],
+    folder: Path,
     *,
-    ignore_index: int,
-    on_step: Callable[[StepDone], None] = lambda _: None,
-) -> UNet:
-    """Train a U-Net from scratch with cross-entropy plus Dice loss and a one-cycle learning rate.
+    listener: TrainListener,
+    on_check: Callable[[nn.Module, Progress], None] = lambda *_: None,
+    stop: Callable[[], None] = lambda: None,
+) -> Trained:
+    """Train until the schedule ends, going on from the newest checkpoint in `folder`.
 
     Args:
-        config: The network.
-        chips: Where samples come from.
-        scaling: From stored values to the network's input.
-        settings: Length and speed.
-        ignore_index: Target value without a class.
-        on_step: Called after each step.
+        network: With its first weights.
+        batches: Where samples come from.
+        found: Of the training part, for class weights.
+        val_areas: What chooses the best weights; empty: the last are taken.
+        folder: For checkpoints.
+        listener: Hears of each step and look.
+        on_check: Called after each look.
+        stop: Called between steps; raises when training is to stop, after a checkpoint.
 
-    Returns:
-        The network in eval mode.
+    Raises:
+        ModelError: TR-020, the loss is no number several times in a row.
     """
-    torch.manual_seed(settings.seed)
-    network = UNet(config).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    optimiser = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    for step in range(settings.steps):
-        for group in optimiser.param_groups:
-            group["lr"] = settings.learning_rate * one_cycle(step, settings.steps)
-        x, target = _tensors(chips.draw(settings.batch), scaling)
-        loss = segmentation_loss(network(x), target, ignore_index=ignore_index)
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+    settings = batches.settings
+    device = _device(settings)
+    autocast = _autocast(settings, device)
+    torch.set_num_threads(settings.threads or torch.get_num_threads())
+    network = network.to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    schedule = settings.schedule
+    optimiser = torch.optim.AdamW(network.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
+    progress, best = _resume(folder, network, optimiser)
+    class_weights = _class_weights(settings, found, device)
+    started = time.monotonic() - progress.elapsed_s
+
+    def look() -> None:
+        nonlocal best
+        progress.elapsed_s = time.monotonic() - started
+        better = _check(network, batches, val_areas, progress, device=device, autocast=autocast)
+        if better:
+            best = _copy(network)
+        save_checkpoint(folder, progress, weights=network.state_dict(), optimiser=optimiser.state_dict(), best=best)
+        listener(_checked(progress, schedule, better=better))
+        on_check(network, progress)
+
+    with closing(batches.ahead(progress.step, schedule.steps)) as stream:
+        for batch in stream:
+            done = _done_frac(progress.step, time.monotonic() - started, schedule)
+            if done >= 1 or _patience_ended(progress, schedule):
+                break
+            rate = learning_rate(done, schedule)
+            set_frozen(network, frozen=progress.step < settings.network.freeze_steps)
+            loss = _step(network, optimiser, batch, progress, rate, settings, class_weights, device, autocast)
+            progress.step += 1
+            progress.losses.append(loss)
+            progress.rates.append(rate)
+            listener(StepDone(step=progress.step, steps=schedule.steps, loss=loss, done_frac=done))
+            if progress.step % schedule.check_every == 0:
+                look()
+            try:
+                stop()
+            except BaseException:
+                _save_now(folder, progress, network, optimiser, best, time.monotonic() - started)
+                raise
+    if not progress.checks or progress.checks[-1]["step"] != progress.step:
+        look()
+    if best is not None:
+        network.load_state_dict(best)
+    trained: nn.Module = network.to("cpu").eval()
+    return Trained(network=trained, progress=progress, autocast=autocast)
+
+
+def learning_rate(done: float, schedule: ScheduleSettings) -> float:
+    """The learning rate when the share `done` of the schedule is over."""
+    if schedule.shape == "constant":
+        return schedule.learning_rate
+    rise = 0.1 if schedule.shape == "one-cycle" else 0.0
+    if done < rise:
+        return schedule.learning_rate * (done / rise * 0.96 + 0.04)
+    return schedule.learning_rate * 0.5 * (1 + math.cos(math.pi * (done - rise) / (1 - rise)))
+
+
+def _step(
+    network: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    batch: Batch,
+    progress: Progress,
+    rate: float,
+    settings: TrainSettings,
+    class_weights: Tensor | None,
+    device: str,
+    autocast: torch.dtype | None,
+) -> float:
+    """One step; its loss. A loss that is no number changes nothing, and too many of them end training."""
+    torch.manual_seed(int(np.random.default_rng([settings.seed, 5, progress.step]).integers(2**62)))  # dropout
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+    x, target = batch.x.to(device, non_blocking=True), batch.target.to(device, non_blocking=True)
+    weights = None if batch.weights is None else batch.weights.to(device)
+    with torch.autocast(device, dtype=autocast, enabled=autocast is not None):
+        logits = network(x)
+    loss = segmentation_loss(logits.float(), target, settings.loss, class_weights=class_weights, pixel_weights=weights)
+    value = loss.item()
+    optimiser.zero_grad(set_to_none=True)
+    if not math.isfinite(value):
+        progress.skipped += 1
+        recent = [*progress.losses[1 - _MAX_NOT_FINITE :], value]
+        if len(recent) >= _MAX_NOT_FINITE and not any(math.isfinite(v) for v in recent):
+            raise _come_apart(progress, x)
+        return value
+    loss.backward()  # type: ignore[no-untyped-call]
+    norm = torch.nn.utils.clip_grad_norm_(network.parameters(), settings.schedule.clip)
+    if torch.isfinite(norm):
         optimiser.step()
-        on_step(StepDone(step=step + 1, steps=settings.steps, loss=loss.item()))
-    trained: UNet = network.eval()
-    return trained
+    else:
+        progress.skipped += 1
+    return value
 
 
-def one_cycle(step: int, steps: int) -> float:
-    """Share of the highest learning rate: a linear rise over a tenth of the steps, then a cosine to 0."""
-    rise = max(1, steps // 10)
-    if step < rise:
-        return (step + 1) / rise
-    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+def _check(
+    network: nn.Module,
+    batches: BatchMaker,
+    areas: tuple[Area, ...],
+    progress: Progress,
+    *,
+    device: str,
+    autocast: torch.dtype | None,
+) -> bool:
+    """Look at the validation part; whether it is better than all before."""
+    if not areas:
+        progress.checks.append({"step": progress.step, "mean_iou": None, "iou": []})
+        progress.best_step = progress.step
+        return True
+    counts = count_on(
+        network,
+        batches.views,
+        areas,
+        batches.scaling,
+        num_classes=len(batches.settings.class_names),
+        stride=batches.settings.network.stride,
+        device=device,
+        autocast=autocast,
+        limit=_CHECK_WINDOWS,
+    )
+    scores = iou(counts)
+    mean = float(np.nanmean(scores)) if np.isfinite(scores).any() else 0.0
+    progress.checks.append(
+        {"step": progress.step, "mean_iou": mean, "iou": [None if math.isnan(v) else float(v) for v in scores]}
+    )
+    if mean <= progress.best_score:
+        return False
+    progress.best_score, progress.best_step = mean, progress.step
+    return True
 
 
-def segmentation_loss(logits: Tensor, target: Tensor, *, ignore_index: int) -> Tensor:
-    """Cross-entropy plus mean Dice loss over classes, both blind to `ignore_index`.
-
-    Args:
-        logits: `(batch, class, y, x)`.
-        target: `(batch, y, x)` class values.
-        ignore_index: Target value without a class.
-
-    Source: Dice loss as in Milletari et al. 2016, arXiv:1606.04797.
-    """
-    known = target != ignore_index
-    cross_entropy = functional.cross_entropy(logits, target, ignore_index=ignore_index)
-    p = logits.softmax(dim=1) * known[:, None]
-    one_hot = functional.one_hot(target.masked_fill(~known, 0), logits.shape[1]).movedim(-1, 1) * known[:, None]
-    overlap = (p * one_hot).sum(dim=(0, 2, 3))
-    size = (p + one_hot).sum(dim=(0, 2, 3))
-    dice = 1 - (2 * overlap + 1) / (size + 1)
-    return cross_entropy + dice.mean()
+def _checked(progress: Progress, schedule: ScheduleSettings, *, better: bool) -> Checked:
+    recent = [v for v in progress.losses[-schedule.check_every :] if math.isfinite(v)]
+    return Checked(
+        step=progress.step,
+        loss=sum(recent) / max(len(recent), 1),
+        mean_iou=progress.checks[-1]["mean_iou"],
+        best=better,
+    )
 
 
-def _tensors(batch: Batch, scaling: Scaling) -> tuple[Tensor, Tensor]:
-    gain, bias = (torch.tensor(v)[:, None, None] for v in scaling.gain_and_bias())
-    x = torch.from_numpy(batch.data) * gain + bias
-    x.masked_fill_(~torch.from_numpy(batch.valid), 0.0)
-    return x.to(memory_format=torch.channels_last), torch.from_numpy(batch.target)
+def _resume(
+    folder: Path, network: nn.Module, optimiser: torch.optim.Optimizer
+) -> tuple[Progress, dict[str, Tensor] | None]:
+    found = load_checkpoint(folder)
+    if found is None:
+        return Progress(), None
+    progress, state = found
+    network.load_state_dict(state["weights"])
+    optimiser.load_state_dict(state["optimiser"])
+    return progress, state["best"]
+
+
+def _save_now(
+    folder: Path,
+    progress: Progress,
+    network: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    best: dict[str, Tensor] | None,
+    elapsed_s: float,
+) -> None:
+    progress.elapsed_s = elapsed_s
+    save_checkpoint(folder, progress, weights=network.state_dict(), optimiser=optimiser.state_dict(), best=best)
+
+
+def _copy(network: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
+
+
+def _class_weights(settings: TrainSettings, found: Survey, device: str) -> Tensor | None:
+    weights = settings.loss.class_weights
+    if weights == "none":
+        return None
+    if weights == "balanced":
+        return balanced_weights(found.class_px["train"]).to(device)
+    return torch.tensor(weights, dtype=torch.float32, device=device)
+
+
+def _done_frac(step: int, elapsed_s: float, schedule: ScheduleSettings) -> float:
+    by_time = elapsed_s / schedule.time_limit if schedule.time_limit else 0.0
+    return max(step / schedule.steps, by_time)
+
+
+def _patience_ended(progress: Progress, schedule: ScheduleSettings) -> bool:
+    return schedule.patience is not None and progress.checks_since_best >= schedule.patience
+
+
+def _device(settings: TrainSettings) -> str:
+    if settings.device != "auto":
+        return settings.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _autocast(settings: TrainSettings, device: str) -> torch.dtype | None:
+    fast = settings.precision == "bfloat16" or (settings.precision == "auto" and has_fast_bfloat16(device))
+    return torch.bfloat16 if fast else None
+
+
+def _come_apart(progress: Progress, x: Tensor) -> ModelError:
+    span = f"{float(x.min()):.3g} to {float(x.max()):.3g}"
+    return ModelError(
+        f"the loss was no number {_MAX_NOT_FINITE} times in a row, up to step {progress.step + 1}, whose standardised "
+        f"pixels go from {span}; the last checkpoint is kept",
+        code="TR-020",
+        title="Training has come apart",
+        where=f"step {progress.step + 1}",
+        fix="use a lower schedule.learning_rate or precision=float32; check nodata of the scenes",
+    )
+
+
+def settings_of(settings: TrainSettings) -> dict[str, Any]:
+    """What must stay the same when training goes on: all but where and how fast it runs."""
+    return settings.model_dump(mode="json", exclude={"threads", "tensorboard"})

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pipeline.vector.rings import Geometries, Rings
     from pipeline.vector.spool import PolygonBatch
 
-_NOTE = "not RFC 7946: the mask has no CRS, so coordinates are those of its own transform (x, y)"
+_NOTE = "not RFC 7946: the mask has no CRS on Earth, so coordinates are those of its own transform (x, y)"
 _FEATURE = '{"type":"Feature"'
 _TAIL = "\n]}\n"
 _LONG_FRACTION = re.compile(r"\.\d{8,}")

@@ -20,7 +20,7 @@ from pipeline.vector.rings import as_polygons, take_ragged
 from pipeline.vector.seams import NONE, Cells, Survey
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -78,25 +78,33 @@ def iter_regions(
             progress(next(steps), 2 * num_tiles)
 
     survey = Survey.make(read, shape_hw, tile_hw, advance=advance)
-    sweep = _Sweep(survey=survey, nodes=nodes, measure=measure, facts=Facts.none_yet(len(survey.seams.values)))
-    for number, tile in enumerate(survey.tiles):
+    sweep = Sweep.over(survey, due=survey.seams.last_tile // survey.columns, nodes=nodes, measure=measure)
+    for number, tile in survey.tiles.items():
         yield sweep.trace(number, read)
         if tile.window.col_stop == shape_hw[1]:
-            yield sweep.finish_row(number // survey.columns)
+            yield sweep.finish(number // survey.columns)
         advance()
 
 
 @dataclass(slots=True, kw_only=True)
-class _Sweep:
+class Sweep:
     """The second sweep: boundaries, and what waits for the rest of its region."""
 
     survey: Survey
     nodes: bool
     measure: Measure | None
+    due: Ints
+    """When each region at a seam will be whole: a number of the caller's."""
     facts: Facts
     """Of the regions at seams, as far as their tiles were seen."""
-    waiting: dict[int, list[_Parts]] = field(default_factory=dict)
-    """Row of tiles -> parts of the regions that it finishes."""
+    waiting: dict[int, list[Parts]] = field(default_factory=dict)
+    """When they are due -> parts of regions."""
+
+    @classmethod
+    def over(cls, survey: Survey, *, due: Ints, nodes: bool, measure: Measure | None) -> Sweep:
+        """One that has not begun."""
+        facts = Facts.none_yet(len(survey.seams.values))
+        return cls(survey=survey, nodes=nodes, measure=measure, due=due, facts=facts)
 
     def trace(self, number: int, read: Callable[[Window], Cells]) -> Regions:
         """Walk a tile; regions that touch no seam are finished."""
@@ -115,7 +123,7 @@ class _Sweep:
         ring_regions = region_of[rings[:, 1]]
         waits, line = ring_regions >= 0, apron.shape[1]
         if len(chains) or waits.any():
-            parts = _Parts(
+            parts = Parts(
                 corners=corners,
                 chains=chain_pieces,
                 chain_regions=region_of[chains[:, 1]],
@@ -124,9 +132,9 @@ class _Sweep:
                 rings=ring_pieces[waits],
                 ring_regions=ring_regions[waits],
             )
-            for row, some in parts.by_row(self.survey.seams.last_row):
+            for due, some in parts.by_due(self.due):
                 numbered = dataclasses.replace(some, corners=self._in_scene(some.corners, line, window))
-                self.waiting.setdefault(row, []).append(numbered)
+                self.waiting.setdefault(due, []).append(numbered)
         ring_labels, ring_pieces = rings[~waits, 1], ring_pieces[~waits]
         order = np.argsort(ring_labels, kind="stable")  # the first ring of a label is its exterior
         one_each, origin_xy = np.arange(len(order) + 1), (window.col_off - 1, window.row_off - 1)
@@ -139,14 +147,14 @@ class _Sweep:
         row, col = np.divmod(numbers.astype(np.int64), line)
         return np.asarray((row + window.row_off) * (self.survey.shape_hw[1] + 2) + col + window.col_off, np.int64)
 
-    def finish_row(self, row: int) -> Regions:
-        """Link the chains of the regions whose last tiles lie in a row."""
-        parts, values = self.waiting.pop(row, []), self.survey.seams.values
-        return _assemble(parts, values, self.facts, line=self.survey.shape_hw[1] + 2)
+    def finish(self, due: int) -> Regions:
+        """Link the chains of the regions that are due."""
+        parts, values = self.waiting.pop(due, []), self.survey.seams.values
+        return assemble(joined(parts), values, self.facts, shape_hw=self.survey.shape_hw)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Parts:
+class Parts:
     """Chains and rings of regions that touch a seam, from one tile."""
 
     corners: NDArray[Any]
@@ -162,18 +170,18 @@ class _Parts:
     """`(ring, 2)`, as `chains`."""
     ring_regions: Ints
 
-    def by_row(self, last_row: Ints) -> Iterator[tuple[int, _Parts]]:
-        """The parts that are finished with each row of tiles."""
-        chain_rows, ring_rows = last_row[self.chain_regions], last_row[self.ring_regions]
-        for row in np.union1d(chain_rows, ring_rows).tolist():
-            chains, rings = chain_rows == row, ring_rows == row
+    def by_due(self, due_of: Ints) -> Iterator[tuple[int, Parts]]:
+        """The parts of the regions that are due together."""
+        chain_due, ring_due = due_of[self.chain_regions], due_of[self.ring_regions]
+        for due in np.union1d(chain_due, ring_due).tolist():
+            chains, rings = chain_due == due, ring_due == due
             pieces = np.concatenate([self.chains[chains], self.rings[rings]])
             corners = take_ragged(self.corners, pieces)
             moved = np.stack([np.cumsum(pieces[:, 1]) - pieces[:, 1], pieces[:, 1]], axis=1)
             num_chains = int(chains.sum())
             yield (
-                int(row),
-                _Parts(
+                int(due),
+                Parts(
                     corners=corners,
                     chains=moved[:num_chains],
                     chain_regions=self.chain_regions[chains],
@@ -185,11 +193,17 @@ class _Parts:
             )
 
 
-def _assemble(parts: list[_Parts], values: Ints, facts: Facts, *, line: int) -> Regions:
-    """Whole regions from all their parts."""
+def assemble(whole: Parts, values: Ints, facts: Facts, *, shape_hw: tuple[int, int]) -> Regions:
+    """Whole regions from all their parts.
+
+    Args:
+        whole: The parts.
+        values: Class of each region.
+        facts: Of each region.
+        shape_hw: Height and width of the mask.
+    """
     from pipeline.vector import kernels  # noqa: PLC0415 - see `label_cells`
 
-    whole = _joined(parts)
     following = _followers(whole.first_keys, whole.next_keys)
     members, ends = kernels.cycles(following)
     firsts = np.concatenate([np.zeros(1, np.int64), ends])[: len(ends)]
@@ -202,12 +216,12 @@ def _assemble(parts: list[_Parts], values: Ints, facts: Facts, *, line: int) -> 
     order = np.lexsort((lowest, regions))
     sorted_pieces = take_ragged(pieces, np.stack([starts, num_pieces], axis=1)[order])
     rings = np.concatenate([[0], np.cumsum(num_pieces[order])])
-    coords, offsets = kernels.close_rings(whole.corners, sorted_pieces, rings, line, (-1, -1))
+    coords, offsets = kernels.close_rings(whole.corners, sorted_pieces, rings, shape_hw[1] + 2, (-1, -1))
     found = np.unique(regions)
     return Regions(rings=as_polygons(coords, offsets, regions[order]), values=values[found], facts=facts.of(found))
 
 
-def _joined(parts: list[_Parts]) -> _Parts:
+def joined(parts: Sequence[Parts]) -> Parts:
     """All parts as one."""
     sizes = [len(part.corners) for part in parts]
     bases = (np.cumsum(sizes) - sizes).tolist() if sizes else []
@@ -216,11 +230,11 @@ def _joined(parts: list[_Parts]) -> _Parts:
         tables = [getattr(part, name) + np.array([base, 0]) for part, base in zip(parts, bases, strict=True)]
         return np.concatenate([np.empty((0, 2), np.int64), *tables])
 
-    def joined(name: str) -> Ints:
+    def put_together(name: str) -> Ints:
         return np.concatenate([np.empty(0, np.int64), *(getattr(part, name) for part in parts)])
 
     names = ("corners", "chain_regions", "first_keys", "next_keys", "ring_regions")
-    return _Parts(chains=moved("chains"), rings=moved("rings"), **{name: joined(name) for name in names})
+    return Parts(chains=moved("chains"), rings=moved("rings"), **{name: put_together(name) for name in names})
 
 
 def _followers(first_keys: Ints, next_keys: Ints) -> Ints:

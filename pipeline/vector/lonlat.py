@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import shapely
 from pyproj import CRS, Transformer
+from pyproj.exceptions import ProjError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,8 +27,14 @@ _HALF_TURN = 180.0
 
 
 def is_on_earth(crs_wkt: str | None) -> bool:
-    """True if the CRS leads to longitude and latitude (False for none, and for local engineering systems)."""
-    return crs_wkt is not None and CRS.from_wkt(crs_wkt).geodetic_crs is not None
+    """True if the CRS leads to longitude and latitude (False for none, for local systems, and for other planets)."""
+    if crs_wkt is None or CRS.from_wkt(crs_wkt).geodetic_crs is None:
+        return False
+    try:
+        Transformer.from_crs(CRS.from_wkt(crs_wkt).to_2d(), "OGC:CRS84", always_xy=True)
+    except ProjError:  # "source and target ellipsoid do not belong to the same celestial body"
+        return False
+    return True
 
 
 class ToLonLat:

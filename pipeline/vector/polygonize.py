@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import shutil
-from contextlib import ExitStack
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -14,21 +13,18 @@ from pipeline.errors import UsageError
 from pipeline.processes import make_temporary_folder
 from pipeline.vector.after import After
 from pipeline.vector.area import PixelAreas, mean_pixel_m
-from pipeline.vector.confidence import Probabilities, open_probabilities
-from pipeline.vector.facts import UNSURE_BELOW, Measure
+from pipeline.vector.confidence import open_probabilities
 from pipeline.vector.faults import disk_errors
-from pipeline.vector.join import iter_regions
+from pipeline.vector.layer import layers_of
 from pipeline.vector.mask_file import open_masks
 from pipeline.vector.polygonset import PolygonSet
-from pipeline.vector.seams import Cells
-from pipeline.vector.sieve import sieved
-from pipeline.vector.spool import Smallest, SpoolWriter
+from pipeline.vector.spool import Smallest
+from pipeline.vector.tracer import Tracer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    from pipeline.grid import Window
-    from pipeline.vector.mosaic import MaskSource, Reader
+    from pipeline.vector.blocks import Hands
     from pipeline.vector.regularize import Regularization
     from pipeline.vector.simplify import Tolerance
 
@@ -53,6 +49,7 @@ def polygonize(
     regularize: Regularization | None = None,
     tile_px: int = 1024,
     progress: Callable[[int, int], None] | None = None,
+    hands: Hands | None = None,
 ) -> PolygonSet:
     """Polygons of all connected regions of a mask, as if it had been traced in one piece.
 
@@ -81,7 +78,8 @@ def polygonize(
             cover; what touches them follows.
         scene: What the mask was made of, for the attribute of that name; what the mask itself tells if not given.
         tile_px: Side of the squares in which the mask is read: memory and speed, never the result.
-        progress: Called after each step with (steps done, steps in all): two for each tile.
+        progress: Called after each step with (steps done, steps in all): two for each tile and sweep.
+        hands: Who traces, for masks of more than a few tiles; this process if not given. The polygons are the same.
 
     Returns:
         A context manager over the polygons, in the order of their first pixels.
@@ -95,83 +93,62 @@ def polygonize(
             regularized, or put in order.
     """
     _check_options(min(min_area_m2, min_area_px, fill_holes_m2, fill_holes_px), tile_px, simplify, regularize)
-    paths = [mask_path] if isinstance(mask_path, Path) else mask_path
-    with ExitStack() as files:
-        mask = files.enter_context(open_masks(paths, many_bands=bands_are_classes))
-        geobox = mask.geobox
-        kept = None if probabilities is None else files.enter_context(open_probabilities(probabilities, geobox))
-        areas = PixelAreas.of(geobox)
-        if max(min_area_m2, fill_holes_m2) > 0 and areas is None:
-            raise _no_crs_to_measure_in(mask.name, max(min_area_m2, fill_holes_m2))
-        tolerance_px = None if simplify is None else simplify.to_px(mean_pixel_m(areas, geobox.shape))
-        tile_hw, readers = (tile_px, tile_px), _readers(mask, include, bands_are_classes=bands_are_classes)
-        measures = [_measure(read, geobox.shape, kept, value) for read, value in readers]
-        if sieve and not bands_are_classes:
-            limits = (areas, min_area_m2), (PixelAreas.counting(geobox.shape), min_area_px)
-            readers = [(_sieved(read, geobox.shape, tile_hw, limits), value) for read, value in readers]
-            min_area_m2 = min_area_px = 0.0  # what the sieve could not give away at once stays
-        folder = _folder_in(scratch)
-        try:
-            after = After(
-                folder=folder,
-                geobox=geobox,
-                smallest=Smallest(areas=areas, m2=min_area_m2, px=min_area_px),
-                holes=Smallest(areas=areas, m2=fill_holes_m2, px=fill_holes_px),
-                joins=connectivity == 8,  # noqa: PLR2004
-                smooth=smooth,
-                tolerance_px=tolerance_px,
-                regularize=regularize,
-                by_class=bands_are_classes,
-            )
-            nodes = after.moves_vertices
-            spool = SpoolWriter(folder / "regions.arrow", geobox.shape, areas, after.limit_of_regions, nodes=nodes)
-            _trace(spool, readers, measures, tile_hw, progress)
-            path, regularized = after.finished(spool.path)
-            return PolygonSet(
-                folder,
-                spool=path,
-                geobox=geobox,
-                names=names or {},
-                areas=areas,
-                on_grid=not nodes,
-                scene=scene or mask.scene,
-                probability_steps=None if kept is None else kept.steps,
-                multi=after.joins,
-                regularized=regularized,
-            )
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
+    paths = (mask_path,) if isinstance(mask_path, Path) else tuple(mask_path)
+    with open_masks(paths, many_bands=bands_are_classes) as mask:
+        geobox, made_of, num_bands = mask.geobox, mask.scene, len(mask.bands)
+    with open_probabilities(probabilities, geobox) if probabilities else nullcontext() as kept:
+        probability_steps = None if kept is None else kept.steps
+    areas = PixelAreas.of(geobox)
+    if max(min_area_m2, fill_holes_m2) > 0 and areas is None:
+        raise _no_crs_to_measure_in(str(paths[0]), max(min_area_m2, fill_holes_m2))
+    tolerance_px = None if simplify is None else simplify.to_px(mean_pixel_m(areas, geobox.shape))
+    limits: list[tuple[PixelAreas, float]] = []
+    if sieve and not bands_are_classes:
+        limits = _sieve_limits(areas, geobox.shape, min_area_m2, min_area_px)
+        min_area_m2 = min_area_px = 0.0  # what the sieve could not give away at once stays
+    folder = _folder_in(scratch)
+    try:
+        after = After(
+            folder=folder,
+            geobox=geobox,
+            smallest=Smallest(areas=areas, m2=min_area_m2, px=min_area_px),
+            holes=Smallest(areas=areas, m2=fill_holes_m2, px=fill_holes_px),
+            joins=connectivity == 8,  # noqa: PLR2004
+            smooth=smooth,
+            tolerance_px=tolerance_px,
+            regularize=regularize,
+            by_class=bands_are_classes,
+        )
+        nodes = after.moves_vertices
+        layers = layers_of(paths, num_bands, include, probabilities, bands_are_classes=bands_are_classes)
+        tracer = Tracer(
+            geobox=geobox, tile_hw=(tile_px, tile_px), nodes=nodes, smallest=after.limit_of_regions, folder=folder,
+            hands=hands,
+        )  # fmt: skip
+        path, regularized = after.finished(tracer.trace(layers, limits, progress))
+        return PolygonSet(
+            folder,
+            spool=path,
+            geobox=geobox,
+            names=names or {},
+            areas=areas,
+            on_grid=not nodes,
+            scene=scene or made_of,
+            probability_steps=probability_steps,
+            multi=after.joins,
+            regularized=regularized,
+        )
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
-def _sieved(
-    read: Callable[[Window], Cells],
-    shape_hw: tuple[int, int],
-    tile_hw: tuple[int, int],
-    limits: Iterable[tuple[PixelAreas | None, float]],
-) -> Callable[[Window], Cells]:
-    """Cells without regions below some limits, each given with what it is measured in."""
-    for areas, least in limits:
-        if areas is not None and least:
-            read = sieved(read, shape_hw, tile_hw=tile_hw, areas=areas, min_area_m2=least)
-    return read
-
-
-def _trace(
-    spool: SpoolWriter,
-    readers: Sequence[tuple[Reader, int | None]],
-    measures: Sequence[Measure],
-    tile_hw: tuple[int, int],
-    progress: Callable[[int, int], None] | None,
-) -> None:
-    """All regions into the spool, which is closed then."""
-    for number, ((read, value), measure) in enumerate(zip(readers, measures, strict=True)):
-        advanced = _advanced(progress, number, len(readers))
-        for regions in iter_regions(
-            read, spool.scene_hw, tile_hw=tile_hw, nodes=spool.nodes, measure=measure, progress=advanced
-        ):
-            spool.add(regions if value is None else regions.of_class(value))
-    spool.close()
+def _sieve_limits(
+    areas: PixelAreas | None, shape_hw: tuple[int, int], min_area_m2: float, min_area_px: float
+) -> list[tuple[PixelAreas, float]]:
+    """Sizes below which regions are given away, one after the other, each with what it is measured in."""
+    limits = (areas, min_area_m2), (PixelAreas.counting(shape_hw), min_area_px)
+    return [(by, least) for by, least in limits if by is not None and least]
 
 
 def _folder_in(scratch: Path) -> Path:
@@ -208,42 +185,3 @@ def _check_options(
             title="Option out of range",
             fix="give positive numbers",
         )
-
-
-def _advanced(
-    progress: Callable[[int, int], None] | None, number: int, count: int
-) -> Callable[[int, int], None] | None:
-    """Progress of one of several equal sweeps as that of all."""
-    return None if progress is None else lambda done, total: progress(number * total + done, count * total)
-
-
-def _readers(
-    mask: MaskSource, include: frozenset[int] | None, *, bands_are_classes: bool
-) -> list[tuple[Reader, int | None]]:
-    """What reads the cells for each sweep over the mask, and the class of all of them where it is one."""
-    if not bands_are_classes:
-        return [(mask.bands[0] if include is None else _chosen(mask.bands[0], include), None)]
-    numbers = range(len(mask.bands))
-    wanted = numbers if include is None else sorted(include & set(numbers))
-    return [(_chosen(mask.bands[value], frozenset({1})), value) for value in wanted]
-
-
-def _measure(
-    read: Callable[[Window], Cells], shape_hw: tuple[int, int], kept: Probabilities | None, value: int | None
-) -> Measure:
-    """What regions are told beside their outline; `value` is the class of all of them where it is one."""
-    if kept is None:
-        return Measure(read=read, shape_hw=shape_hw)
-    steps = kept.of_classes if value is None else lambda window, _: kept.of_class(window, value)
-    return Measure(read=read, shape_hw=shape_hw, steps=steps, unsure_below=math.ceil(UNSURE_BELOW * kept.steps))
-
-
-def _chosen(read: Reader, include: frozenset[int]) -> Reader:
-    """Cells of some classes only."""
-
-    def read_chosen(window: Window) -> Cells:
-        values, _, valid = read(window)
-        chosen = np.isin(values, list(include))
-        return Cells(values, chosen if valid is None else valid & chosen, valid)
-
-    return read_chosen

@@ -11,7 +11,6 @@ import pyarrow as pa
 import shapely
 
 from pipeline.vector.attributes import attribute_arrays, attribute_fields
-from pipeline.vector.hilbert import hilbert_order
 from pipeline.vector.lengths import PixelSides
 from pipeline.vector.rings import from_shapely
 from pipeline.vector.spool import SpoolReader
@@ -158,7 +157,7 @@ class PolygonSet:
             max_rows: Most polygons of a batch.
             along_curve: In the order of first pixels along a Hilbert curve instead, so that a batch lies together.
         """
-        order = hilbert_order(self._reader.column("first"), self.geobox.shape) if along_curve else None
+        order = self._reader.along_curve(self.geobox.shape) if along_curve else None
         batches = self._reader.iter_batches(max_rows=max_rows, max_bytes=_BATCH_BYTES, order=order)
         while True:
             self.before_batch()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,7 +13,7 @@ from scipy.sparse.csgraph import connected_components
 from pipeline.grid import Window, iter_windows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -67,10 +68,8 @@ class Tile:
     """Labels with their apron, and their values, where memory allows to keep them for the second sweep."""
 
     @classmethod
-    def of(
-        cls, window: Window, read: Callable[[Window], Cells], shape_hw: tuple[int, int], *, first_node: int, keep: bool
-    ) -> Tile:
-        """Label a tile and keep its border; with `keep` its labels too."""
+    def of(cls, window: Window, read: Callable[[Window], Cells], shape_hw: tuple[int, int], *, keep: bool) -> Tile:
+        """Label a tile and keep its border, with nodes from 0; with `keep` its labels too."""
         apron, values = made = label_cells(read(window))
         inner = apron[1:-1, 1:-1]
         at_seam = {
@@ -85,10 +84,15 @@ class Tile:
             window=window,
             touched=touched,
             values=values[touched],
-            first_node=first_node,
-            lines={side: _nodes(line, touched, first_node) for side, line in lines.items()},
+            first_node=0,
+            lines={side: _nodes(line, touched) for side, line in lines.items()},
             kept=_narrow(made) if keep else None,
         )
+
+    def from_node(self, first: int) -> Tile:
+        """The same tile with nodes from another number."""
+        moved = {side: np.where(line < 0, NONE, line - self.first_node + first) for side, line in self.lines.items()}
+        return dataclasses.replace(self, first_node=first, lines=moved)
 
 
 def _narrow(made: tuple[Labels, Ints]) -> tuple[NDArray[np.uint16] | Labels, Ints]:
@@ -96,8 +100,8 @@ def _narrow(made: tuple[Labels, Ints]) -> tuple[NDArray[np.uint16] | Labels, Int
     return (apron.astype(np.uint16) if len(values) <= np.iinfo(np.uint16).max else apron), values
 
 
-def _nodes(line: Labels, touched: Labels, first_node: int) -> Ints:
-    return np.where(line > 0, first_node + np.searchsorted(touched, line), NONE)
+def _nodes(line: Labels, touched: Labels) -> Ints:
+    return np.where(line > 0, np.searchsorted(touched, line), NONE)
 
 
 @dataclass(slots=True)
@@ -106,21 +110,19 @@ class _Links:
 
     columns: int
     """Tiles in a row."""
-    num_nodes: int = 0
     values: list[Ints] = field(default_factory=list)
-    rows: list[Ints] = field(default_factory=list)
+    tiles: list[Ints] = field(default_factory=list)
     pairs: list[NDArray[np.int64]] = field(default_factory=list)
 
-    def add(self, tiles: list[Tile]) -> None:
-        """Take the next tile in row-major order, the last of `tiles`."""
-        tile, number = tiles[-1], len(tiles) - 1
+    def add(self, number: int, tiles: Mapping[int, Tile]) -> None:
+        """Take the next tile in row-major order."""
+        tile = tiles[number]
         if "left" in tile.lines:
             self._link(tiles[number - 1].lines["right"], tile.lines["left"])
         if "top" in tile.lines:
             self._link(tiles[number - self.columns].lines["bottom"], tile.lines["top"])
         self.values.append(tile.values)
-        self.rows.append(np.full(len(tile.values), number // self.columns))
-        self.num_nodes += len(tile.values)
+        self.tiles.append(np.full(len(tile.values), number))
 
     def _link(self, one: Ints, other: Ints) -> None:
         pairs = np.stack([one, other], axis=1)
@@ -131,15 +133,17 @@ class _Links:
     def resolve(self) -> Seams:
         """Regions from pieces."""
         empty = np.empty(0, np.int64)
-        values, rows = np.concatenate([empty, *self.values]), np.concatenate([empty, *self.rows])
+        values, tiles = np.concatenate([empty, *self.values]), np.concatenate([empty, *self.tiles])
         pairs = np.concatenate([np.empty((0, 2), np.int64), *self.pairs])
         pairs = pairs[values[pairs[:, 0]] == values[pairs[:, 1]]]
         graph = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(len(values), len(values)))
         count, region = connected_components(graph, directed=False) if len(values) else (0, empty)
-        last_row, region_values = np.zeros(count, np.int64), np.zeros(count, np.int64)
-        np.maximum.at(last_row, region, rows)
+        last, region_values = np.zeros(count, np.int64), np.zeros(count, np.int64)
+        first = np.full(count, len(self.tiles), np.int64)
+        np.maximum.at(last, region, tiles)
+        np.minimum.at(first, region, tiles)
         region_values[region] = values
-        return Seams(region=region.astype(np.int64), values=region_values, last_row=last_row)
+        return Seams(region=region.astype(np.int64), values=region_values, first_tile=first, last_tile=last)
 
 
 class Seams(NamedTuple):
@@ -149,8 +153,10 @@ class Seams(NamedTuple):
     """Of each node."""
     values: Ints
     """Class of each region."""
-    last_row: Ints
-    """Last row of tiles that each region has a pixel in."""
+    first_tile: Ints
+    """First tile, in row-major order, that each region has a pixel in."""
+    last_tile: Ints
+    """Last tile."""
 
 
 class Labelled(NamedTuple):
@@ -174,8 +180,11 @@ class Survey:
     shape_hw: tuple[int, int]
     columns: int
     """Tiles in a row."""
-    tiles: list[Tile]
+    tiles: Mapping[int, Tile]
+    """By their numbers, row-major."""
     seams: Seams
+    first_node: int = 0
+    """The node that `seams.region` begins with."""
 
     @classmethod
     def make(
@@ -187,13 +196,21 @@ class Survey:
         advance: Callable[[], None] = lambda: None,
     ) -> Survey:
         """Label all tiles; `advance` is called after each."""
-        links, tiles = _Links(columns=-(-shape_hw[1] // tile_hw[1])), list[Tile]()
+        tiles = []
         for window in iter_windows(shape_hw, tile_hw):
-            keep = window.row_off * shape_hw[1] < _KEPT_PX
-            tiles.append(Tile.of(window, read, shape_hw, first_node=links.num_nodes, keep=keep))
-            links.add(tiles)
+            tiles.append(Tile.of(window, read, shape_hw, keep=window.row_off * shape_hw[1] < _KEPT_PX))
             advance()
-        return cls(shape_hw=shape_hw, columns=links.columns, tiles=tiles, seams=links.resolve())
+        return cls.of(tiles, shape_hw, tile_hw)
+
+    @classmethod
+    def of(cls, tiles: Sequence[Tile], shape_hw: tuple[int, int], tile_hw: tuple[int, int]) -> Survey:
+        """Link all tiles, which are in row-major order, each with nodes from 0."""
+        links, numbered, num_nodes = _Links(columns=-(-shape_hw[1] // tile_hw[1])), dict[int, Tile](), 0
+        for number, tile in enumerate(tiles):
+            numbered[number] = tile.from_node(num_nodes)
+            links.add(number, numbered)
+            num_nodes += len(tile.touched)
+        return cls(shape_hw=shape_hw, columns=links.columns, tiles=numbered, seams=links.resolve())
 
     def labelled(self, number: int, read: Callable[[Window], Cells]) -> Labelled:
         """A tile's labels, those of one region made one; what was kept of them is let go."""
@@ -215,7 +232,20 @@ class Survey:
 
     def regions_of(self, tile: Tile) -> Ints:
         """Region of each label that a tile has at a seam."""
-        return self.seams.region[tile.first_node : tile.first_node + len(tile.touched)]
+        start = tile.first_node - self.first_node
+        return self.seams.region[start : start + len(tile.touched)]
+
+    def part(self, first: int, stop: int) -> tuple[Survey, Ints]:
+        """What is needed to walk the tiles from `first` to before `stop`, and the number here of each region of it.
+
+        Regions of the part are numbered among those that it has a pixel of, or that lie beside its tiles.
+        """
+        low, high = max(0, first - self.columns - 1), min(len(self.tiles), stop + self.columns + 1)
+        tiles = {number: self.tiles[number] for number in range(low, high)}
+        begin, end = tiles[low].first_node, tiles[high - 1].first_node + len(tiles[high - 1].touched)
+        numbers, region = np.unique(self.seams.region[begin:end], return_inverse=True)
+        seams = Seams(region.astype(np.int64), *(column[numbers] for column in self.seams[1:]))
+        return dataclasses.replace(self, tiles=tiles, seams=seams, first_node=begin), numbers
 
     def _around(self, number: int) -> Iterator[tuple[Any, Ints]]:
         """Places in a tile's apron, and the nodes of the pixels there."""
@@ -249,7 +279,7 @@ class Survey:
         """
         if not len(self.seams.region):
             return np.zeros(len(nodes), np.int32)
-        found = self.seams.region[nodes]
+        found = self.seams.region[np.where(nodes < 0, 0, nodes - self.first_node)]
         made = (foreign + found).astype(np.int32)
         if len(regions):
             at = np.minimum(np.searchsorted(regions, found), len(regions) - 1)

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.grid import iter_windows
 from pipeline.vector.seams import Cells, Survey, label_cells
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
@@ -34,7 +35,8 @@ def sieved(
     tile_hw: tuple[int, int],
     areas: PixelAreas,
     min_area_m2: float,
-) -> Callable[[Window], Cells]:
+    progress: Callable[[int, int], None] | None = None,
+) -> Sieved:
     """Cells in which small regions have the class of a neighbour.
 
     Args:
@@ -43,39 +45,51 @@ def sieved(
         tile_hw: Height and width of a tile; no influence on the result.
         areas: Geodesic area of each pixel.
         min_area_m2: Regions below it are given away.
+        progress: Called with (steps done, steps in all): two for each tile.
 
     Returns:
         A function like `read`, for the windows of these tiles only.
 
     Law: the result is that of one tile (properties/test_vector_sieve.py).
     """
-    survey = Survey.make(read, shape_hw, tile_hw)
-    sizes = [_sizes(tile, read, areas) for tile in survey.tiles]
+    num_tiles = len(list(iter_windows(shape_hw, tile_hw)))
+    steps = iter(range(1, 2 * num_tiles + 1))
+
+    def advance() -> None:
+        if progress is not None:
+            progress(next(steps), 2 * num_tiles)
+
+    survey = Survey.make(read, shape_hw, tile_hw, advance=advance)
+    sizes = [_sizes(tile, read, areas) for tile in survey.tiles.values()]
     region_size = np.zeros(len(survey.seams.values), np.int64)
-    for tile, size in zip(survey.tiles, sizes, strict=True):
+    for tile, size in zip(survey.tiles.values(), sizes, strict=True):
         np.add.at(region_size, survey.regions_of(tile), size[tile.touched])
     small_region = areas.to_m2(region_size) < min_area_m2
     changes, claims, first_piece = {}, [np.empty((0, 4), np.int64)], 0
-    for number, tile in enumerate(survey.tiles):
+    for number, tile in survey.tiles.items():
         small = areas.to_m2(sizes[number]) < min_area_m2
         changes[tile.window], found = _claims(survey, number, read, small, small_region, first_piece=first_piece)
         claims.append(found)
         first_piece += len(small)
+        advance()
     region_class = np.where(small_region, _DROPPED, survey.seams.values)
     winners = _longest(np.concatenate(claims))
     region_class[winners[:, 0]] = winners[:, 1]
-    for tile in survey.tiles:
+    for tile in survey.tiles.values():
         changes[tile.window][tile.touched] = region_class[survey.regions_of(tile)]
-    return _Sieved(read, changes)
+    return Sieved(read, changes)
 
 
 @dataclass(frozen=True, slots=True)
-class _Sieved:
+class Sieved:
+    """Reads tiles in which small regions have the class of a neighbour."""
+
     read: Callable[[Window], Cells]
-    changes: dict[Window, Ints]
+    changes: Mapping[Window, Ints]
     """Tile -> class of each of its labels, -1 for none."""
 
     def __call__(self, window: Window) -> Cells:
+        """Cells of a tile."""
         apron, _ = label_cells(self.read(window))
         values = self.changes[window][apron[1:-1, 1:-1]].astype(np.int32)
         return Cells(values, values != _DROPPED)

@@ -16,6 +16,7 @@ import shapely
 
 from pipeline.errors import ResourceError
 from pipeline.vector.faults import disk_errors
+from pipeline.vector.hilbert import hilbert_order
 from pipeline.vector.rings import (
     count_pixels,
     drop_collinear,
@@ -153,7 +154,8 @@ class SpoolWriter:
     """Whether outlines have vertices on straight lines, where neighbours meet."""
     _file: pa.RecordBatchFileWriter = field(init=False)
     _pending: list[pa.RecordBatch] = field(default_factory=list)
-    _count: int = 0
+    count: int = 0
+    """Regions kept so far."""
 
     def __post_init__(self) -> None:
         with disk_errors(self.path):
@@ -169,15 +171,8 @@ class SpoolWriter:
         if not batch.num_rows:
             return
         self._pending.append(batch)
-        self._count += batch.num_rows
-        if self._count > MOST_POLYGONS:
-            raise ResourceError(
-                f"the mask has more than {MOST_POLYGONS:,} polygons, the last of {_pixels_each(regions)} pixels each",
-                code="RS-007",
-                title="Too many polygons",
-                where=str(self.path.parent),
-                fix="drop small ones with --min-area, or give them to their neighbours with --sieve",
-            )
+        self.count += batch.num_rows
+        refuse_too_many(self.count, self.path.parent)
         rows, size = sum(b.num_rows for b in self._pending), sum(b.nbytes for b in self._pending)
         if rows >= _FLUSH_ROWS or size >= _FLUSH_BYTES:
             self._flush()
@@ -229,9 +224,20 @@ class SpoolWriter:
         )
 
 
-def _pixels_each(regions: Regions) -> int:
-    """Mean size of some regions, in pixels."""
-    return max(1, round(float(count_pixels(regions.rings).mean()))) if len(regions.values) else 1
+def refuse_too_many(count: int, folder: Path) -> None:
+    """Refuse more polygons than can be put in order.
+
+    Raises:
+        ResourceError: RS-007.
+    """
+    if count > MOST_POLYGONS:
+        raise ResourceError(
+            f"the mask has more than {MOST_POLYGONS:,} polygons",
+            code="RS-007",
+            title="Too many polygons",
+            where=str(folder),
+            fix="drop small ones with --min-area, or give them to their neighbours with --sieve",
+        )
 
 
 def sizes_of(rings: Rings, areas: PixelAreas | None) -> tuple[Ints, Ints]:
@@ -257,20 +263,31 @@ def _digest(value: int, wkb: bytes) -> str:
     return hashlib.blake2b(wkb, digest_size=8, salt=value.to_bytes(8, "little", signed=True)).hexdigest()
 
 
+def _canonical(first: Ints, class_ids: Ints) -> NDArray[np.intp]:
+    """Rows in the order of first pixels; where classes overlap, of those with the same one the lower class first."""
+    order = np.argsort(first, kind="stable")
+    same = (first[order[1:]] == first[order[:-1]]).any()
+    return np.lexsort((class_ids, first)) if same else order
+
+
 class SpoolReader:
-    """Reads regions back in canonical order through a memory map; holds one batch at a time."""
+    """Reads regions back in canonical order through a memory map; holds one batch at a time.
+
+    Args:
+        path: Of a spool, or a folder of some.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self._paths = sorted(path.glob("*.arrow")) if path.is_dir() else [path]
         self._seen_bytes = 0
         self._open()
-        self._order = np.argsort(self.column("first"), kind="stable")
+        self._order = _canonical(self.column("first"), self.column("class_id"))
         self._starts = np.cumsum([0, *(b.num_rows for b in self._batches)])
 
     def _open(self) -> None:
-        self._map = pa.memory_map(str(self._path))
-        reader = pa.ipc.open_file(self._map)
-        self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+        self._maps = [pa.memory_map(str(path)) for path in self._paths]
+        readers = [pa.ipc.open_file(file) for file in self._maps]
+        self._batches = [reader.get_batch(i) for reader in readers for i in range(reader.num_record_batches)]
 
     def __len__(self) -> int:
         return len(self._order)
@@ -322,7 +339,8 @@ class SpoolReader:
     def close(self) -> None:
         """Let go of the file."""
         self._batches = []
-        self._map.close()
+        for file in self._maps:
+            file.close()
 
     def row_bands(self, height: int) -> list[tuple[int, int]]:
         """Bands of rows of corners, (start, stop), each of about as many corners as can be compared at once.
@@ -333,6 +351,10 @@ class SpoolReader:
         corners = int(self.num_bytes.sum()) // 16
         count = max(1, -(-corners // _CORNERS_AT_ONCE))
         return list(itertools.pairwise(np.linspace(0, height + 1, count + 1).astype(np.int64).tolist()))
+
+    def along_curve(self, scene_hw: tuple[int, int]) -> NDArray[np.intp]:
+        """Rows in the order of first pixels along a Hilbert curve over a scene."""
+        return np.asarray(self._order[hilbert_order(self.first, scene_hw)])
 
     @property
     def first(self) -> Ints:
@@ -356,7 +378,7 @@ class SpoolReader:
     def _rows(self, rows: NDArray[np.intp]) -> PolygonBatch:
         """Rows of the spool in the order given, copied out batch by batch (a chunked `take` would copy the column)."""
         if self._seen_bytes > _MOST_MAPPED:
-            self._map.close()  # what was read stays in this process's memory as long as it is mapped
+            self.close()  # what was read stays in this process's memory as long as it is mapped
             self._open()
             self._seen_bytes = 0
         ascending = np.sort(rows)

@@ -30,7 +30,7 @@ from pipeline.run.settings import make_settings
 from pipeline.run.stop import StopFlag
 from pipeline.run.tasks import Watch
 from pipeline.run.tile_task import TileDone
-from pipeline.store import TileRecord
+from pipeline.store import Folder, TileRecord
 from tests.bench.common import OUT, interleaved, publish, scene_of, unet
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def _ours(connection: Connection, count: int) -> tuple[float, int]:
         tiles,
         attempts={},
         on_done=lambda done: kept.__setitem__(done.record.tile, done.record),
-        watch=Watch(stop=StopFlag(), tell=silent, stuck_after_s=300, dump_to=OUT),
+        watch=Watch(stop=StopFlag(), tell=silent, stuck_after_s=300, dump_to=Folder(OUT)),
     )
     assert len(kept) == count
     return 1e3 * (time.perf_counter() - started) / count, psutil.Process().memory_info().rss - before

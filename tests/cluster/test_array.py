@@ -77,6 +77,29 @@ def test_a_preempted_task_goes_back_into_the_queue_and_continues(tmp_path: Path)
     assert json.loads((out / "batch.json").read_text())["counts"]["done"] == 4
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.usefixtures("slurm")
+def test_a14_a_task_whose_time_is_over_goes_back_into_the_queue_and_continues(tmp_path: Path) -> None:
+    """A limit of a minute is less than the warning that the script asks for: SLURM warns at its first look.
+
+    It waits for two minutes before it starts a task again.
+    """
+    sizes = {"large": (900, 800), "small": (100, 90)}
+    scenes = [write_scene(tmp_path / f"{n}.tif", smooth_values(2, yx), names=("b0", "b1")) for n, yx in sizes.items()]
+    save_unet(tmp_path / "model", depth=2)
+    out, options = tmp_path / "out", {"patch": 64, "tile": 16, "vectors": "none"}
+    submit_array(scenes, tmp_path / "model", out, tasks=1, split="scenes", sbatch_options="--time=1", **options)
+    said = _await_end(out, seconds=1700)
+    assert "RU-001" in said, "SLURM warned it, and it said so"
+    assert "DUE TO TIME LIMIT" not in said, "it was gone before the limit"
+    assert said.count("DUE TO JOB REQUEUE") >= 1, "it went back into the queue"
+    for scene in scenes:
+        reference = sm.segment(scene, tmp_path / "model", tmp_path / "here" / scene.stem, **options)
+        assert sha256(out / scene.stem / "mask.tif") == sha256(reference.mask_path), said
+    assert json.loads((out / "batch.json").read_text())["counts"]["done"] == 2
+
+
 def test_scripts_can_be_looked_at_first(known: Known, tmp_path: Path) -> None:
     options = "--partition=gpu --gres=gpu:1 --comment='two words'"
     made = submit_array([known.scene], known.model, tmp_path / "out", tasks=3, dry_run=True, sbatch_options=options)

@@ -100,7 +100,7 @@ def test_a_run_on_two_nodes_loses_a_job_and_no_pixel(slurm: Path, known: Known, 
 def test_a_lost_job_is_replaced(slurm: Path, tmp_path: Path, ends: str) -> None:
     brief = {"walltime": "2 min", "lifetime_margin": "100 s", "lifetime_stagger": "2 s"}
     settings = make_settings({"cluster": _file(tmp_path, workers=1, **(brief if ends == "out of time" else {}))})
-    with connect(settings, folders=(tmp_path,)) as connection:
+    with connect(settings, keys=tmp_path) as connection:
         assert connection.client.scheduler.address.startswith("tls://127.0.0.1:")
         first = _jobs("%i")
         if ends == "cancelled":
@@ -124,7 +124,7 @@ def test_what_slurm_refuses_is_told_in_its_words(slurm: Path, tmp_path: Path) ->
         pytest.raises(
             InfrastructureError, match=r"CL-010.*slurm does not take the job: .*[Ii]nvalid partition"
         ) as caught,
-        connect(settings, folders=(tmp_path,)),
+        connect(settings, keys=tmp_path),
     ):
         pass
     assert "queue" in caught.value.fix
@@ -133,14 +133,14 @@ def test_what_slurm_refuses_is_told_in_its_words(slurm: Path, tmp_path: Path) ->
 
 def test_a_queue_that_is_too_long_is_told(slurm: Path, tmp_path: Path) -> None:
     settings = make_settings({"cluster": _file(tmp_path, wait="2 s", directives='["--begin=now+1hour"]')})
-    with pytest.raises(InfrastructureError, match=r"CL-011.*within 2 s"), connect(settings, folders=(tmp_path,)):
+    with pytest.raises(InfrastructureError, match=r"CL-011.*within 2 s"), connect(settings, keys=tmp_path):
         pass
     _await_no_jobs()
 
 
 def test_an_interface_that_is_not_there(tmp_path: Path) -> None:
     settings = make_settings({"cluster": _file(tmp_path, interface="ib7")})
-    with pytest.raises(UsageError, match=r"CF-045.*ib7"), connect(settings, folders=(tmp_path,)):
+    with pytest.raises(UsageError, match=r"CF-045.*ib7"), connect(settings, keys=tmp_path):
         pass
 
 

@@ -228,8 +228,8 @@ def test_masks_in_a_bucket_become_polygons_there(folder: Path, prefix: str, endp
     assert objects(endpoint, prefix)["x.geojson"] == local.read_bytes()
 
 
-def test_a_batch_writes_into_folders(folder: Path, prefix: str, cli: Cli) -> None:
-    code, _, err = cli("batch", folder / "scene.tif", "-m", folder / "model", "-o", prefix)
+def test_an_array_needs_a_folder(folder: Path, prefix: str, cli: Cli) -> None:
+    code, _, err = cli("batch", folder / "scene.tif", "-m", folder / "model", "-o", prefix, "--array", 2)
     assert code == 2
     assert_block(err, "CF-055")
 
@@ -254,7 +254,8 @@ def test_b8_two_machines_do_not_write_at_once(
     assert not any(name.startswith(".scenemask") for name in objects(endpoint, prefix))
 
 
-def test_scratch_is_a_folder(folder: Path, cli: Cli) -> None:
-    code, _, err = cli("segment", folder / "scene.tif", "-m", folder / "model", "-o", "x", "--scratch", "s3://b1/x")
+@pytest.mark.parametrize("scratch", ["https://host/x", "gs://bucket/x", "s3://x/y"])
+def test_scratch_is_a_folder_or_a_prefix(folder: Path, scratch: str, cli: Cli) -> None:
+    code, _, err = cli("segment", folder / "scene.tif", "-m", folder / "model", "-o", "x", "--scratch", scratch)
     assert code == 2
     assert_block(err, "CF-005")

@@ -16,7 +16,7 @@ from shapely import box
 import pipeline as sm
 from pipeline.cli.app import app
 from pipeline.errors import ModelError, OutputError
-from pipeline.grid import Window
+from pipeline.grid import Window, near_seam
 from pipeline.infer import TileResult
 from pipeline.model import ModelSpec, Scaling, model_from_module
 from pipeline.run import basis as basis_module
@@ -26,7 +26,7 @@ from pipeline.run import results as results_module
 from pipeline.run import verify as verify_module
 from pipeline.run.compare import Difference, compare
 from pipeline.run.verify import WindowCheck
-from pipeline.run.verify_windows import near_seam, sample_windows
+from pipeline.run.verify_windows import sample_windows
 from pipeline.store import TileStore
 from tests.networks import random_scene, unet_model
 from tests.scenes import save_unet, write_scene

@@ -13,6 +13,7 @@ from pipeline.errors import OutputError
 from pipeline.run import segment as module
 from pipeline.run.identity import adopt_settings, identity, refuse_differences
 from pipeline.run.settings import COSMETIC, SegmentSettings, make_settings
+from pipeline.scene import Limits
 from tests.scenes import save_threshold_model, sha256, smooth_values, write_scene
 
 if TYPE_CHECKING:
@@ -21,9 +22,9 @@ if TYPE_CHECKING:
 SHAPE = (70, 90)
 BASE: dict[str, Any] = {"patch": 64, "tile": 1, "vectors": "none"}
 OTHER: dict[str, Any] = {
-    "bands": "2,1", "nodata": 7.0, "assume_crs": "EPSG:32633", "allow_no_crs": True, "tiling": "exact",
-    "halo_tolerance": 0.01, "overlap": 32, "patch": 96, "tile": 99, "taper": "linear", "tta": "flips",
-    "padding": "zero", "device": "cpu", "precision": "float32", "max_flip": 0.5, "backend": "torch",
+    "bands": "2,1", "mask_values": "3,8", "nodata": 7.0, "assume_crs": "EPSG:32633", "allow_no_crs": True,
+    "tiling": "exact", "halo_tolerance": 0.01, "overlap": 32, "patch": 96, "tile": 99, "taper": "linear",
+    "tta": "flips", "padding": "zero", "device": "cpu", "precision": "float32", "max_flip": 0.5, "backend": "torch",
     "deterministic": True, "trust_model": True, "probabilities": True, "vectors": "gpkg", "connectivity": 8,
     "fill_holes": "3 px", "min_area": "5 px", "sieve": True, "smooth": True, "simplify": "1 px",
     "regularize": "high", "min_iou": 0.5,
@@ -32,16 +33,20 @@ OTHER: dict[str, Any] = {
     "threshold": 0.4, "stuck_after": 999.0, "insecure_cluster": True, "allow_version_skew": True,
     "endpoint": "http://127.0.0.1:9", "allow_loopback": True, "retries": 1, "connect_timeout": 1.0, "read_timeout": 1.0,
 }  # fmt: skip
-"""Setting -> a value that differs from the default; `aoi` and `scratch` are paths and tested by themselves."""
-NEEDS: dict[str, dict[str, Any]] = {"sieve": {"min_area": "5 px"}, "overlap": {"tiling": "blend"}}
+"""Setting -> a value that differs from the default; `aoi`, `mask_layer` and `scratch` are tested by themselves."""
+NEEDS: dict[str, dict[str, Any]] = {
+    "sieve": {"min_area": "5 px"},
+    "overlap": {"tiling": "blend"},
+    "mask_values": {"mask_layer": "scl", "mask_values": "1"},
+}
 """Setting -> others without which it is no valid one; the run has them too."""
 
 
 def test_every_setting_has_another_value_here() -> None:
     """A new setting must be added to one of the two kinds, or this fails."""
-    assert {*OTHER, "aoi", "scratch"} == set(SegmentSettings.model_fields)
+    assert {*OTHER, "aoi", "mask_layer", "scratch"} == set(SegmentSettings.model_fields)
     for name, value in OTHER.items():
-        assert getattr(make_settings({name: value, **NEEDS.get(name, {})}), name) != _default(name), name
+        assert getattr(make_settings({**NEEDS.get(name, {}), name: value}), name) != _default(name), name
     assert set(SegmentSettings.model_fields) > COSMETIC
 
 
@@ -66,10 +71,10 @@ def test_f7_semantic_settings_are_refused_and_cosmetic_ones_allowed(
 ) -> None:
     """On the comparison itself, so that settings count too that do not fit this scene."""
     base = make_settings(NEEDS.get(name, {}))
-    before = identity(scene, model, base, aoi_digest=None)
-    given = make_settings({name: OTHER[name]} | NEEDS.get(name, {}))
+    before = identity(scene, model, base, limits=Limits())
+    given = make_settings(NEEDS.get(name, {}) | {name: OTHER[name]})
     now = adopt_settings(given, base.model_dump(mode="json"))
-    after = identity(scene, model, now, aoi_digest=None)
+    after = identity(scene, model, now, limits=Limits())
     if name in COSMETIC:
         refuse_differences(before, after, explicit={name}, where=Path("out"))
         return
@@ -146,7 +151,7 @@ def test_c38_a_scene_that_changes_during_the_run_ends_it_without_results(model: 
         if getattr(event, "name", "") == "mask":
             write_scene(scene, values, names=("b0", "b1"))
 
-    with pytest.raises(OutputError, match="changed while it was being segmented"):
+    with pytest.raises(OutputError, match="changed while the scene was being segmented"):
         sm.segment(scene, model, tmp_path / "out", listener=rewrite, **BASE)
     assert [path.name for path in (tmp_path / "out").iterdir()] == [".scenemask"]
 

@@ -15,13 +15,11 @@ import shapely
 from pyproj import Transformer
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.features import rasterize
-from rasterio.windows import Window as RasterioWindow
 from rio_cogeo.cogeo import cog_validate
 
 import pipeline as sm
-from pipeline.grid import Window
-from pipeline.model import ModelSpec, Scaling, UNetConfig, save_model
-from pipeline.train import ChipSampler, TrainSettings, band_statistics, confusion, iou, train
+from pipeline.model import save_model
+from pipeline.train import confusion, iou, make_train_settings, train_model
 
 pytestmark = [pytest.mark.real, pytest.mark.xdist_group("real")]
 
@@ -29,27 +27,21 @@ CLOUD_BANDS = ("B02", "B03", "B04", "B08", "B11", "B12")
 
 
 def _train(
-    scene: Any, target: Path, area: Window, folder: Path, *, names: tuple[str, ...], remap: Any, steps: int
+    scene: Path, labels: Path, folder: Path, *, classes: tuple[str, str], split: Any, **labelled: Any
 ) -> sm.Model:
-    mean, std = band_statistics(scene, area)
-    bands = len(scene.bands)
-    scaling = Scaling(scale=(1.0,) * bands, offset=(0.0,) * bands, mean=mean, std=std)
-    with rasterio.open(target) as labels:
-        chips = ChipSampler(
-            scene,
-            lambda w: remap(labels.read(1, window=RasterioWindow(w.col_off, w.row_off, w.width, w.height))),
-            area=area,
-            chip_px=128,
-            num_classes=2,
-            ignore_index=255,
-            seed=0,
-        )
-        config = UNetConfig(bands=bands, outputs=2, depth=3, width=8)
-        network = train(config, chips, scaling, TrainSettings(steps=steps, batch=4), ignore_index=255)
-    spec = ModelSpec(
-        name=folder.name, bands=tuple(b.name for b in scene.bands), classes=names, background=names[0], scaling=scaling
-    )
-    return save_model(folder, network, spec)
+    """A few steps, enough to tell classes roughly apart."""
+    settings = {
+        "name": folder.name,
+        "classes": [{"name": classes[0], "background": True}, classes[1]],
+        "scenes": [{"scene": str(scene), "labels": str(labels), **labelled}],
+        "split": split,
+        "chips": {"size": 128, "batch": 4},
+        "network": {"depth": 3, "width": 8},
+        "schedule": {"steps": 120, "check_every": 60, "learning_rate": 6e-3},
+        "precision": "float32",
+    }
+    train_model(make_train_settings(settings), folder)
+    return sm.load_model(folder)
 
 
 @pytest.fixture(scope="module")
@@ -58,12 +50,14 @@ def buildings(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, sm.Model]
     if not data.is_dir():
         pytest.skip("real scenes not found beside the checkout")
     path = data / "scenes" / "banepa_rgb.tif"
-    area = Window(row_off=0, col_off=0, height=4096, width=2048)
     folder = tmp_path_factory.mktemp("models") / "buildings"
     model = _train(
-        sm.open_scene(path), data / "labels" / "banepa_buildings_mask.tif", area, folder,
-        names=("background", "building"), remap=lambda a: a, steps=60,
-    )  # fmt: skip
+        path,
+        data / "labels" / "banepa_buildings_mask.tif",
+        folder,
+        classes=("background", "building"),
+        split={"areas": str(data / "labels" / "banepa_splits.geojson")},
+    )
     return path, model
 
 
@@ -73,12 +67,16 @@ def clouds(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, sm.Model]:
     if not data.is_dir():
         pytest.skip("real scenes not found beside the checkout")
     path = data / "scenes" / "s2_l1c_t19udp_13band.tif"
-    area = Window(row_off=0, col_off=0, height=687, width=687)
     folder = tmp_path_factory.mktemp("models") / "clouds"
     model = _train(
-        sm.open_scene(path).select(CLOUD_BANDS), data / "golden" / "cloud6__t19udp_mask.tif", area, folder,
-        names=("clear", "cloud"), remap=lambda a: np.where(a == 0, 255, a - 1).astype(np.uint8), steps=60,
-    )  # fmt: skip
+        path,
+        data / "golden" / "cloud6__t19udp_mask.tif",
+        folder,
+        classes=("clear", "cloud"),
+        split={"block_px": 128, "val": 0.1, "test": 0, "guard_px": 0},
+        bands=CLOUD_BANDS,
+        values={"0": None, "1": "clear", "2": "cloud"},
+    )
     return path, model
 
 

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import rasterio
+from rasterio.vrt import WarpedVRT
 
 from pipeline.errors import InputError
 from pipeline.grid import Window
-from pipeline.scene import Aoi, Scene, describe_scene, open_scene
+from pipeline.scene import Aoi, Scene, describe_scene, open_quality_layer, open_scene
 from pipeline.scene.datasets import open_dataset
 
 if TYPE_CHECKING:
@@ -131,3 +132,38 @@ def test_external_mask_and_alpha(real_data: Path) -> None:
         valid = scene.read_block(whole(scene)).valid_everywhere()
         assert len(scene.bands) == 3
         np.testing.assert_array_equal(valid, expected, err_msg=name)
+
+
+def test_sentinels_own_quality_layer_over_finer_and_coarser_bands(real_data: Path) -> None:
+    """SCL at 200 m over bands of 100, 200 and 600 m, against GDAL's nearest."""
+    folder = real_data / "stac" / "s2_29rkh"
+    values = (3, 8, 9, 10)
+    for name in ("B02", "B05", "B01"):
+        scene = open_scene(folder / f"{name}.tif")
+        layer = open_quality_layer(scene, str(folder / "SCL.tif"), values, access=None)
+        with (
+            rasterio.open(folder / "SCL.tif") as file,
+            rasterio.open(folder / f"{name}.tif") as like,
+            WarpedVRT(file, transform=like.transform, height=like.height, width=like.width) as warped,
+        ):
+            expected = ~np.isin(warped.read(1), values)
+        assert not layer.warnings
+        np.testing.assert_array_equal(layer.mask(whole(scene)), expected)
+        assert 0 < np.count_nonzero(~expected) < expected.size
+
+
+def test_c16_c25_collars_and_unwritten_blocks_are_told_and_nothing_else_is(real_data: Path) -> None:
+    """Sentinel-2's JPEG 2000 files have a collar of zeros and do not say so; the scenes and variants have none."""
+    whole_scenes = [
+        *real_data.glob("scenes/**/*.tif"),
+        *real_data.glob("variants/*.tif"),
+        *real_data.glob("stac/**/*.tif"),
+    ]
+    assert len(whole_scenes) > 60
+    for path in whole_scenes:
+        told = [
+            sentence for sentence in open_scene(path, allow_no_crs=True).warnings if "control points" not in sentence
+        ]
+        assert told == [], path
+    for path in real_data.glob("odd/jp2/*.jp2"):
+        assert any("--nodata 0" in sentence for sentence in open_scene(path, allow_no_crs=True).warnings), path

@@ -8,14 +8,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
-import os
 import platform
 import secrets
 import socket
 from collections import defaultdict
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import PipelineError, UsageError
@@ -26,6 +24,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
     from pipeline.model import EngineSpec
+    from pipeline.store import Place
 
 _PACKAGES = ("torch", "rasterio", "numpy", "zarr", "dask", "distributed")
 _MOST_NAMED = 3
@@ -41,31 +40,31 @@ class Answer:
     cannot: str | None
     """Why it cannot run the engine; None where it can."""
     unseen: tuple[str, ...]
-    """Folders that it does not see, each with the reason."""
+    """Places that it does not see, each with the reason."""
 
 
 def require_workers(
-    client: Client, *, engine: EngineSpec | None = None, folders: Sequence[Path] = (), allow_skew: bool = False
+    client: Client, *, engine: EngineSpec | None = None, places: Sequence[Place] = (), allow_skew: bool = False
 ) -> None:
     """Ask all workers that are there, and refuse to start with any that cannot do the work.
 
     Args:
         client: Connected to them.
         engine: What they must be able to run.
-        folders: What they must see under the same path as this process.
+        places: What they must see under the same path or address as this process.
         allow_skew: Take packages that differ in the patch level only.
 
     Raises:
-        UsageError: CL-012 packages differ; CL-013 the engine does not run there; CL-014 a folder is not seen; CL-015
+        UsageError: CL-012 packages differ; CL-013 the engine does not run there; CL-014 a place is not seen; CL-015
             the worker cannot even answer.
     """
     described = None if engine is None else (engine.backend, engine.device, engine.precision)
-    tokens = {str(folder): _leave_token(folder) for folder in dict.fromkeys(folders)}
+    tokens = {place: _leave_token(place) for place in dict.fromkeys(places)}
     try:
         given: dict[str, Any] = client.run(answer, described, tokens, on_error="return")
     finally:
-        for folder, token in tokens.items():
-            (Path(folder) / token).unlink(missing_ok=True)
+        for place, token in tokens.items():
+            place.delete(token)
     answers = _answers(given)
     for address, told in answers.items():
         if told.cannot is not None:
@@ -83,20 +82,20 @@ def require_workers(
             raise UsageError(
                 f"worker {address} on {told.host} does not see {told.unseen[0]}",
                 code="CL-014",
-                title="Worker does not see the folder",
+                title="Worker does not see the place of the tiles",
                 where=told.host,
                 fix="choose -o and --scratch on a disk that all hosts mount under the same path, with rights for the "
-                "user that workers run as",
+                "user that workers run as; or --scratch s3://bucket/prefix, with keys where workers find them",
             )
 
 
-async def answer(engine: tuple[str, str, str] | None, tokens: Mapping[str, str]) -> Answer:
+async def answer(engine: tuple[str, str, str] | None, tokens: Mapping[Place, str]) -> Answer:
     """Run in a worker, beside its loop: imports may take seconds, in which it must go on to say that it lives."""
     return await asyncio.to_thread(_answer, engine, tokens)
 
 
-def _answer(engine: tuple[str, str, str] | None, tokens: Mapping[str, str]) -> Answer:
-    unseen = tuple(why for folder, token in tokens.items() if (why := _why_unseen(Path(folder), token)) is not None)
+def _answer(engine: tuple[str, str, str] | None, tokens: Mapping[Place, str]) -> Answer:
+    unseen = tuple(why for place, token in tokens.items() if (why := _why_unseen(place, token)) is not None)
     return Answer(
         host=socket.gethostname(),
         versions=versions(engine),
@@ -139,21 +138,22 @@ def why_not(backend: str, device: str, precision: str) -> str | None:
     return None
 
 
-def _leave_token(folder: Path) -> str:
+def _leave_token(place: Place) -> str:
     """A file whose name nobody can guess, or has asked for before: no network disk remembers that it is missing."""
     token = f".seen-{secrets.token_hex(16)}"
-    (folder / token).write_text(token)
+    place.write(token, token.encode())
     return token
 
 
-def _why_unseen(folder: Path, token: str) -> str | None:
+def _why_unseen(place: Place, token: str) -> str | None:
     try:
-        same = (folder / token).read_text() == token
-    except OSError as error:
-        return f"{folder} ({error.strerror or error})"
-    if not same:
-        return f"{folder} (another folder has that path there)"
-    return None if os.access(folder, os.W_OK) else f"{folder} (it may not write there)"
+        found = place.read(token)
+        if found is None:
+            return f"{place} (what this run has left there is not there)"
+        place.write(token, found)
+    except (PipelineError, OSError) as error:
+        return f"{place} ({_line(error)})"
+    return None if found == token.encode() else f"{place} (another one has that path there)"
 
 
 def _answers(given: Mapping[str, Any]) -> dict[str, Answer]:

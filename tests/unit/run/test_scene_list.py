@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import UsageError
-from pipeline.run.outcomes import Outcome, Outcomes
+from pipeline.run.outcomes import FOLDER, Outcome, Outcomes
 from pipeline.run.scene_list import SceneRow, collect, slug
 from pipeline.run.share import Share
 
@@ -108,7 +108,7 @@ def test_torn_outcomes_are_dropped_and_the_last_attempt_speaks(tmp_path: Path) -
     first.add(Outcome(name="a", status="done", attempt=2))
     first.add(Outcome(name="b", status="done"))
     first.close()
-    [file] = first.folder.glob("*.jsonl")
+    [file] = (tmp_path / FOLDER).glob("*.jsonl")
     file.write_bytes(file.read_bytes()[:-5])
     again = Outcomes(tmp_path)
     assert {name: one.status for name, one in again.all.items()} == {"a": "done"}
@@ -121,6 +121,6 @@ def test_of_two_who_end_a_scene_at_once_the_one_that_succeeded_speaks(tmp_path: 
         one = Outcomes(tmp_path)
         one.add(Outcome(name="a", status=status))  # type: ignore[arg-type]
         one.close()
-        for file in one.folder.glob("*-*-*.jsonl"):
+        for file in (tmp_path / FOLDER).glob("*-*-*.jsonl"):
             file.rename(file.with_name(f"{number}.jsonl"))
     assert Outcomes(tmp_path).all["a"].status != "failed"

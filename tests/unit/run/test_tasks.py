@@ -22,7 +22,7 @@ from pipeline.run.settings import make_settings
 from pipeline.run.stop import StopFlag
 from pipeline.run.tasks import Task, Watch, run_tasks
 from pipeline.run.tile_task import TileDone
-from pipeline.store import TileRecord
+from pipeline.store import Folder, TileRecord
 
 
 def test_an_answer_that_died_with_its_worker_is_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,10 +119,10 @@ def _work(folder: Path, number: int, what: str = "") -> int:
 
 
 def _run(folder: Path, special: dict[int, str], *, count: int = 12, stuck_after_s: float = 300) -> tuple[Any, Any, Any]:
-    """Tasks on two worker processes: what was done, what failed, what was told."""
+    """Tasks on two worker processes: what was done, what failed, what was told and then written down."""
     done: list[int] = []
     failed: dict[int, BaseException] = {}
-    told: list[Event] = []
+    told: list[Any] = []
     tasks = iter(
         Task(
             name=f"task {number}",
@@ -133,7 +133,12 @@ def _run(folder: Path, special: dict[int, str], *, count: int = 12, stuck_after_
         )
         for number in range(count)
     )
-    watch = Watch(stop=StopFlag(), tell=told.append, stuck_after_s=stuck_after_s, dump_to=folder)
+
+    def tell(event: Event) -> None:
+        told.append(event)
+        told.extend(json.loads(path.read_text()) for path in folder.glob("stuck-*-1.json"))
+
+    watch = Watch(stop=StopFlag(), tell=tell, stuck_after_s=stuck_after_s, dump_to=Folder(folder))
     with connect(make_settings({"workers": 2})) as connection:
         run_tasks(connection, lambda: next(tasks, None), watch=watch)
     return done, failed, told
@@ -161,10 +166,10 @@ def test_a10_workers_that_stand_still_are_started_anew(tmp_path: Path) -> None:
     assert sorted(done) == list(range(12))
     assert not failed
     assert any("nothing has moved" in getattr(event, "text", "") for event in told)
-    [first, *_] = sorted(tmp_path.glob("stuck-*-1.json"))
-    seen = json.loads(first.read_text())
+    seen = next(one for one in told if isinstance(one, dict))
     assert {"task 4", "task 5"} & set(seen["running"])
     assert len(seen["workers"]) == 2
+    assert not list(tmp_path.glob("stuck-*")), "all has ended in the end"
 
 
 class _Scene:
@@ -177,7 +182,7 @@ class _Job:
 
 
 def _watch(folder: Path, *, stuck_after_s: float = 300) -> Watch:
-    return Watch(stop=StopFlag(), tell=silent, stuck_after_s=stuck_after_s, dump_to=folder)
+    return Watch(stop=StopFlag(), tell=silent, stuck_after_s=stuck_after_s, dump_to=Folder(folder))
 
 
 def _record(index: int, attempt: int) -> TileRecord:

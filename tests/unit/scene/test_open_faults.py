@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -248,6 +250,36 @@ def test_c25_blocks_never_written_without_nodata_are_suspicious(tmp_path: Path) 
             dataset.write(noise(1, 64, 64, dtype="uint8"), window=rasterio.windows.Window(64 * row, 64 * row, 64, 64))
     sentences = open_scene(path).warnings
     assert any("75.0 % of the blocks have no data on disk" in s for s in sentences)
+
+
+_KILLED = """
+import os, signal, sys
+import numpy as np, rasterio
+from rasterio.windows import Window
+options = dict(pair.split("=") for pair in sys.argv[2:])
+profile = dict(driver="GTiff", count=1, height=512, width=512, dtype="uint16", crs="EPSG:32633",
+               transform=rasterio.Affine(1, 0, 5e5, 0, -1, 5e6))
+with rasterio.Env(GDAL_CACHEMAX=200_000):
+    file = rasterio.open(sys.argv[1], "w", **profile, **options)
+    for row in range(0, 512, 64):
+        data = np.random.default_rng(row).integers(1, 9999, (1, 64, 512)).astype("u2")
+        file.write(data, window=Window(0, row, 512, 64))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["tiled=yes", "compress=deflate"], ["compress=none"], ["tiled=yes", "compress=zstd", "nodata=0"], ["nodata=0"]],
+)
+def test_c25_a_file_whose_writer_was_killed_is_suspicious(tmp_path: Path, options: list[str]) -> None:
+    """It opens, and all its pixels read as zeros, although most of its bytes are there."""
+    path = tmp_path / "killed.tif"
+    subprocess.run([sys.executable, "-c", _KILLED, str(path), *options], check=False)
+    assert path.stat().st_size > 100_000
+    (sentence,) = open_scene(path).warnings
+    assert "not one block of the file has data on disk" in sentence
+    assert ("--nodata 0" in sentence) == ("nodata=0" not in options)
 
 
 def test_c23_huge_sparse_scene_opens_at_once(tmp_path: Path) -> None:

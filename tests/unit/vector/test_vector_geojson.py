@@ -207,3 +207,17 @@ def test_names_are_escaped(tmp_path: Path) -> None:
         write_polygons(polygons, tmp_path / "out.json", overwrite=False)
     (feature,) = json.loads((tmp_path / "out.json").read_text())["features"]
     assert feature["properties"]["class_name"] == name
+
+
+def test_c13_another_planet_keeps_its_own_coordinates(tmp_path: Path) -> None:
+    """PROJ knows no way from Mars to longitudes on the Earth."""
+    mars = (
+        'PROJCS["Equirectangular Mars",GEOGCS["GCS_Mars",DATUM["D_Mars",SPHEROID["Mars_localRadius",3394839.8,0]],'
+        'PRIMEM["Reference_Meridian",0],UNIT["degree",0.0174532925199433]],PROJECTION["Equirectangular"],'
+        'PARAMETER["central_meridian",0],PARAMETER["false_easting",0],PARAMETER["false_northing",0],UNIT["metre",1]]'
+    )
+    transform = Affine(282, 0, -1_400_000, 0, -282, 394_000)
+    text, features = _export(tmp_path, blobs(40), mars, transform)
+    assert "scenemask:crs_note" in text
+    x = [x for feature in features for part in _parts(feature) for x, _ in part.exterior.coords]
+    assert -1_400_000 <= min(x) < max(x) <= -1_400_000 + 40 * 282

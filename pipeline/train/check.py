@@ -1,0 +1,130 @@
+"""How good a network is on a part of the scenes: counts of pixels by class, window by window."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from pipeline.grid import Window
+from pipeline.train.loader import eval_windows, to_tensors
+from pipeline.train.metrics import confusion
+from pipeline.train.target import IGNORE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+
+    from pipeline.model import Scaling
+    from pipeline.train.data import LabelledView, Sample
+    from pipeline.train.split import Area
+
+_WINDOW_PX = 256
+_CONTEXT_PX = 64
+"""Real pixels around a window, so that its rim is not judged on padding. They are seen, not counted."""
+
+
+def count_on(
+    network: nn.Module,
+    views: Sequence[LabelledView],
+    areas: Sequence[Area],
+    scaling: Scaling,
+    *,
+    num_classes: int,
+    stride: int,
+    device: str = "cpu",
+    autocast: torch.dtype | None = None,
+    limit: int | None = None,
+) -> NDArray[np.int64]:
+    """Counts `(target class, class found)` over areas.
+
+    Args:
+        network: In any mode; left in the mode it was in.
+        views: Scenes.
+        areas: What is judged.
+        scaling: From stored values to the network's input.
+        num_classes: Classes.
+        stride: Of the network; inputs get sides that it divides.
+        device: Where the network is.
+        autocast: Lower precision, if any.
+        limit: So many windows at most, spread evenly.
+    """
+    counts = np.zeros((num_classes, num_classes), np.int64)
+    for view, window in _spread(list(_windows(areas)), limit):
+        mask = predict_window(network, views[view], window, scaling, stride=stride, device=device, autocast=autocast)
+        target = views[view].read(window).target
+        counts += confusion(mask, np.where(target == IGNORE, num_classes, target), num_classes=num_classes)
+    return counts
+
+
+@torch.inference_mode()
+def predict_window(
+    network: nn.Module,
+    view: LabelledView,
+    window: Window,
+    scaling: Scaling,
+    *,
+    stride: int,
+    device: str = "cpu",
+    autocast: torch.dtype | None = None,
+) -> NDArray[np.int64]:
+    """Classes `(y, x)` of a window, seen with its surroundings."""
+    was_training = network.training
+    network.eval()
+    seen = _with_context(window, stride)
+    x, _, _ = to_tensors(_reflected(view, seen), scaling)
+    batch = x[None].to(device).contiguous(memory_format=torch.channels_last)
+    with torch.autocast(device, dtype=autocast, enabled=autocast is not None):
+        logits: Tensor = network(batch)
+    network.train(was_training)
+    classes: NDArray[np.int64] = logits[0].float().argmax(dim=0).cpu().numpy()
+    return classes[window.slices_in(seen)]
+
+
+def _with_context(window: Window, stride: int) -> Window:
+    """The window grown by the context, to sides that the stride divides."""
+    grown = window.expand(_CONTEXT_PX)
+    height, width = (-(-side // stride) * stride for side in grown.shape)
+    return Window(row_off=grown.row_off, col_off=grown.col_off, height=height, width=width)
+
+
+def _reflected(view: LabelledView, window: Window) -> Sample:
+    """A sample whose pixels beyond the scene are mirrored, as they are when a scene is segmented."""
+    rows, cols = (
+        _mirrored(start, stop, length)
+        for start, stop, length in (
+            (window.row_off, window.row_stop, view.whole.height),
+            (window.col_off, window.col_stop, view.whole.width),
+        )
+    )
+    box = Window.from_bounds(int(rows.min()), int(cols.min()), int(rows.max()) + 1, int(cols.max()) + 1)
+    sample = view.read(box)
+    rows, cols = rows - box.row_off, cols - box.col_off
+    return type(sample)(
+        sample.data[:, rows][:, :, cols], sample.valid[:, rows][:, :, cols], sample.target[rows][:, cols]
+    )
+
+
+def _mirrored(start: int, stop: int, length: int) -> NDArray[np.int64]:
+    """Positions start to stop, folded back into 0 to length."""
+    positions = np.arange(start, stop)
+    if length == 1:
+        return np.zeros_like(positions)
+    period = 2 * (length - 1)
+    folded = np.abs((positions + length - 1) % period - (length - 1))
+    return np.asarray(folded, np.int64)
+
+
+def _windows(areas: Sequence[Area]) -> Iterator[tuple[int, Window]]:
+    for area in areas:
+        for window in eval_windows(area.window, _WINDOW_PX):
+            yield area.view, window
+
+
+def _spread(windows: list[tuple[int, Window]], limit: int | None) -> list[tuple[int, Window]]:
+    if limit is None or len(windows) <= limit:
+        return windows
+    return [windows[i] for i in np.linspace(0, len(windows) - 1, limit).round().astype(int)]

@@ -1,0 +1,1 @@
+"""Pretrained encoders: run in an environment of their own (`make test-encoders`)."""

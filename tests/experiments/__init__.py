@@ -1,0 +1,1 @@
+"""What training can do, measured: run by hand, results in docs/."""
