@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 READY  := $(VENV)/.ready
 
-.PHONY: help demo test test-all check fix bench bench-gpu bench-kills bench-memory bench-peers bench-polygons bench-train bench-vectors check-deploy fuzz clean experiment-buildings experiment-skips test-encoders lock
+.PHONY: help demo test test-all check fix bench bench-evaluate bench-gpu bench-kills bench-memory bench-peers bench-polygons bench-train bench-vectors check-deploy fuzz clean experiment-buildings experiment-skips test-encoders lock
 
 help:
 	@echo "make demo          install, then make and segment a synthetic scene (a minute after installation)"
@@ -14,6 +14,7 @@ help:
 	@echo "make check         format, lint, types, import rules, fast tests"
 	@echo "make fix           format and mend what can be mended"
 	@echo "make bench         speed, as ratios, into docs/benchmarks/"
+	@echo "make bench-evaluate  a large pair of rasters compared, into docs/benchmarks/"
 	@echo "make bench-memory  peak memory at two sizes, into docs/benchmarks/"
 	@echo "make bench-vectors polygons against other polygonizers, into docs/benchmarks/"
 	@echo "make bench-kills   200 kills of runs, into docs/benchmarks/"
@@ -70,6 +71,9 @@ fix: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m tests.bench.speed
+
+bench-evaluate: $(READY)
+	$(BIN)/python -m tests.bench.evaluate
 
 bench-kills: $(READY)
 	$(BIN)/python -m tests.bench.kills

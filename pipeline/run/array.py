@@ -122,6 +122,7 @@ def submit_array(
     command += [] if max_failures is None else ["--max-failures", str(max_failures)]
     name = re.sub(r"[^A-Za-z0-9_.-]", "-", frozen.root.name) or "batch"
     common = {"name": f"scenemask-{name}", "logs": shlex.quote(str(logs)), "options": _directives(sbatch_options)}
+    common["warning_s"] = str(_warning_s(shlex.split(sbatch_options)))
     share = f'--share "$SLURM_ARRAY_TASK_ID/{tasks}" --split {by}'
     array = _write(folder / "array.sbatch", common, command=f"{shlex.join(command)} {share}", array=f"0-{tasks - 1}")
     end = _write(folder / "end.sbatch", common, command=shlex.join(command), array=None)
@@ -153,6 +154,23 @@ def _refuse_options(options: Sequence[str]) -> None:
             title="Array cannot be submitted",
             fix="leave out --array, --dependency, --signal and --requeue: they are set already",
         )
+
+
+def _warning_s(options: Sequence[str]) -> int:
+    """Seconds before the end of its time that a task is warned: two minutes, or a third of a shorter time."""
+    given = [one.partition("=")[2] for one in options if one.startswith("--time=")]
+    found = _TIME.fullmatch(given[-1]) if given else None
+    if found is None:
+        return _WARNING_S
+    days, parts = int(found[1] or 0), [int(part) for part in found[2].split(":")]
+    units = (3600, 60, 1) if found[1] or len(parts) == len("HMS") else (60, 1)
+    limit = 86_400 * days + sum(unit * part for unit, part in zip(units, parts, strict=False))
+    return min(_WARNING_S, max(1, limit // 3))
+
+
+_WARNING_S = 120
+_TIME = re.compile(r"(?:(\d+)-)?(\d+(?::\d+){0,2})")
+"""SLURM's: minutes, minutes:seconds, hours:minutes:seconds, days-hours, days-hours:minutes, ..."""
 
 
 def _directives(options: str) -> str:

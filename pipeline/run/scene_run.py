@@ -345,8 +345,7 @@ def warnings_of(run: SceneRun, plan: Plan) -> list[str]:
     """What a person should know before trusting the result; told, and kept in run.json."""
     if run.range_warning is None:
         run.range_warning = range_warning(run.scene, run.model) or ""
-    found = [run.range_warning] if run.range_warning else []
-    warnings = [*run.scene.warnings, *found, *run.limits.warnings, *run.model.warnings]
+    warnings = [*run.scene.warnings, *filter(None, [run.range_warning]), *run.limits.warnings, *run.model.warnings]
     if run.settings.bands is None and matched_by_position(run.scene, run.model):
         names = ", ".join(f"{b.name} → {n}" for b, n in zip(run.scene.bands, run.model.spec.bands, strict=True))
         warnings.append(f"bands were matched by position: {names}")

@@ -81,11 +81,8 @@ def test_a_preempted_task_goes_back_into_the_queue_and_continues(tmp_path: Path)
 @pytest.mark.timeout(1800)
 @pytest.mark.usefixtures("slurm")
 def test_a14_a_task_whose_time_is_over_goes_back_into_the_queue_and_continues(tmp_path: Path) -> None:
-    """A limit of a minute is less than the warning that the script asks for: SLURM warns at its first look.
-
-    It waits for two minutes before it starts a task again.
-    """
-    sizes = {"large": (900, 800), "small": (100, 90)}
+    """Of a minute, SLURM's least, it warns after 10 to 40 s; it waits for two before it starts a task again."""
+    sizes = {"large": (1300, 1100), "small": (100, 90)}
     scenes = [write_scene(tmp_path / f"{n}.tif", smooth_values(2, yx), names=("b0", "b1")) for n, yx in sizes.items()]
     save_unet(tmp_path / "model", depth=2)
     out, options = tmp_path / "out", {"patch": 64, "tile": 16, "vectors": "none"}
@@ -98,6 +95,18 @@ def test_a14_a_task_whose_time_is_over_goes_back_into_the_queue_and_continues(tm
         reference = sm.segment(scene, tmp_path / "model", tmp_path / "here" / scene.stem, **options)
         assert sha256(out / scene.stem / "mask.tif") == sha256(reference.mask_path), said
     assert json.loads((out / "batch.json").read_text())["counts"]["done"] == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "warning_s"),
+    [
+        ("", 120), ("--time=1", 20), ("--time=90", 120), ("--time=3:30", 70), ("--time=0:00:45", 15),
+        ("--time=1-0", 120), ("--time=0-0:05", 100), ("--time=5 --time=UNLIMITED", 120), ("--time=0", 1),
+    ],
+)  # fmt: skip
+def test_a_short_task_is_warned_in_its_last_third(known: Known, tmp_path: Path, options: str, warning_s: int) -> None:
+    made = submit_array([known.scene], known.model, tmp_path, tasks=1, dry_run=True, sbatch_options=options)
+    assert f"#SBATCH --signal=B:USR1@{warning_s}\n" in made.scripts[0].read_text()
 
 
 def test_scripts_can_be_looked_at_first(known: Known, tmp_path: Path) -> None:

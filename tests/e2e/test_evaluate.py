@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import geopandas as gpd
 import numpy as np
+import pyproj
 import pytest
 import rasterio
 import shapely
@@ -91,22 +92,35 @@ def test_a_truth_on_another_grid_is_warped_by_nearest(cli: Cli, tmp_path: Path, 
     assert sm.evaluate(mask, path, window_px=13).to_dict() == whole
 
 
-def test_a_truth_in_another_crs_agrees_where_pixels_do(tmp_path: Path) -> None:
-    """Degrees against metres: a constant class stays one, and its nodata stays out."""
-    mask = write_classes(tmp_path / "mask.tif", np.ones((50, 50), np.uint8))
-    box = rasterio.warp.transform_bounds(UTM, "EPSG:4326", 500_000, 4_999_500, 500_500, 5_000_000)
-    truth = np.ones((40, 40), np.uint8)
-    truth[:20] = 9
-    path = write_classes(
-        tmp_path / "truth.tif",
-        truth,
-        crs="EPSG:4326",
-        nodata=9,
-        transform=Affine((box[2] - box[0]) / 40, 0, box[0], 0, (box[1] - box[3]) / 40, box[3]),
-    )
-    found = sm.evaluate(mask, path)
-    assert found.overall_accuracy == 1
-    assert 1150 < found.to_dict()["pixels"]["compared"] < 1350
+def test_each_pixel_takes_what_lies_under_its_centre_in_another_crs(tmp_path: Path) -> None:
+    """Kilometres of UTM against degrees, where lines are curves: PROJ says for each centre where it lies."""
+    transform = Affine(1000, 0, 300_000, 0, -1000, 5_000_000)
+    mask = write_classes(tmp_path / "mask.tif", np.zeros((80, 90), np.uint8), transform=transform)
+    truth = np.random.default_rng(0).integers(0, 3, (90, 120)).astype(np.uint8)
+    truth[:9] = 9
+    place = Affine(0.01, 0, 12.5, 0, -0.01, 45.1)
+    options = {"crs": "EPSG:4326", "nodata": 9, "transform": place}
+    path = write_classes(tmp_path / "truth.tif", truth, **options)
+    rows, cols = np.indices((80, 90)) + 0.5
+    to_degrees = pyproj.Transformer.from_crs(UTM, "EPSG:4326", always_xy=True)
+    lon, lat = to_degrees.transform(300_000 + 1000 * cols, 5_000_000 - 1000 * rows)
+    col, row = np.floor((lon - 12.5) / 0.01).astype(int), np.floor((45.1 - lat) / 0.01).astype(int)
+    inside = (row >= 0) & (row < 90) & (col >= 0) & (col < 120)
+    under = np.where(inside, truth[row.clip(0, 89), col.clip(0, 119)], 9)
+    expected = [(under == value).sum() for value in range(3)]
+    for window_px in (2048, 17):
+        found = sm.evaluate(mask, path, classes="a,b,c", window_px=window_px)
+        assert [row["truth_px"] for row in found.to_dict()["per_class"]] == expected
+
+
+def test_metres_are_pixels_where_the_projection_is_true_to_scale(tmp_path: Path, pair: Any) -> None:
+    mask, truth, *_ = pair
+    metres, pixels = (sm.evaluate(mask, truth, boundary=b).to_dict()["boundary"] for b in ("20 m", "2 px"))
+    assert metres["tolerance_px"] == 2
+    assert metres["per_class"] == pixels["per_class"]
+    mercator = {"crs": "EPSG:3857", "transform": Affine(10, 0, 0, 0, -10, 8_400_000)}  # 60 degrees north: half of it
+    files = [write_classes(tmp_path / n, blobs((30, 30), 2, seed=i), **mercator) for i, n in enumerate("ab")]
+    assert sm.evaluate(*files, boundary="10 m").to_dict()["boundary"]["tolerance_px"] == pytest.approx(2, rel=0.01)
 
 
 @pytest.mark.parametrize(("crs", "suffix"), [(UTM, "gpkg"), ("EPSG:4326", "geojson"), ("EPSG:3857", "shp")])

@@ -221,7 +221,8 @@ class _NO_LEGEND:  # noqa: N801 - stands for a value
 
 def _legend(path: Path) -> Legend | None:
     try:
-        return read_legend(path)
+        with without_georeference():
+            return read_legend(path)
     except (*GDAL_ERRORS, OSError, ValueError):  # no GeoTIFF, or names that are none
         return None
 

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from pipeline.grid import GeoBox
 
 
+_TRUE_TO_SCALE = 2e-3
+
+
 class Distance(NamedTuple):
     """A distance on PRED's grid."""
 
@@ -55,20 +58,28 @@ def parse_distance(text: str | float, geobox: GeoBox, *, option: str, most_px: f
 
 
 def pixel_m(geobox: GeoBox) -> tuple[float, float] | None:
-    """Height and width of the pixel at the scene's centre in metres on the ellipsoid; None without a CRS."""
+    """Height and width of the pixel at the scene's centre in metres on the ellipsoid; None without a CRS.
+
+    Projections true to scale within a fifth of a percent, such as UTM, are taken at their word: 20 m are 2 px of 10 m.
+    """
     if geobox.crs_wkt is None:
         return None
     crs = pyproj.CRS.from_wkt(geobox.crs_wkt)
-    geod = crs.get_geod()
-    if geod is None:
+    geod, degrees = crs.get_geod(), crs.geodetic_crs
+    if geod is None or degrees is None:
         return None
-    to_degrees = pyproj.Transformer.from_crs(crs, crs.geodetic_crs or crs, always_xy=True)
+    to_degrees = pyproj.Transformer.from_crs(crs, degrees, always_xy=True)
     row, col = geobox.height / 2, geobox.width / 2
     here, below, right = (geobox.transform @ at for at in ((col, row), (col, row + 1), (col + 1, row)))
     lon, lat = to_degrees.transform([here[0], below[0], right[0]], [here[1], below[1], right[1]])
     _, _, height = geod.inv(lon[0], lat[0], lon[1], lat[1])
     _, _, width = geod.inv(lon[0], lat[0], lon[2], lat[2])
-    return (float(height), float(width)) if height > 0 and width > 0 else None
+    if not (height > 0 and width > 0):
+        return None
+    unit = crs.axis_info[0].unit_conversion_factor if crs.is_projected else 0.0
+    nominal = (geobox.pixel_size[0] * unit, geobox.pixel_size[1] * unit)
+    true = (float(height), float(width))
+    return nominal if all(abs(n / t - 1) < _TRUE_TO_SCALE for n, t in zip(nominal, true, strict=True)) else true
 
 
 def _wrong(what: str, fix: str) -> UsageError:

@@ -58,7 +58,7 @@ class VectorFile:
             raise unusable_truth(f"{path.name} is a GDAL virtual file, which could point to any file or server", path)
         try:
             self.layer = layer or _only_layer(path)
-            info = pyogrio.read_info(path, layer=self.layer)
+            info = pyogrio.read_info(path, layer=self.layer, force_feature_count=True)
         except _OGR_ERRORS as error:
             raise unusable_truth(f"{path.name} is no raster, and cannot be read as polygons: {error}", path) from error
         self.fields: list[str] = list(info["fields"])
