@@ -115,7 +115,7 @@ def rescaled(geobox: GeoBox, factor: float) -> GeoBox:
     return GeoBox(shape=(height, width), transform=geobox.transform @ Affine.scale(factor), crs_wkt=geobox.crs_wkt)
 
 
-def warped_by_reference(scene: RasterScene, *, height_m: float | None) -> Scene | None:
+def warped_by_reference(scene: RasterScene, *, height_m: float | None, assume_crs: str | None = None) -> Scene | None:
     """A scene that only control points or RPCs place, on a grid in their CRS; None where it has neither.
 
     Raises:
@@ -123,6 +123,7 @@ def warped_by_reference(scene: RasterScene, *, height_m: float | None) -> Scene 
     """
     dataset = scene.dataset()
     points, crs = dataset.gcps
+    crs = crs or (None if assume_crs is None else parse_crs(assume_crs))
     if points and crs:
         reference = Georeference(
             crs_wkt=wkt_of(crs), gcps=tuple((float(p.row), float(p.col), p.x, p.y, p.z or 0.0) for p in points)

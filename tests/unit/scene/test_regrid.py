@@ -150,6 +150,8 @@ def test_c7_rpcs_place_pixels_as_gdal_does(tmp_path: Path) -> None:
 
 def test_warp_gcps_leaves_other_scenes_alone(path: Path, tmp_path: Path) -> None:
     assert type(open_one(path, Opening(warp_gcps=True))) is type(open_scene(path))
+    with pytest.raises(UsageError, match="CF-010"):
+        open_one(path, Opening(warp_gcps=True, assume_crs="EPSG:3857"))
     bare = write_scene(tmp_path / "bare.tif", smooth_values(1, SHAPE), crs=None)
     with pytest.raises(InputError, match="IN-006"):
         open_one(bare, Opening(warp_gcps=True))
