@@ -187,7 +187,7 @@ def _items(path: Path, asset: str | None) -> Iterator[tuple[str | None, str]]:
 
 
 def _asset_href(path: Path, item: dict[str, Any], asset: str | None) -> str:
-    """Of the asset asked for, or of the only raster."""
+    """Of the asset asked for, or of the only raster; of several, of the item itself, whose bands are found by name."""
     assets: dict[str, dict[str, Any]] = item.get("assets") or {}
     if asset is not None:
         if asset in assets:
@@ -199,11 +199,14 @@ def _asset_href(path: Path, item: dict[str, Any], asset: str | None) -> str:
         )
     rasters = {key: one for key, one in assets.items() if _is_raster(one)}
     data = {key: one for key, one in rasters.items() if "data" in one.get("roles", ())} or rasters
+    itself = [link for link in item.get("links") or () if link.get("rel") == "self" and link.get("href")]
+    if len(data) > 1 and itself:
+        return str(itself[0]["href"])
     if len(data) != 1:
         raise _unreadable(
             path,
             f"item {item.get('id')} has {len(data)} rasters ({', '.join(data) or 'none'}), expected one",
-            "name the asset with --asset KEY",
+            "name the asset with --asset KEY; or give items one by one, or with a link to themselves",
         )
     return str(next(iter(data.values()))["href"])
 

@@ -34,6 +34,8 @@ from pipeline.run.tile_task import Job
 from pipeline.run.values import range_warning
 from pipeline.run.vectorize import cleaning_of
 from pipeline.run.workers import on_this_machine, starts_workers
+from pipeline.scene.rescale import RescaledScene
+from pipeline.scene.sources import SourcesScene
 from pipeline.store import (
     RunLock,
     TileRecord,
@@ -294,7 +296,7 @@ def _new_store(run: SceneRun, plan: Plan, place: Place, scratch: Path) -> TileSt
         "settings": run.settings.model_dump(mode="json"),
         "plan": plan.to_json(),
         "store": to_record(place, scratch),
-        "inputs": {"scene": _path_of(run.scene), "model": _path_of(run.model)},
+        "inputs": {"scene": _places_of(run.scene), "model": _path_of(run.model)},
     }
     run.home.write(PLAN_FILE, to_bytes(document))
     try:
@@ -303,6 +305,15 @@ def _new_store(run: SceneRun, plan: Plan, place: Place, scratch: Path) -> TileSt
         if begins:  # refused, not cut off
             run.home.delete(PLAN_FILE)
         raise
+
+
+def _places_of(scene: Scene) -> str | list[str] | None:
+    """Its path; of files that were given side by side all of them; None where one of these has none."""
+    inner = scene.scene if isinstance(scene, RescaledScene) else scene
+    if not isinstance(inner, SourcesScene) or inner.path is not None:
+        return _path_of(scene)
+    places = [_path_of(part.scene) for part in inner.parts]
+    return None if None in places else [str(place) for place in places]
 
 
 def _path_of(what: Scene | Model) -> str | None:

@@ -190,7 +190,8 @@ def command_of(
     inputs = document.get("inputs")
     if not isinstance(inputs, dict) or not inputs.get("scene") or not inputs.get("model"):
         return None
-    parts = ["scenemask", "segment", inputs["scene"], "-m", inputs["model"], "-o", str(out_dir)]
+    scenes = inputs["scene"] if isinstance(inputs["scene"], list) else [inputs["scene"]]
+    parts = ["scenemask", "segment", *map(str, scenes), "-m", inputs["model"], "-o", str(out_dir)]
     for name in _CARRIED:
         value = getattr(settings, name)
         if value != SegmentSettings.model_fields[name].default:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from pipeline.errors import PipelineError
 from pipeline.run.scene_samples import sample_blocks
 from pipeline.scene.rescale import RescaledScene
 
@@ -59,10 +60,15 @@ def say_values(scene: Scene, model: Model) -> str:
 def range_warning(scene: Scene, model: Model) -> str | None:
     """A sentence where sampled values are not what the model's scaling expects; else None."""
     gain, bias = (np.array(v)[:, None] for v in model.spec.scaling.gain_and_bias())
-    side = min(_SAMPLE_PX, *scene.geobox.shape)
-    blocks = [data[:, valid] for data, valid in sample_blocks(scene, side)]
     limits = _expected(model)
-    if not blocks or limits is None:
+    if limits is None:
+        return None
+    side = min(_SAMPLE_PX, *scene.geobox.shape)
+    try:
+        blocks = [data[:, valid] for data, valid in sample_blocks(scene, side)]
+    except PipelineError:
+        return None  # the run meets it again, and says at which tile
+    if not blocks:
         return None
     stored = np.concatenate(blocks, axis=1).astype(np.float64)
     low, high = np.percentile(stored * gain + bias, (1, 99), axis=1)

@@ -42,7 +42,7 @@ def make_mosaic(scenes: Sequence[Scene], *, path: str | None, resampling: str, a
     geobox = _union(scenes)
     if geobox is None:
         odd = next(scene for scene in scenes if _offset(scene, first) is None)
-        if not any_grid:
+        if not any_grid or any(scene.geobox.crs_wkt is None for scene in scenes):
             fix = "say on which grid they are to be read: --crs EPSG:xxxx, or --align FILE"
             raise _refused(odd, first, "another CRS, other pixels, or pixels that do not coincide", fix)
         from pipeline.scene.regrid import grid_in  # noqa: PLC0415 - needs more of PROJ than most mosaics do

@@ -184,13 +184,12 @@ def _open_warped(source: Any, opening: Opening) -> Scene:
     """A file that its control points or RPCs place; as it is where it has a geotransform."""
     from pipeline.scene.regrid import warped_by_reference  # noqa: PLC0415 - needs more of PROJ than most scenes do
 
-    scene = open_one(source, replace(opening, allow_no_crs=opening.assume_crs is None))
-    assert isinstance(scene, RasterScene)
-    if scene.geobox.transform.is_identity:
-        warped = warped_by_reference(scene, height_m=opening.rpc_height_m)
+    scene = open_one(source, replace(opening, allow_no_crs=True, assume_crs=None))
+    if isinstance(scene, RasterScene) and scene.geobox.transform.is_identity:
+        warped = warped_by_reference(scene, height_m=opening.rpc_height_m, assume_crs=opening.assume_crs)
         if warped is not None:
             return warped
-    return scene if scene.geobox.crs_wkt else open_one(source, opening)
+    return open_one(source, opening)
 
 
 def _open_raster(source: str, *, nodata: float | None, assume_crs: str | None, allow_no_crs: bool) -> RasterScene:

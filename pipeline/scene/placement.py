@@ -14,10 +14,9 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import numpy as np
+import pyproj
 from affine import Affine
-from rasterio.crs import CRS
 from rasterio.transform import GCPTransformer, RPCTransformer
-from rasterio.warp import transform as transform_points
 
 from pipeline.scene.crs import same_wkt
 
@@ -229,7 +228,7 @@ def _to_pixels(
 ) -> Callable[[NDArray[Any], NDArray[Any]], Positions]:
     def found(xs: NDArray[Any], ys: NDArray[Any]) -> Positions:
         if source_wkt != target_wkt:
-            moved = transform_points(_crs(target_wkt), _crs(source_wkt), xs, ys)
+            moved = _transformer_between(target_wkt, source_wkt).transform(xs, ys)  # infinite where there is no place
             xs, ys = np.asarray(moved[0]), np.asarray(moved[1])
         known = np.isfinite(xs) & np.isfinite(ys)
         rows, cols = np.full(xs.shape, np.nan), np.full(xs.shape, np.nan)
@@ -260,5 +259,6 @@ def _transformer(source: Georeference) -> Any:
 
 
 @functools.lru_cache(maxsize=16)
-def _crs(wkt: str) -> CRS:
-    return CRS.from_wkt(wkt)
+def _transformer_between(one: str, other: str) -> pyproj.Transformer:
+    """PROJ's, which gives no place to points that have none; GDAL's raises over the first of them."""
+    return pyproj.Transformer.from_crs(pyproj.CRS.from_wkt(one), pyproj.CRS.from_wkt(other), always_xy=True)

@@ -106,9 +106,19 @@ class Product:
             resampling=resampling,
             native=finest,
             warnings=tuple(dict.fromkeys(text for part in parts for text in part.scene.warnings)),
+            layers=self._layers(),
             facts=self.facts,
         )
         return scene.on_grid(scene.geobox)
+
+    def _layers(self) -> dict[str, str]:
+        """By every name that they go by; of one name the first."""
+        found: dict[str, str] = {}
+        for layer in self.layers:
+            for name in (layer.band.name, *layer.band.aliases):
+                if layer.number == 1:
+                    found.setdefault(name.casefold(), layer.href)
+        return found
 
 
 def numbered(offers: Sequence[Offer]) -> tuple[Offer, ...]:

@@ -21,6 +21,8 @@ from pyproj.exceptions import CRSError, ProjError
 from pipeline.errors import InputError, UsageError
 from pipeline.grid import Window
 from pipeline.scene.open import open_scene
+from pipeline.scene.rescale import RescaledScene
+from pipeline.scene.sources import SourcesScene
 from pipeline.scene.validity import can_occur
 
 if TYPE_CHECKING:
@@ -117,7 +119,8 @@ def open_quality_layer(scene: Scene, source: str, values: Sequence[int], *, acce
 
     Args:
         scene: What is segmented.
-        source: Name of one of the scene's bands; else path or address of a raster with one band.
+        source: Name of a layer that came with the scene (SCL of Sentinel-2), or of one of its bands; else path or
+            address of a raster with one band.
         values: Class numbers of pixels that are left out.
         access: How servers are reached.
 
@@ -126,7 +129,7 @@ def open_quality_layer(scene: Scene, source: str, values: Sequence[int], *, acce
             overlap; what `open_scene` refuses.
         UsageError: CF-101 the layer cannot hold any of the values.
     """
-    layer = _band_of(scene, source)
+    layer = _layer_of(scene, source, access)
     if layer is None:
         layer = open_scene(source, allow_no_crs=True, class_numbers=True, access=access)
     if len(layer.bands) != 1:
@@ -150,7 +153,15 @@ def open_quality_layer(scene: Scene, source: str, values: Sequence[int], *, acce
     )
 
 
-def _band_of(scene: Scene, name: str) -> Scene | None:
+def _layer_of(scene: Scene, name: str, access: Access | None) -> Scene | None:
+    """A layer that came with the scene, or one of its bands with class numbers as they are stored; None without."""
+    if isinstance(scene, RescaledScene):
+        scene = scene.scene
+    if isinstance(scene, SourcesScene):
+        href = scene.layers.get(name.casefold())
+        if href is not None:
+            return open_scene(href, allow_no_crs=True, class_numbers=True, access=access)
+        scene = scene.on_grid(scene.geobox, resampling="nearest", fixed=True)
     try:
         return scene.select([name])
     except InputError:

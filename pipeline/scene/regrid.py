@@ -16,6 +16,7 @@ from rasterio.warp import calculate_default_transform
 from pipeline.errors import InputError
 from pipeline.grid import GeoBox
 from pipeline.scene.crs import parse_crs, same_wkt, wkt_of
+from pipeline.scene.datasets import GDAL_ERRORS, innermost_message
 from pipeline.scene.describe import ground_pixel_m
 from pipeline.scene.placement import Georeference
 from pipeline.scene.raster import IGNORED, RasterScene
@@ -114,7 +115,7 @@ def rescaled(geobox: GeoBox, factor: float) -> GeoBox:
     return GeoBox(shape=(height, width), transform=geobox.transform @ Affine.scale(factor), crs_wkt=geobox.crs_wkt)
 
 
-def warped_by_reference(scene: RasterScene, *, height_m: float | None) -> Scene | None:
+def warped_by_reference(scene: RasterScene, *, height_m: float | None, assume_crs: str | None = None) -> Scene | None:
     """A scene that only control points or RPCs place, on a grid in their CRS; None where it has neither.
 
     Raises:
@@ -122,6 +123,7 @@ def warped_by_reference(scene: RasterScene, *, height_m: float | None) -> Scene 
     """
     dataset = scene.dataset()
     points, crs = dataset.gcps
+    crs = crs or (None if assume_crs is None else parse_crs(assume_crs))
     if points and crs:
         reference = Georeference(
             crs_wkt=wkt_of(crs), gcps=tuple((float(p.row), float(p.col), p.x, p.y, p.z or 0.0) for p in points)
@@ -177,7 +179,18 @@ def _default_grid(part: Part, wkt: str) -> GeoBox:
             if reference.rpcs is not None
             else {"gcps": [GroundControlPoint(row=r, col=c, x=x, y=y, z=z) for r, c, x, y, z in reference.gcps]}
         )
-    transform, width, height = calculate_default_transform(source, CRS.from_wkt(wkt), box.width, box.height, **where)
+    try:
+        transform, width, height = calculate_default_transform(
+            source, CRS.from_wkt(wkt), box.width, box.height, **where
+        )
+    except GDAL_ERRORS as error:
+        raise InputError(
+            f"{part.scene.name} cannot be brought into the CRS that was asked for: {innermost_message(error)}",
+            code="IN-055",
+            title="Scene has no place in this CRS",
+            where=getattr(part.scene, "path", None) or part.scene.name,
+            fix="choose a CRS in which all of the scene has a place, or --align FILE",
+        ) from error
     return GeoBox(shape=(int(height or 1), int(width or 1)), transform=transform, crs_wkt=wkt)
 
 

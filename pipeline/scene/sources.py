@@ -97,6 +97,8 @@ class SourcesScene:
     """What chooses the grid from the parts that are read; None where it was given."""
     warnings: tuple[str, ...] = ()
     """What a person should know, one sentence each."""
+    layers: Mapping[str, str] = field(default_factory=dict)
+    """Layers that came with it and hold no measurements, by name in lower case -> their file."""
     facts: Mapping[str, Json] = field(default_factory=dict)
     """What else was found out about it, for `inspect`."""
 
@@ -168,7 +170,8 @@ class SourcesScene:
 
     def describe(self) -> dict[str, Json]:
         """What is read from where, for `inspect`."""
-        return {"kind": self.kind, "sources": [part.describe() for part in self.needed()], **self.facts}
+        sources: list[Json] = [part.describe() for part in self.needed()]
+        return {"kind": self.kind, "sources": sources, "layers": sorted(self.layers), **self.facts}
 
     def needed(self) -> list[Part]:
         """Parts with a band that is selected."""

@@ -63,6 +63,9 @@ def test_stac_items(tmp_path: Path) -> None:
         collect([], [path])
     with pytest.raises(UsageError, match=r"item one has the assets visual, thumbnail"):
         collect([], [path], asset="a")
+    items[-1]["links"] = [{"rel": "self", "href": "https://host/items/two.json"}]
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": items}))
+    assert collect([], [path])[-1] == SceneRow(name="two", scene="https://host/items/two.json")
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from pipeline.grid import Window
 from pipeline.scene import open_scene
 from pipeline.scene.find import find_sources
 from pipeline.scene.product import Product
+from pipeline.scene.quality import open_quality_layer
 from tests.scenes import NORTH_UP, UTM, smooth_values, write_scene
 from tests.unit.scene.products import pack, write_landsat, write_safe
 
@@ -116,3 +117,14 @@ def test_folders_that_hold_no_scene_or_several(tmp_path: Path, pixels: dict[str,
     metadata.write_text("<a>")
     with pytest.raises(InputError, match="IN-058"):
         open_scene(metadata.parent)
+
+
+def test_the_layers_of_a_product_are_found_by_name(safe: Path, pixels: dict[str, Any]) -> None:
+    """As they are stored, whatever is done to the measurements."""
+    scene = open_scene(safe, bands=["blue"])
+    for name in ("SCL", "scl"):
+        layer = open_quality_layer(scene, name, [4], access=None)
+        assert not layer.mask(WHOLE).any()
+        assert layer.layer.geobox.shape == MIDDLE
+    own = open_quality_layer(scene, "B02", [int(pixels["B02"][1][30, 30])], access=None)
+    assert np.array_equal(own.mask(WHOLE), pixels["B02"][1] != pixels["B02"][1][30, 30])

@@ -16,6 +16,7 @@ from rasterio.vrt import WarpedVRT
 from pipeline.errors import InputError, UsageError
 from pipeline.grid import GeoBox, Window
 from pipeline.scene import open_scene
+from pipeline.scene.crs import wkt_of
 from pipeline.scene.open import Opening, open_one
 from pipeline.scene.regrid import GridWish, pixel_size_m, regrid, rescaled
 from pipeline.scene.sources import SourcesScene
@@ -149,6 +150,29 @@ def test_c7_rpcs_place_pixels_as_gdal_does(tmp_path: Path) -> None:
 
 def test_warp_gcps_leaves_other_scenes_alone(path: Path, tmp_path: Path) -> None:
     assert type(open_one(path, Opening(warp_gcps=True))) is type(open_scene(path))
+    with pytest.raises(UsageError, match="CF-010"):
+        open_one(path, Opening(warp_gcps=True, assume_crs="EPSG:3857"))
     bare = write_scene(tmp_path / "bare.tif", smooth_values(1, SHAPE), crs=None)
     with pytest.raises(InputError, match="IN-006"):
         open_one(bare, Opening(warp_gcps=True))
+
+
+def test_what_has_no_place_in_the_scenes_crs_is_invalid(tmp_path: Path) -> None:
+    """A grid of the whole world in degrees, of which a UTM zone has a small part; and one beyond the poles."""
+    scene = open_scene(write_scene(tmp_path / "s.tif", smooth_values(1, SHAPE), nodata=0, crs="EPSG:3857"))
+    box = GeoBox(shape=(200, 40), transform=Affine(1, 0, -20, 0, -1, 100), crs_wkt=open_lonlat())
+    placed = regrid(scene, GridWish(align=box))
+    block = placed.read_block(Window(row_off=0, col_off=0, height=200, width=40))
+    assert not block.valid[0, :8].any()
+    with pytest.raises(InputError, match="IN-055"):
+        regrid(on_lonlat(tmp_path), GridWish(crs="EPSG:3857"))
+
+
+def open_lonlat() -> str:
+    return wkt_of(CRS.from_epsg(4326))
+
+
+def on_lonlat(folder: Path) -> Scene:
+    """A scene that reaches beyond the north pole, where Mercator ends."""
+    place = Affine(1, 0, 0, 0, -1, 150)
+    return open_scene(write_scene(folder / "pole.tif", smooth_values(1, (40, 60)), crs="EPSG:4326", transform=place))
