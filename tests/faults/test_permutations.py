@@ -27,7 +27,7 @@ _MOST_LATE_S = 0.05
 def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A scene, a network, and an undisturbed run in `whole`."""
     folder = tmp_path_factory.mktemp("permutations")
-    write_scene(folder / "scene.tif", smooth_values(2, (70, 80)), names=("b0", "b1"))
+    write_scene(folder / "scene.tif", smooth_values(2, (52, 60)), names=("b0", "b1"))
     save_unet(folder / "model", depth=2)
     sm.segment(folder / "scene.tif", folder / "model", folder / "whole", **OPTIONS)
     return folder
