@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import PipelineError, UsageError
+from pipeline.errors import PipelineError, UsageError, require_utf8
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -58,6 +58,7 @@ def collect(scenes: Sequence[str | Path], lists: Sequence[Path], *, asset: str |
             fix="give paths, a quoted pattern such as 'scenes/*.tif', or --list FILE",
         )
     rows = [SceneRow(name=slug(name or _stem(scene)), scene=scene) for name, scene in found]
+    require_utf8(scene for _, scene in found)
     _refuse_duplicates(rows)
     return rows
 
