@@ -16,7 +16,7 @@ from rasterio.enums import ColorInterp
 
 from pipeline.errors import InputError, PipelineError, UsageError
 from pipeline.grid import Window
-from pipeline.scene import open as open_module
+from pipeline.scene import files as files_module
 from pipeline.scene import open_scene
 from tests.unit.scene.rasters import noise, tiff_pages, write_tif
 
@@ -69,12 +69,12 @@ def test_c1_binary_rubbish_shows_its_bytes(tmp_path: Path) -> None:
     assert "c8 c9 ca" in refused(path, "IN-002").what
 
 
-def test_c1_folder(tmp_path: Path) -> None:
-    assert "folder" in refused(tmp_path, "IN-002").what
+def test_c1_folder_without_a_scene(tmp_path: Path) -> None:
+    assert "holds no GeoTIFF" in refused(tmp_path, "IN-054").what
 
 
 def test_c37_containers_are_named(tmp_path: Path) -> None:
-    path = tmp_path / "a.nc"
+    path = tmp_path / "a.h5"
     path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
     error = refused(path, "IN-014")
     assert "HDF5" in error.what
@@ -301,10 +301,10 @@ def test_t7_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("MAX_BLOCK_BYTES", 79, "MB"),
     ):
         with monkeypatch.context() as patch:
-            patch.setattr(open_module, limit, value)
+            patch.setattr(files_module, limit, value)
             assert word in refused(path, "IN-013").what
     open_scene(path)
-    assert (open_module.MAX_PIXELS, open_module.MAX_BANDS, open_module.MAX_BLOCK_BYTES) == (2**40, 4096, 512 * 10**6)
+    assert (files_module.MAX_PIXELS, files_module.MAX_BANDS, files_module.MAX_BLOCK_BYTES) == (2**40, 4096, 512 * 10**6)
 
 
 @pytest.mark.parametrize("dtype", ["complex64", "complex128", "complex_int16"])
