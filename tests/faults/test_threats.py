@@ -235,6 +235,7 @@ def test_t8_yaml_has_no_code_and_no_bombs(tmp_path: Path, text: str, told: str) 
         "aoi: https://example.org/a.geojson?sig={s}",
         "scratch: s3://key:{s}@bucket/x",
         "assume_crs: https://example.org/?token={s}",
+        "crs: https://example.org/?token={s}",
     ],
 )
 def test_f9_t13_a_secret_in_a_settings_file_is_refused_and_not_repeated(
@@ -257,7 +258,8 @@ def test_t13_no_text_of_the_settings_may_carry_a_secret_into_records(tmp_path: P
         if "str" in str(info.annotation) and "Literal" not in str(info.annotation)
     }
     assert texts == {
-        "bands", "assume_crs", "regularize", "class_names",  # names, compared with those of scene or model
+        "bands", "assume_crs", "crs", "regularize", "class_names",  # names, compared with those of scene, model, PROJ
+        "scratch",  # a folder, or a bucket and prefix: CF-050 where there is a password
         "endpoint",  # CF-054 where it holds a password or a path
         "cluster",  # an address without a path
         "mask_layer",  # CF-051; its query is cut off in records

@@ -94,7 +94,11 @@ def _collect(path: Path) -> object:
     return collect([], [path])
 
 
-def _items(_folder: Path) -> list[Any]:
+def _items(folder: Path) -> list[Any]:
+    from tests.scenes import smooth_values, write_scene
+
+    for name in ("B02.tif", "B03.tif"):
+        write_scene(folder / name, smooth_values(1, (10, 10)))
     asset = {
         "href": "./B02.tif",
         "type": "image/tiff; application=geotiff",
