@@ -50,7 +50,8 @@ class Access:
         if not endpoint:
             return self
         parts = urlsplit(endpoint)
-        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.path.strip("/") or "@" in parts.netloc:
+        more = parts.path.strip("/") or parts.query or parts.fragment or "@" in parts.netloc
+        if parts.scheme not in {"http", "https"} or not parts.hostname or more:
             raise UsageError(
                 f"the endpoint {endpoint} is no address of a service; expected http(s)://host:port and nothing else",
                 code="CF-054",

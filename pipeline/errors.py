@@ -17,9 +17,12 @@ are taken out of its texts when it is made.
 from __future__ import annotations
 
 import unicodedata
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pipeline.redact import redact
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 class PipelineError(Exception):
@@ -81,8 +84,26 @@ def _rebuild(kind: type[PipelineError], what: str, code: str, title: str, where:
 
 
 def visible(text: str) -> str:
-    """Control characters as escapes: the name of a file must not move somebody's cursor."""
-    return "".join(f"\\x{ord(c):02x}" if unicodedata.category(c) == "Cc" else c for c in text)
+    """Control characters as escapes, and bytes that are no UTF-8: a file's name must not move somebody's cursor."""
+    return "".join(f"\\x{ord(c) & 0xFF:02x}" if unicodedata.category(c) in {"Cc", "Cs"} else c for c in text)
+
+
+def require_utf8(paths: Iterable[str]) -> None:
+    """Refuse paths whose bytes are no UTF-8: JSON, and most formats of polygons, cannot name them.
+
+    Raises:
+        UsageError: CF-080, with the first of them.
+    """
+    wrong = [visible(path) for path in paths if any(unicodedata.category(c) == "Cs" for c in path)]
+    if wrong:
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise UsageError(
+            f"{wrong[0]}{more}: the bytes of this path are no UTF-8",
+            code="CF-080",
+            title="Path is not UTF-8",
+            where=wrong[0],
+            fix="rename the file or folder, or link it under another name (ln -s)",
+        )
 
 
 class UsageError(PipelineError, ValueError):

@@ -13,6 +13,7 @@ from pipeline.errors import UsageError
 if TYPE_CHECKING:
     from pathlib import Path
 
+_MAX_CHARACTERS = 10**6
 _MAX_DIGITS = 300
 """Of a whole number: more fit no setting, and Python refuses to read very long ones."""
 
@@ -20,14 +21,19 @@ _MAX_DIGITS = 300
 class _StrictLoader(yaml.SafeLoader):
     """Safe YAML without the surprises of version 1.1: `no`, `010` and `12:30` are text, `1e3` is 1000; no tags.
 
-    Numbers are only what would be written like that again: `010` may be a class name, and `64` in `patch: 064` is read
-    from the text.
+    Nor aliases, of which a few lines make more values than memory holds. Numbers are only what would be written like
+    that again: `010` may be a class name, and `64` in `patch: 064` is read from the text.
     """
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - filled below; the base class has it too
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event = self.peek_event()  # type: ignore[no-untyped-call]
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
+            name = f"*{event.anchor}" if isinstance(event, yaml.AliasEvent) else f"&{event.anchor}"
+            raise yaml.constructor.ConstructorError(
+                None, None, f"anchors and aliases ({name}) are not allowed: write the value again", event.start_mark
+            )
         if getattr(event, "tag", None) is not None:
             raise yaml.constructor.ConstructorError(
                 None, None, f"the tag {event.tag!r} is not allowed: values need no type here", event.start_mark
@@ -71,15 +77,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
             CF-004 it holds something else than keys and values.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(_MAX_CHARACTERS + 1)
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(
-            f"cannot read the settings file: {error}",
-            code="CF-001",
-            title="Settings file cannot be read",
-            where=str(path),
-            fix="check the path given with --config",
-        ) from error
+        raise _unreadable(path, f"cannot read the settings file: {error}") from error
+    if len(text) > _MAX_CHARACTERS:
+        raise _unreadable(
+            path, f"the settings file has more than {_MAX_CHARACTERS} characters; settings fit into a page"
+        )
     try:
         document = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - derived from SafeLoader
     except yaml.MarkedYAMLError as error:
@@ -104,6 +109,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
             fix="write one `key: value` per line; configs/segment/ has examples",
         )
     return document
+
+
+def _unreadable(path: Path, what: str) -> UsageError:
+    return UsageError(
+        what,
+        code="CF-001",
+        title="Settings file cannot be read",
+        where=str(path),
+        fix="check the path given with --config",
+    )
 
 
 def _invalid(path: Path, text: str, error: yaml.MarkedYAMLError) -> UsageError:

@@ -28,7 +28,7 @@ from pipeline.cli.options import (
     with_servers,
 )
 from pipeline.cli.train import export, train
-from pipeline.errors import InfrastructureError, Interrupted, PipelineError, UsageError
+from pipeline.errors import InfrastructureError, Interrupted, PipelineError, UsageError, require_utf8
 from pipeline.redact import redact
 
 if TYPE_CHECKING:
@@ -339,6 +339,7 @@ def main() -> None:
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # libraries' notes to developers; ours are printed
     try:
+        require_utf8(sys.argv[1:])
         with _stoppable_before_work():
             app(standalone_mode=False)
     except PipelineError as error:

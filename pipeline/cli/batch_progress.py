@@ -32,9 +32,9 @@ class _Rate:
         self._total = started.pixels
         self._since = time.monotonic()
 
-    def text(self, pixels: int) -> str:
+    def text(self, pixels: int, kept: int) -> str:
         speed = pixels / max(time.monotonic() - self._since, 1e-3)
-        eta = (self._total - pixels) / speed if speed else 0.0
+        eta = max(0, self._total - kept - pixels) / speed if speed else 0.0
         return f"{speed / 1e6:.2f} Mpx/s  eta {_duration(eta)}"
 
 
@@ -71,7 +71,7 @@ class _Lines:
             self._say(_ending(event))
         elif isinstance(event, BatchAdvanced) and self._rate and time.monotonic() - self._last >= self._every_s:
             counts = f"{event.done} done, {event.failed} failed, {event.left} left"
-            self._say(f"  {counts}  {self._rate.text(event.pixels)}")
+            self._say(f"  {counts}  {self._rate.text(event.pixels, event.kept)}")
 
     def _say(self, text: str) -> None:
         self._last = time.monotonic()
@@ -106,8 +106,8 @@ class _Bar:
             self._print(_ending(event))
         elif isinstance(event, BatchAdvanced) and self._rate:
             counts = f"{event.done} done, {event.failed} failed, {event.left} left"
-            rate = self._rate.text(event.pixels)
-            self._progress.update(self._task, completed=event.pixels, description=counts, rate=rate)
+            rate = self._rate.text(event.pixels, event.kept)
+            self._progress.update(self._task, completed=event.kept + event.pixels, description=counts, rate=rate)
 
     def _print(self, text: str) -> None:
         self._progress.console.print(text, highlight=False, markup=False, soft_wrap=True)

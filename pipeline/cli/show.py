@@ -59,6 +59,9 @@ def show_batch(result: BatchResult) -> None:
         console.print(table)
         if len(result.failures) > _LONG:
             console.print(f"and {len(result.failures) - _LONG} more")
+        again = sum(one.transient for one in result.failures)
+        if again:
+            console.print(f"{again} of them for want of disk, memory or a server: the same command tries these again")
         console.print(f"  {result.root / 'failed.csv'}", soft_wrap=True)
     console.print(f"  {result.summary_path}", soft_wrap=True)
 

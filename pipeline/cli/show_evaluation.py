@@ -95,7 +95,8 @@ def _show_sample(console: Console, sample: dict[str, Any]) -> None:
     units = sample["units"]
     console.print(
         f"overall accuracy {_with_error(sample['overall_accuracy'])}; {units['used']} of {units['total']} units used, "
-        f"strata: {escape(sample['strata_are'])}; ± is half of a 95 % interval"
+        f"strata: {escape(sample['strata_are'])}; ± is half of a 95 % interval",
+        soft_wrap=True,
     )
 
 

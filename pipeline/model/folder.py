@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,9 +125,11 @@ def write_traits(model: Model) -> Path:
     path = model.path / MODEL_FILE
     document = json.loads(path.read_text())
     document["properties"][_TRAITS] = {"key": model.traits_key, **model.traits.model_dump(mode="json")}
-    made = path.with_suffix(".json.tmp")
-    made.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
-    made.replace(path)
+    handle, made = tempfile.mkstemp(dir=path.parent, prefix=f".{MODEL_FILE}.", suffix=".tmp")  # a name nobody can plant
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+        os.fchmod(file.fileno(), path.stat().st_mode & 0o777)
+    Path(made).replace(path)
     return path
 
 
@@ -151,7 +155,7 @@ class _Card:
         return cls(
             spec=ModelSpec.model_validate(properties["scenemask:model"]),
             network=network,
-            sha256=properties["scenemask:weights_sha256"],
+            sha256=str(properties["scenemask:weights_sha256"]),
             traits=properties.get(_TRAITS),
         )
 

@@ -57,6 +57,7 @@ class BatchResult:
             "root": str(self.root),
             "counts": self.counts,
             "failures": [asdict(one) for one in self.failures],
+            "transient": sum(one.transient for one in self.failures),
             "summary": str(self.summary_path),
         }
 

@@ -116,6 +116,8 @@ class BatchWork:
     """Status -> scenes; told often, so it is kept up."""
     _failed_now: int = 0
     _done_px: int = 0
+    _kept_px: int = 0
+    """Of tiles that were there already, or are others' to compute."""
     _crew: _Crew | None = None
 
     def run(self, stop: StopFlag) -> None:
@@ -301,6 +303,7 @@ class BatchWork:
             raise foreign_output(output.place, state)
         refuse_differences(record["identity"], run.identity, explicit=run.explicit, where=output.place)
         finish_cleaning(output, access_of(self.settings))
+        self._kept_px += self._pixels[row.name]
         self._end(self._success(row, record, seconds=0.0))
 
     def _follow(self, row: SceneRow, run: SceneRun, output: Output, lock: RunLock, stack: contextlib.ExitStack) -> None:
@@ -313,6 +316,7 @@ class BatchWork:
         if self.tiles_of is not None:
             stack.close()  # others wait for it, to read the plan that now lies there
         missing = ongoing.read_ledger(self._crew.stop, share=self.tiles_of)
+        self._kept_px += self._pixels[row.name] - sum(tile.core.num_pixels for tile in missing)
         held = contextlib.ExitStack()
         member = _Member(row=row, ongoing=ongoing, output=output, lock=lock, held=held, since=time.monotonic())
         member.feed = TileFeed(
@@ -331,7 +335,7 @@ class BatchWork:
     def _tile_done(self, member: _Member, done: TileDone) -> None:
         member.ongoing.records[done.record.tile] = done.record
         self._done_px += done.pixels
-        self.listener(BatchAdvanced(pixels=self._done_px, **self._counts()))
+        self.listener(BatchAdvanced(pixels=self._done_px, kept=self._kept_px, **self._counts()))
 
     def _tiles_ended(self, member: _Member) -> None:
         """All tiles are recorded, or some have failed and the others are kept."""

@@ -61,6 +61,8 @@ class BatchAdvanced:
     left: int
     pixels: int
     """Computed since the batch was started."""
+    kept: int = 0
+    """Of the scenes at hand, those that were there already."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from pipeline.run.settings import SegmentSettings
     from pipeline.scene import Scene
     from pipeline.store import Staging, TileRecord, TileStore
-    from pipeline.vector import Hands, PolygonSet
+    from pipeline.vector import Hands, Outcome, PolygonSet
 
 _MANY_POLYGONS = 100_000
 
@@ -53,6 +53,8 @@ class Finished:
     """Name -> size and SHA-256."""
     num_polygons: int | None
     """None without vectors."""
+    regularized: Outcome | None
+    """What became of walls; None where straight ones were not asked for."""
     area_m2: tuple[float, ...] | None
     """Geodesic area per class; None without a CRS."""
 
@@ -81,12 +83,18 @@ class Finisher:
         with ThreadPoolExecutor(1) as aside:
             scene_picture = aside.submit(Picture.of(self.scene).assemble, self.store.place)  # while the mask is written
             self._stage("mask", self._masks)
-            num_polygons = self._polygons() if self.settings.vectors else None
+            num_polygons, regularized = self._polygons() if self.settings.vectors else (None, None)
             self._stage("files", lambda: self._small_files(scene_picture.result()))
         files = describe_files(self.staging.folder, self._names)
         self._item(files)
         files = describe_files(self.staging.folder, self._names)
-        return Finished(names=tuple(self._names), files=files, num_polygons=num_polygons, area_m2=self._areas())
+        return Finished(
+            names=tuple(self._names),
+            files=files,
+            num_polygons=num_polygons,
+            regularized=regularized,
+            area_m2=self._areas(),
+        )
 
     def _stage(self, name: str, work: Callable[[], Any]) -> Any:
         self.check()
@@ -115,7 +123,7 @@ class Finisher:
             path = self._path("probabilities.tif")
             write_probability_cog(path, read=self.store.read_probabilities, digests=digests, **common)
 
-    def _polygons(self) -> int:
+    def _polygons(self) -> tuple[int, Outcome | None]:
         legend = self.model.spec.legend()
         started = time.monotonic()
         self.tell(StageStarted(name="polygons"))
@@ -141,7 +149,7 @@ class Finisher:
             self.tell(Notice(text=say_regularized(regularized, self.settings.min_iou)))
         if count > _MANY_POLYGONS and "geojson" in self.settings.vectors:
             self.tell(Notice(text=f"{count:,} polygons are much for GeoJSON; --vectors parquet is smaller and faster"))
-        return count
+        return count, regularized
 
     def _polygons_advanced(self, done: int, total: int) -> None:
         self.tell(StageAdvanced(name="polygons", done=done, total=total))

@@ -51,6 +51,7 @@ def run_record(
         "model": model.spec.name,
         "classes": class_rows(model, records, finished),
         "polygons": finished.num_polygons,
+        "regularized": None if finished.regularized is None else finished.regularized._asdict(),
         "plan": plan.summary(),
         "timings_s": dict(timings),
         "peak_memory_bytes": peak_memory_bytes(),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import PipelineError, UsageError
+from pipeline.errors import PipelineError, UsageError, require_utf8
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -58,6 +58,7 @@ def collect(scenes: Sequence[str | Path], lists: Sequence[Path], *, asset: str |
             fix="give paths, a quoted pattern such as 'scenes/*.tif', or --list FILE",
         )
     rows = [SceneRow(name=slug(name or _stem(scene)), scene=scene) for name, scene in found]
+    require_utf8(scene for _, scene in found)
     _refuse_duplicates(rows)
     return rows
 
@@ -86,11 +87,11 @@ def _expanded(given: str, home: Path | None = None) -> list[str]:
     """A scene, or those that a pattern names, as absolute paths."""
     if "://" in given:
         return [given]
-    path = Path(given).expanduser()
-    if home is not None and not path.is_absolute() and not path.exists() and (home / path).exists():
+    path = Path(os.path.expanduser(given))  # noqa: PTH111 - an unknown `~user` stays text
+    if home is not None and not path.is_absolute() and not _exists(path) and _exists(home / path):
         path = home / path
-    if glob.has_magic(given) and not path.exists():
-        found = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 - patterns with folders
+    if glob.has_magic(given) and not _exists(path):
+        found = sorted(glob.glob(str(path), recursive=True)) if "\0" not in given else []  # noqa: PTH207 - patterns with folders
         if not found:
             raise UsageError(
                 f"the pattern {given!r} names no file",
@@ -100,6 +101,11 @@ def _expanded(given: str, home: Path | None = None) -> list[str]:
             )
         return [os.path.abspath(match) for match in found]  # noqa: PTH100 - a link stays one
     return [os.path.abspath(path)]  # noqa: PTH100 - a link stays one
+
+
+def _exists(path: Path) -> bool:
+    """False for what can be no name, such as one that is too long."""
+    return os.path.exists(path)  # noqa: PTH110 - Path.exists raises there
 
 
 def _read_list(path: Path, asset: str | None) -> Iterator[tuple[str | None, str]]:

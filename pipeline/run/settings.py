@@ -162,7 +162,7 @@ class SegmentSettings(BaseModel):
     bands: Names | None = None
     """Bands of the scene by name or 1-based number, in the model's order; matched by name if not given."""
     aoi: AbsolutePath | None = None
-    """Polygons (any OGR format, any CRS); nothing outside is computed or written."""
+    """Polygons (GeoJSON, GeoPackage, FlatGeobuf or Shapefile; any CRS); nothing outside is computed or written."""
     mask_layer: Annotated[str, BeforeValidator(_place), AfterValidator(_absolute_place)] | None = None
     """Quality layer, such as Sentinel-2's SCL: a raster of one band in any resolution and CRS, or the name of a band of
     the scene. Its pixels with one of mask_values come out as nodata; what the network sees stays as it is."""

@@ -175,12 +175,13 @@ def _progress(
 def _stage(scratch: Path, settings: SegmentSettings, *, left: int) -> str:
     if (scratch / BEGUN_FILE).exists():
         return "commit"
-    staged = scratch / "stage"
     if left:
         return "infer"
-    if not (staged / "mask.tif").exists():
+    staged = [{path.name for path in folder.iterdir()} for folder in scratch.glob("stage*")]  # a batch has several
+    if not any("mask.tif" in names for names in staged):
         return "mask"
-    return "files" if all((staged / f"polygons.{suffix}").exists() for suffix in settings.vectors) else "polygons"
+    polygons = {f"polygons.{suffix}" for suffix in settings.vectors}
+    return "files" if any(polygons <= names for names in staged) else "polygons"
 
 
 def command_of(

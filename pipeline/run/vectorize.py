@@ -206,7 +206,9 @@ def _paths(mask: str | Path | Sequence[str | Path]) -> list[str | Path]:
 
 def say_regularized(outcome: Outcome, min_iou: float) -> str:
     """How many polygons have straight walls, in words."""
-    text = f"{outcome.straight} of {sum(outcome)} polygons have straight walls"
+    text = f"{outcome.straight} of {outcome.straight + outcome.kept} polygons have straight walls"
+    if outcome.iou_min is not None:
+        text += f" (intersection over union {outcome.iou_min:.2f} or more, median {outcome.iou_median:.2f})"
     return text + (f"; {outcome.kept} keep their outlines (min_iou {min_iou:g})" if outcome.kept else "")
 
 

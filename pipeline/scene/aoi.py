@@ -11,6 +11,7 @@ import numpy as np
 import pyogrio
 import pyproj
 import shapely
+import shapely.errors
 from affine import Affine
 from pyogrio.errors import DataLayerError, DataSourceError, GeometryError
 from pyproj.exceptions import CRSError
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from pipeline.grid import GeoBox
 
 _BLOCK_PX = 512  # polygons are burned in blocks of this side that start at the scene's origin
+_HEADS = (b"{", b"SQLite format 3\x00", b"fgb\x03", b"\x00\x00\x27\x0a")
+"""GeoJSON, GeoPackage, FlatGeobuf, Shapefile. Others that GDAL knows may lead to any file or server: virtual ones, GML
+by its schema, archives by what is in them."""
 _DENSIFY_PARTS = 64  # edges are cut to this part of the polygons' extent before they are reprojected
 
 
@@ -42,7 +46,7 @@ class Aoi:
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str], geobox: GeoBox) -> Aoi:
-        """Read the polygons of any vector file that GDAL knows, in any CRS, for a scene.
+        """Read the polygons of a GeoJSON, GeoPackage, FlatGeobuf or Shapefile, in any CRS, for a scene.
 
         Points and lines are left out. Polygons are densified before they are reprojected.
 
@@ -52,8 +56,12 @@ class Aoi:
         """
         path = Path(path)
         geometries, crs = _read(path)
-        shapes = _polygons(geometries, path)
-        in_scene = _reproject(shapes, _crs_pair(crs, geobox, path))
+        try:
+            with np.errstate(over="ignore", invalid="ignore"):
+                shapes = _polygons(geometries, path)
+                in_scene = _reproject(shapes, _crs_pair(crs, geobox, path))
+        except shapely.errors.GEOSException as error:  # coordinates that are no place on any map
+            raise _not_reprojectable(path, error) from error
         to_pixels = ~geobox.transform
         pixels = shapely.transform(in_scene, lambda xy: _apply(to_pixels, xy))
         box = shapely.box(0, 0, geobox.width, geobox.height)
@@ -112,12 +120,12 @@ class Aoi:
 
 
 def _read(path: Path) -> tuple[NDArray[np.object_], str | None]:
-    """Geometries and CRS of the first layer; virtual files are refused, for they may point anywhere."""
+    """Geometries and CRS of the first layer of a file that by its first bytes is one of a few formats."""
     try:
         with path.open("rb") as file:
-            virtual = file.read(512).lstrip().startswith(b"<OGRVRTDataSource")
-        if virtual:
-            raise _unreadable(path, "it is a GDAL virtual file, which could point to any file or server")
+            head = file.read(512).removeprefix(b"\xef\xbb\xbf")
+        if not head.startswith(_HEADS) and not head.lstrip().startswith(_HEADS[:1]):
+            raise _unreadable(path, "it is none of GeoJSON, GeoPackage, FlatGeobuf and Shapefile")
         meta, _, wkb, _ = pyogrio.raw.read(path, layer=0, columns=[])
     except FileNotFoundError as error:
         raise _unreadable(path, "there is no such file") from error
@@ -135,7 +143,7 @@ def _unreadable(path: Path, why: str) -> InputError:
         code="IN-020",
         title="Area of interest not readable",
         where=str(path),
-        fix="give a GeoJSON, GeoPackage, FlatGeobuf or Shapefile with polygons",
+        fix="give a GeoJSON, GeoPackage, FlatGeobuf or Shapefile with polygons; ogr2ogr writes them",
     )
 
 

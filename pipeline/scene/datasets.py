@@ -79,7 +79,11 @@ def without_georeference() -> Iterator[None]:
         yield
 
 
-_ALWAYS = {"GDAL_VRT_ENABLE_PYTHON": "NO", "GDAL_VRT_ENABLE_RAWRASTERBAND": "NO"}
+_ALWAYS = {
+    "GDAL_VRT_ENABLE_PYTHON": "NO",
+    "GDAL_VRT_ENABLE_RAWRASTERBAND": "NO",
+    "GDAL_DISABLE_READDIR_ON_OPEN": "TRUE",  # else files beside a scene are found in any case, not only as checked
+}
 
 
 def open_dataset(path: str, driver: str, options: Mapping[str, str] | None = None) -> Any:

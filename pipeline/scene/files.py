@@ -19,7 +19,15 @@ from pipeline.scene.base import Band
 from pipeline.scene.crs import check_transform, choose_crs
 from pipeline.scene.datasets import GDAL_ERRORS, gdal_options, open_dataset
 from pipeline.scene.folder import CONTAINERS, gdal_path, read_member, split_member
-from pipeline.scene.magic import HEAD_BYTES, check_sidecars, driver_of, is_complete, read_ends
+from pipeline.scene.magic import (
+    HEAD_BYTES,
+    SIDECARS,
+    check_overview_file,
+    check_sidecars,
+    driver_of,
+    is_complete,
+    read_ends,
+)
 from pipeline.scene.raster import IGNORED, REOPENINGS, RasterScene, cannot_read, digest_ends, not_found
 from pipeline.scene.remote import RangeReader, RemoteFile
 from pipeline.scene.tiff import read_tiff_layout
@@ -69,6 +77,8 @@ def _open_member(
         within = gdal_path(archive, name)
         packed = archive.suffix.lower() not in CONTAINERS
         driver = driver_of(read_member(archive, name, HEAD_BYTES), Path(name)) if packed else "netCDF"
+        if packed:
+            _check_packed_sidecars(archive, name)
         with open_dataset(within, driver) as dataset:
             scene = _inspect(
                 dataset, Path(name), driver, nodata=nodata, assume_crs=assume_crs, allow_no_crs=allow_no_crs
@@ -83,6 +93,16 @@ def _open_member(
         if isinstance(error, PipelineError):
             raise
         raise cannot_read(f"{archive}, {name}", f"{Path(name).name} cannot be opened", error) from error
+
+
+def _check_packed_sidecars(archive: Path, name: str) -> None:
+    """As `check_sidecars`, for what lies beside it in its archive."""
+    for suffix in SIDECARS:
+        try:
+            head = read_member(archive, name + suffix, 64)
+        except OSError:
+            continue  # it is not there
+        driver_of(head, Path(name + suffix))
 
 
 def open_remote(file: RemoteFile, *, nodata: float | None, assume_crs: str | None, allow_no_crs: bool) -> RasterScene:
@@ -140,6 +160,7 @@ def _inspect(
     allow_no_crs: bool,
 ) -> RasterScene:
     """Everything but the identity of the file and the warnings."""
+    check_overview_file(dataset, path)
     _check_limits(dataset, path)
     _check_pixels(dataset, path)
     _check_georeference(dataset, path, allow_no_crs=allow_no_crs)

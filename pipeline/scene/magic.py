@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import InputError
 
@@ -80,17 +80,43 @@ def driver_of(head: bytes, path: Path | Location) -> str:
     )
 
 
+SIDECARS = (".msk", ".ovr", ".OVR", ".msk.ovr", ".msk.OVR")
+"""What GDAL puts behind the name of a scene to find its mask and overviews."""
+
+
 def check_sidecars(path: Path) -> None:
     """Refuse masks and overviews beside a scene that are not plain rasters: GDAL opens them with any driver.
 
     Raises:
         InputError: IN-014 or IN-002 for such a file.
     """
-    for suffix in (".msk", ".ovr", ".msk.ovr"):
+    for suffix in SIDECARS:
         sidecar = path.with_name(path.name + suffix)
         if os.path.isfile(sidecar):  # noqa: PTH113 - False, not an error, where the name with the suffix is too long
             with sidecar.open("rb") as file:
                 driver_of(file.read(64), sidecar)
+
+
+def check_overview_file(dataset: Any, path: Path | Location) -> None:
+    """Refuse a scene that names the file of its overviews, in its tags or in `.aux.xml`: GDAL opens it with any driver.
+
+    Args:
+        dataset: Open, its overviews not yet asked for.
+        path: Of the scene.
+
+    Raises:
+        InputError: IN-014.
+    """
+    named = dataset.tags(ns="OVERVIEWS").get("OVERVIEW_FILE")
+    if named is not None:
+        raise InputError(
+            f"{path.name} says that its overviews lie in {named!r}; that could be any file or server, so it is not "
+            "followed",
+            code="IN-014",
+            title="Unsupported raster format",
+            where=str(path),
+            fix=f"remove {path.name}.aux.xml if that says so, else write the scene anew with gdal_translate -of COG",
+        )
 
 
 def is_complete(driver: str, *, head: bytes, tail: bytes, size: int) -> bool:

@@ -21,7 +21,7 @@ _TYPE_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 
 _OFFSETS = (324, 273)  # TileOffsets, StripOffsets
 _SIZES = (325, 279)  # TileByteCounts, StripByteCounts
 _MAX_DIRECTORIES = 4096
-_MAX_BLOCKS = 2**27  # 1 GiB of 64-bit offsets; larger tables are GDAL's to refuse
+_MAX_BLOCKS = 2**24  # 128 MiB of 64-bit offsets; larger tables are GDAL's to refuse
 
 
 class _CutError(Exception):

@@ -1,10 +1,14 @@
-"""Labelled scenes in, a U-Net with known accuracy out. Knows no run."""
+"""Labelled scenes in, a U-Net with known accuracy out; masks held against the truth. Knows no run."""
 
-from pipeline.train.check import count_on
-from pipeline.train.events import Checked, Note, StepDone, TrainEvent, TrainListener
-from pipeline.train.metrics import confusion, iou
-from pipeline.train.settings import TrainSettings, make_train_settings, read_train_settings
-from pipeline.train.teach import TrainResult, train_model
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.train.check import count_on
+    from pipeline.train.events import Checked, Note, StepDone, TrainEvent, TrainListener
+    from pipeline.train.metrics import confusion, iou
+    from pipeline.train.settings import TrainSettings, make_train_settings, read_train_settings
+    from pipeline.train.teach import TrainResult, train_model
 
 __all__ = [
     "Checked",
@@ -21,3 +25,28 @@ __all__ = [
     "read_train_settings",
     "train_model",
 ]
+
+# Comparing masks needs no PyTorch; each name is loaded when it is first used.
+_HOMES = {
+    "Checked": "events",
+    "Note": "events",
+    "StepDone": "events",
+    "TrainEvent": "events",
+    "TrainListener": "events",
+    "TrainResult": "teach",
+    "TrainSettings": "settings",
+    "confusion": "metrics",
+    "count_on": "check",
+    "iou": "metrics",
+    "make_train_settings": "settings",
+    "read_train_settings": "settings",
+    "train_model": "teach",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Load a public name from its module (PEP 562)."""
+    if name not in _HOMES:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -14,10 +14,8 @@ import pyogrio
 import pyproj
 import rasterio
 import shapely
-from affine import Affine
 from pyogrio.errors import DataLayerError, DataSourceError
 from rasterio.enums import Resampling
-from rasterio.features import rasterize
 from rasterio.vrt import WarpedVRT
 
 from pipeline.errors import InputError, UsageError
@@ -25,12 +23,14 @@ from pipeline.grid import GeoBox, Window
 from pipeline.quantities import unknown_key
 from pipeline.scene.datasets import GDAL_ERRORS, innermost_message, without_georeference
 from pipeline.scene.magic import HEAD_BYTES, driver_of
+from pipeline.train.burn import burn
 from pipeline.train.settings import NOT_LEARNT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from affine import Affine
     from numpy.typing import NDArray
 
     from pipeline.legend import Legend
@@ -153,15 +153,7 @@ class PolygonTarget:
         hits = np.sort(self.tree.query(box))
         if not len(hits):
             return np.full(block.shape, self.unlabelled, np.uint16)
-        with without_georeference():
-            burnt: NDArray[np.uint16] = rasterize(
-                [(self.polygons[i], int(self.codes[i])) for i in hits],
-                out_shape=block.shape,
-                transform=Affine.translation(block.col_off, block.row_off),
-                fill=self.unlabelled,
-                dtype="uint16",
-            )
-        return burnt
+        return burn(self.polygons[hits], self.codes[hits], block, fill=self.unlabelled, dtype="uint16")
 
 
 def _open_raster(labels: LabelledScene, geobox: GeoBox, class_names: Sequence[str]) -> RasterTarget:

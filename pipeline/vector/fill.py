@@ -41,7 +41,7 @@ def fill_spool(
 
     Args:
         path: The spool; outlines follow pixels.
-        target: The new one, in canonical order.
+        target: The new one; polygons lie in it as they did, those of one tile together.
         holes: Which holes stay.
         smallest: Which polygons stay, their holes being filled.
         width: Of the mask.
@@ -52,8 +52,8 @@ def fill_spool(
     """
     done = 0
     with SpoolReader(path) as reader, disk_errors(target), pa.ipc.new_file(str(target), SCHEMA) as file:
-        inside = _inside_holes(reader, holes, width, by_class=by_class)
-        for batch in reader.iter_batches():
+        inside = reader.in_rows(_inside_holes(reader, holes, width, by_class=by_class))
+        for batch in reader.iter_batches(order=np.arange(len(reader))):
             record = _filled(batch, holes)
             units, pixels = (record.column(name).to_numpy() for name in ("area_units", "area_px"))
             kept = ~inside[done : done + len(batch)] & smallest.keeps(units, pixels)

@@ -64,6 +64,9 @@ class Outcome(NamedTuple):
 
     straight: int
     kept: int
+    iou_min: float | None = None
+    """Least intersection over union with what was traced, of those with straight walls; None if there are none."""
+    iou_median: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +128,11 @@ def regularize_spool(
             grid=grid, min_iou=wanted.min_iou, tolerance_px=max(tolerance_px, LEAST_TOLERANCE_PX),
         )  # fmt: skip
     write_whole(table, polygons, target)
-    return Outcome(int(buildings.sum() - kept.sum()), int(kept.sum()))
+    straight = buildings & ~kept
+    iou = _iou(polygons[straight], traced[straight])
+    if not len(iou):
+        return Outcome(0, int(kept.sum()))
+    return Outcome(len(iou), int(kept.sum()), round(float(iou.min()), 4), round(float(np.median(iou)), 4))
 
 
 def regularize_coverage(

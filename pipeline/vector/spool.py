@@ -356,6 +356,12 @@ class SpoolReader:
         """Rows in the order of first pixels along a Hilbert curve over a scene."""
         return np.asarray(self._order[hilbert_order(self.first, scene_hw)])
 
+    def in_rows(self, values: NDArray[Any]) -> NDArray[Any]:
+        """What is known of each polygon, in spool order, from the same in canonical order."""
+        rows = np.empty_like(values)
+        rows[self._order] = values
+        return rows
+
     @property
     def first(self) -> Ints:
         """First pixel of each polygon, in canonical order."""

@@ -32,9 +32,9 @@ def test_the_tutorial_works_as_it_stands(cli: Cli, tmp_path: Path, monkeypatch: 
             ran.append(command[0])
     assert {"demo", "train", "segment", "vectorize", "evaluate", "export"} <= set(ran)
     training = json.loads(Path("model/model.json").read_text())["properties"]["scenemask:training"]
-    assert training["accuracy"]["test"]["mean_iou"] > 0.55
+    assert training["accuracy"]["test"]["mean_iou"] > 0.7
     report = json.loads(Path("report.json").read_text())
-    assert report["overall"]["mean_iou"] > 0.55
+    assert report["overall"]["mean_iou"] > 0.7
     assert len(geopandas.read_file("buildings.gpkg", layer=0)) > 5
     for name in re.findall(r"`([a-z./]+\.(?:png|json|gpkg))`", text):
         assert list(tmp_path.rglob(Path(name).name)), name

@@ -251,6 +251,7 @@ def test_straight_walls_are_counted(cli: Cli, mask: Path, tmp_path: Path) -> Non
     assert status == 0, err
     count = json.loads(text)["regularized"]
     assert count["straight"] + count["kept"] == (_read(tmp_path / "p.fgb")["class_name"] == "high").sum()
+    assert 0.5 <= count["iou_min"] <= count["iou_median"] < 1
     status, text, _ = cli(*given, "--overwrite")
     assert status == 0
     assert "have straight walls" in text
@@ -263,11 +264,13 @@ def test_a_run_tells_about_straight_walls_and_refuses_unknown_classes_early(tmp_
     scene = write_scene(tmp_path / "scene.tif", smooth_values(2, SHAPE), nodata=0, names=("b0", "b1"))
     model = save_threshold_model(tmp_path / "model")
     said: list[str] = []
-    sm.segment(
+    result = sm.segment(
         scene, model, tmp_path / "out", regularize="high,0", min_iou=0.5,
         listener=lambda event: said.append(getattr(event, "text", "")),
     )  # fmt: skip
-    assert any("have straight walls" in text for text in said)
+    found = result.summary["regularized"]
+    assert found["straight"] > 0
+    assert any(f"{found['straight']} of" in text and f"{found['iou_min']:.2f} or more" in text for text in said)
     with pytest.raises(UsageError, match=r"CF-033.*house"):
         sm.segment(scene, model, tmp_path / "other", regularize="house")
     assert not (tmp_path / "other" / "mask.tif").exists()

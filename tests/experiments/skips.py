@@ -23,7 +23,7 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 ROWS = DOCS / "benchmarks" / "skip-connections.csv"
 CHIPS = (1, 2, 4, 8, 16, 32, 64)
 CHIP_PX = 96
-STEPS = 150
+STEPS = 400
 FIELDS = ("data", "method", "chips", "seed", "mean_iou", "iou", "mean_bf1", "bf1", "seconds")
 FOREST_PIXELS = 20_000
 

@@ -77,9 +77,8 @@ def _settings(_folder: Path) -> list[str]:
 
 
 def _read_settings(path: Path) -> object:
-    from pipeline.run.yaml_file import read_yaml
-
     from pipeline.run.settings import make_settings
+    from pipeline.yaml_file import read_yaml
 
     return make_settings(read_yaml(path), where=str(path))
 

@@ -66,6 +66,22 @@ def test_filled_regions_are_those_of_the_pixels(mask: Mask, tile_px: int, least:
     assert frame["id"].is_unique
 
 
+@given(masks(), st.integers(2, 8), st.integers(1, 12), st.integers(1, 12))
+@example(_rings(13), 4, 9, 5)
+@example(LATTICE, 4, 2, 1)
+def test_what_is_clean_stays_as_it_is(mask: Mask, tile_px: int, holes: int, least: int) -> None:
+    """Burned again, cleaned polygons give themselves."""
+    options = {"fill_holes_px": holes, "min_area_px": least}
+    frame = _vectorized(mask, tile_px, **options)
+    shapes = list(zip(frame.geometry, frame["class_id"], strict=True))
+    burned = np.full(mask.shape, NODATA, np.uint8)
+    if shapes:
+        burned = rasterize(shapes, mask.shape, fill=NODATA, transform=NORTH_UP, dtype="uint8")
+    again = _vectorized(burned, tile_px, **options)
+    columns = ["id", "class_id", "area_px", "geometry"]
+    assert again[columns].equals(frame[columns])
+
+
 def test_a_hole_is_filled_before_the_smallest_area_counts() -> None:
     mask = np.full((9, 9), NODATA, np.uint8)
     mask[2:7, 2:7] = 1

@@ -15,6 +15,7 @@ _ALWAYS: dict[str, Any] = {
     "distributed.scheduler.allowed-failures": 1,  # a tile that kills two workers is the tile's fault
     "distributed.scheduler.work-stealing": False,  # a tile's data is its own; moving it saves nothing
     "distributed.worker.daemon": True,
+    "distributed.worker.multiprocessing-method": "spawn",  # GDAL and PyTorch have threads, which a fork would lose
     "distributed.worker.memory.target": False,  # results are a few numbers: nothing to spill
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False,

@@ -7,11 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import shapely
-from affine import Affine
-from rasterio.features import rasterize
 
 from pipeline.grid import Window
-from pipeline.scene.datasets import without_georeference
+from pipeline.train.burn import burn
 from pipeline.train.evaluate.classes import mismatch
 from pipeline.train.evaluate.faults import no_overlap, unclear, unusable_truth
 from pipeline.train.evaluate.vectors import Features
@@ -118,15 +116,6 @@ class PolygonTruth:
         if self._attribute is None:
             return np.full(len(features.shapes), self._only, self._classes.dtype)
         return indices_of(features.columns[self._attribute], self._recode, self._file, self._attribute)
-
-
-def burn(shapes: NDArray[np.object_], values: NDArray[Any], block: Window, *, fill: int, dtype: Any) -> NDArray[Any]:
-    """Values of the last shape that covers the centre of each pixel of a block."""
-    origin = Affine.translation(block.col_off, block.row_off)
-    pairs = zip(shapes.tolist(), values.tolist(), strict=True)
-    with without_georeference():  # the first block's origin looks like none
-        burnt: NDArray[Any] = rasterize(pairs, out_shape=block.shape, transform=origin, fill=fill, dtype=dtype)
-    return burnt
 
 
 def polygons_of(features: Features) -> Features:

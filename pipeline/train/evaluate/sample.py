@@ -10,9 +10,10 @@ import shapely
 
 from pipeline.errors import InputError
 from pipeline.grid import Window, iter_windows
+from pipeline.train.burn import burn
 from pipeline.train.evaluate.faults import unusable_truth
 from pipeline.train.evaluate.pairs import WINDOW_PX
-from pipeline.train.evaluate.polygons import burn, indices_of
+from pipeline.train.evaluate.polygons import indices_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

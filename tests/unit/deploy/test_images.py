@@ -32,7 +32,7 @@ def _requirements() -> list[Requirement]:
 
 
 @pytest.mark.parametrize("path", [LOCK.CPU, LOCK.CUDA], ids=["cpu", "cuda"])
-def test_a_lock_holds_versions_and_hashes_and_nothing_else(path: Path) -> None:
+def test_t14_a_lock_holds_versions_and_hashes_and_nothing_else(path: Path) -> None:
     line = re.compile(r"#.*|[a-z0-9][a-z0-9.-]*==[\w.!]+ \\|    --hash=sha256:[0-9a-f]{64}( \\)?")
     bad = [text for text in path.read_text().splitlines() if not line.fullmatch(text)]
     assert not bad

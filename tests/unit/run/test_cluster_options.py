@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import dask
 import pytest
 
 from pipeline.errors import UsageError
-from pipeline.run.clusters.options import KINDS, NAMES, AddressOptions, cluster_options, make_options
+from pipeline.run.clusters.options import KINDS, NAMES, AddressOptions, LocalOptions, cluster_options, make_options
+from pipeline.run.clusters.tuning import tuning
 from pipeline.run.demand import LIBRARIES_BYTES, budget_left
 from pipeline.run.settings import make_settings
 from pipeline.run.workers import cores_per_worker, device_wanted, num_workers, starts_workers, workers_wanted
@@ -24,6 +26,15 @@ def test_each_file_names_every_option_with_its_default(path: Path) -> None:
     assert set(written) == set(model.model_fields)
     expected = model(address=written["address"]) if model is AddressOptions else model()
     assert cluster_options(make_settings({"cluster": str(path)})) == expected
+
+
+def test_a18_workers_are_never_forked() -> None:
+    """Whatever Dask's own settings say: GDAL and PyTorch have threads, which a fork would lose."""
+    with (
+        dask.config.set({"distributed.worker.multiprocessing-method": "fork"}),
+        dask.config.set(tuning(LocalOptions())),
+    ):
+        assert dask.config.get("distributed.worker.multiprocessing-method") == "spawn"
 
 
 def test_there_is_a_file_for_each_kind() -> None:

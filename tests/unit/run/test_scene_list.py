@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import UsageError
+from pipeline.errors import OutputError, UsageError
 from pipeline.run.outcomes import FOLDER, Outcome, Outcomes
 from pipeline.run.scene_list import SceneRow, collect, slug
 from pipeline.run.share import Share
@@ -105,6 +106,36 @@ def test_shares_that_are_none(text: str) -> None:
         Share.parse(text)
 
 
+def test_b16_names_that_are_no_utf8_are_refused(tmp_path: Path) -> None:
+    """Not met as a crash when the list is written down; a pattern may find them."""
+    for name in (b"a.tif", b"\xff.tif"):
+        (tmp_path / os.fsdecode(name)).write_bytes(b"")
+    with pytest.raises(UsageError, match=r"CF-080.*\\xff\.tif"):
+        collect([str(tmp_path / "*.tif")], [])
+
+
+def test_c43_c44_a_long_list_is_looked_through_at_once(tmp_path: Path) -> None:
+    """A hundred thousand rows, three of which are there twice: all three are named."""
+    rows = [f"/data/{number % 97}/s{number}.tif" for number in range(100_000)]
+    (tmp_path / "scenes.txt").write_text("\n".join([*rows, *rows[5:8]]))
+    with pytest.raises(UsageError, match="BA-003") as caught:
+        collect([], [tmp_path / "scenes.txt"])
+    assert all(f"s{number}.tif" in caught.value.what for number in (5, 6, 7))
+
+
+def test_a15_what_was_frozen_counts_not_the_list_as_it_is_now(tmp_path: Path) -> None:
+    """Tasks of an array are given no list: one that is edited after the submission changes nothing for them."""
+    listed = tmp_path / "scenes.txt"
+    listed.write_text("/data/a.tif\n/data/b.tif")
+    frozen = Outcomes(tmp_path / "out").freeze(collect([], [listed]), {"model": "m"})
+    listed.write_text("/data/c.tif")
+    again = Outcomes(tmp_path / "out").freeze([], {"model": "m"})
+    assert again == frozen
+    assert [Share(index=i, count=4).of(again) for i in range(4)] == [[frozen[0]], [frozen[1]], [], []]
+    with pytest.raises(OutputError, match=r"(?s)BA-004.*scene a: was"):
+        Outcomes(tmp_path / "out").freeze([SceneRow(name="a", scene="/elsewhere/a.tif")], {"model": "m"})
+
+
 def test_torn_outcomes_are_dropped_and_the_last_attempt_speaks(tmp_path: Path) -> None:
     first = Outcomes(tmp_path)
     first.add(Outcome(name="a", status="failed", exit_code=8, attempt=1))
@@ -127,3 +158,19 @@ def test_of_two_who_end_a_scene_at_once_the_one_that_succeeded_speaks(tmp_path: 
         for file in (tmp_path / FOLDER).glob("*-*-*.jsonl"):
             file.rename(file.with_name(f"{number}.jsonl"))
     assert Outcomes(tmp_path).all["a"].status != "failed"
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("~nobody-of-that-name/a.tif", ""), ("a" * 5000 + ".tif", ""), ("[" + "a" * 5000 + "]*", "BA-002"),
+        ("a\0*", "BA-002"), ("[", "BA-002"),
+    ],
+)  # fmt: skip
+def test_names_that_no_file_can_have_are_no_mistake_of_ours(tmp_path: Path, name: str, code: str) -> None:
+    (tmp_path / "l.csv").write_text(f"scene\n{name}\n")
+    if code:
+        with pytest.raises(UsageError, match=code):
+            collect([], [tmp_path / "l.csv"])
+    else:
+        assert len(collect([], [tmp_path / "l.csv"])) == 1

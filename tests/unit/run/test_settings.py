@@ -100,7 +100,7 @@ def test_f4_names_that_look_like_numbers_need_quotes(tmp_path: Path, text: str) 
         ("patch: !!float x", "not allowed"), ("keep: !!bool maybe", "not allowed"), ("a: !!timestamp 1", "not allowed"),
         ("a: !!binary x", "not allowed"), ("a: !mine x", "not allowed"), ("a: ! x", "not allowed"),
         ("a: !!set {b}", "not allowed"), ("? [a, b]\n: 1", "cannot be a key"), ("{a: 1}: 2", "cannot be a key"),
-        ("a: " + "[" * 3000, "nested too deeply"), ("a: \x00", "not valid YAML"), ("a: *b", "undefined alias"),
+        ("a: " + "[" * 3000, "nested too deeply"), ("a: \x00", "not valid YAML"), ("a: *b", "aliases"),
     ],
 )  # fmt: skip
 def test_f1_files_that_are_no_settings(tmp_path: Path, text: str, told: str) -> None:

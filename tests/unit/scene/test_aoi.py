@@ -138,7 +138,10 @@ def test_refusals(tmp_path: Path) -> None:
     bare = write_polygons(tmp_path / "bare.shp", [inside])
     bare.with_suffix(".prj").unlink()
     (tmp_path / "v.vrt").write_text('<OGRVRTDataSource><OGRVRTLayer name="a"/></OGRVRTDataSource>')
+    far_off = {"type": "Polygon", "coordinates": [[[1e308, 0], [-1e308, 1], [0, 1e308], [1e308, 0]]]}
+    (tmp_path / "far_off.geojson").write_text(json.dumps({"type": "Feature", "properties": {}, "geometry": far_off}))
     cases = [
+        (tmp_path / "far_off.geojson", geobox, "IN-022"),
         (tmp_path / "none.gpkg", geobox, "IN-020"),
         (tmp_path, geobox, "IN-020"),
         (tmp_path / "text.geojson", geobox, "IN-020"),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import rasterio
 from affine import Affine
-from rasterio.enums import ColorInterp
+from rasterio.enums import ColorInterp, Resampling
 
 from pipeline.errors import InputError
 from pipeline.grid import Window
@@ -138,6 +138,23 @@ def test_c18_nodata_alpha_and_dataset_mask_all_count(tmp_path: Path) -> None:
     expected = (data[0] != 99) & (data[1] > 0)
     expected[2] = False
     np.testing.assert_array_equal(block.valid[0], expected)
+
+
+@pytest.mark.parametrize("external", [False, True])
+def test_c36_pixels_come_from_the_image_itself_never_from_overviews(tmp_path: Path, *, external: bool) -> None:
+    """Overviews that tell another story change no window, whatever its size."""
+    data = noise(1, 96, 128)
+    path = write_tif(tmp_path / "o.tif", data, tiled=True, blockxsize=32, blockysize=32)
+    with rasterio.Env(TIFF_USE_OVR=external), rasterio.open(path, "r+") as dataset:
+        dataset.build_overviews([2, 4], Resampling.average)
+    assert (tmp_path / "o.tif.ovr").exists() == external
+    scene = open_scene(path)
+    for window in (
+        Window(row_off=0, col_off=0, height=96, width=128), Window(row_off=5, col_off=7, height=31, width=90),
+        Window(row_off=95, col_off=127, height=1, width=1),
+    ):  # fmt: skip
+        rows, cols = slice(window.row_off, window.row_stop), slice(window.col_off, window.col_stop)
+        np.testing.assert_array_equal(scene.read(window), data[:, rows, cols])
 
 
 @pytest.mark.parametrize("internal", [True, False])

@@ -109,7 +109,7 @@ def test_drawn_parts_never_touch_and_repeat(seed: int, guard: int, block: int) -
     settings = SplitSettings(block_px=block, guard_px=guard, val=0.2, test=0.2, seed=seed)
     split = make_split([_cached()], settings, num_classes=2)
     assert all(split.values())
-    grown = [dataclasses.replace(area, window=area.window.expand(guard)) for area in split["train"]]
+    grown = [dataclasses.replace(area, window=area.window.expand(2 * guard)) for area in split["train"]]
     require_apart({**split, "train": grown})
     assert make_split([_cached()], settings, num_classes=2) == split
 
@@ -169,6 +169,21 @@ def test_survey_counts_every_labelled_pixel_and_its_statistics_are_numpys(folder
     assert warnings_of(found, make_train_settings(document(folder, folder)).legend) == [
         "the test part has no labels: the model's accuracy will not be known"
     ]
+
+
+def test_missing_pixels_have_no_part_in_statistics(tmp_path: Path) -> None:
+    scene, _ = write_labelled(tmp_path)
+    with rasterio.open(scene) as file:
+        pixels = file.read()
+    pixels[:, 20:90, 30:100] = 0
+    write_scene(scene, pixels, names=("red", "nir"), nodata=0)
+    view = _views(tmp_path)[0]
+    split: Any = {"train": (Area(view=0, window=view.whole),), "val": (), "test": ()}
+    found = survey([view], split, num_classes=2)
+    valid = pixels[0] != 0
+    assert np.allclose(found.mean, pixels[:, valid].mean(axis=1))
+    assert np.allclose(found.std, pixels[:, valid].std(axis=1), rtol=1e-6)
+    assert found.unknown_px["train"] == 70 * 70
 
 
 @pytest.mark.parametrize(("fill", "code"), [(255, "TR-013"), (1, "TR-014"), (9, "TR-004")])
