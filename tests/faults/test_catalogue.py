@@ -25,7 +25,12 @@ TESTS = {
     "C21": "test_c21_scenes_smaller_than_a_patch",
     "C22": "test_patch_cores_cover_every_tile",
     "C25": "test_c25_a_file_whose_writer_was_killed_is_suspicious",
+    "C26": "test_c26_values_out_of_the_models_range_are_told",
+    "C27": "test_c27_one_source_says_what_scale_and_offset_are",
     "C31": "test_c31_bands_are_matched_by_name",
+    "C32": "test_c32_nothing_shifts",
+    "C33": "test_what_lies_elsewhere_is_no_band_of_the_scene",
+    "C34": "test_c34_pixels_far_from_the_models_are_warned_of_or_refused",
     "C36": "test_c36_pixels_come_from_the_image_itself_never_from_overviews",
     "C38": "test_c38_a_changed_file_is_noticed",
     "C43": "test_c43_duplicates_are_refused_before_any_work",
@@ -42,7 +47,7 @@ TESTS = {
     "T15": "test_t15_a_link_planted_at_the_temporary_name_is_not_followed",
     "T16": "test_t16_cells_that_a_spreadsheet_would_run_are_quoted",
 }
-"""Row -> the first of its tests. C26, C27 and C32 to C34 belong to reading several resolutions and scales."""
+"""Row -> the first of its tests."""
 
 
 @pytest.fixture(scope="module")
