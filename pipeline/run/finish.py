@@ -13,8 +13,10 @@ import numpy as np
 from pipeline.report.preview import read_overview_mask, write_preview
 from pipeline.run.doctor import versions
 from pipeline.run.events import Event, Notice, StageAdvanced, StageFinished, StageStarted
+from pipeline.run.mask_grid import as_computed, on_own_pixels
 from pipeline.run.picture import Picture
 from pipeline.run.vectorize import classes_to_polygonize, cleaning_of, say_regularized
+from pipeline.scene.regrid import own_grid
 from pipeline.store import (
     ResultFile,
     atomic_write_json,
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.model import Model
+    from pipeline.run.mask_grid import MaskSource
     from pipeline.run.plan import Plan
     from pipeline.run.settings import SegmentSettings
     from pipeline.scene import Scene
@@ -57,6 +60,12 @@ class Finished:
     """What became of walls; None where straight ones were not asked for."""
     area_m2: tuple[float, ...] | None
     """Geodesic area per class; None without a CRS."""
+    tile_hw: tuple[int, int]
+    """Of the mask's tiles, in pixels."""
+    columns: int
+    """Tiles in a row."""
+    records: tuple[TileRecord, ...]
+    """What the mask's tiles hold, in their order."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -77,9 +86,11 @@ class Finisher:
     hands: Hands | None = None
     """Who traces polygons; this process if not given."""
     _names: list[str] = field(default_factory=list)
+    _source: MaskSource = field(init=False)
 
     def run(self) -> Finished:
         """All files but run.json."""
+        self._source = self._choose_source()
         with ThreadPoolExecutor(1) as aside:
             scene_picture = aside.submit(Picture.of(self.scene).assemble, self.store.place)  # while the mask is written
             self._stage("mask", self._masks)
@@ -94,7 +105,17 @@ class Finisher:
             num_polygons=num_polygons,
             regularized=regularized,
             area_m2=self._areas(),
+            tile_hw=self._source.tile_hw,
+            columns=-(-self._source.geobox.width // self._source.tile_hw[1]),
+            records=tuple(self._source.records[i] for i in range(len(self._source.tiles))),
         )
+
+    def _choose_source(self) -> MaskSource:
+        computed = as_computed(self.scene.geobox, self.plan, self.store, self.records)
+        own = own_grid(self.scene) if self.settings.mask_grid == "scene" else None
+        if own is None:
+            return computed
+        return on_own_pixels(computed, own, self.model.spec.legend(), self.plan, check=self.check)
 
     def _stage(self, name: str, work: Callable[[], Any]) -> Any:
         self.check()
@@ -110,18 +131,18 @@ class Finisher:
 
     def _masks(self) -> None:
         common: dict[str, Any] = {
-            "tiles": [tile.core for tile in self.plan.tiling.tiles()],
-            "geobox": self.scene.geobox,
+            "tiles": self._source.tiles,
+            "geobox": self._source.geobox,
             "legend": self.model.spec.legend(),
             "tags": {"SCENEMASK_MODEL": f"{self.model.spec.name} {self.model.digest[:16]}"},
             "between_steps": self.check,
         }
-        digests = {i: r.mask_sha256 for i, r in self.records.items()}
-        write_mask_cog(self._path("mask.tif"), read=self.store.read_mask, digests=digests, **common)
+        digests = {i: r.mask_sha256 for i, r in self._source.records.items()}
+        write_mask_cog(self._path("mask.tif"), read=self._source.read_mask, digests=digests, **common)
         if self.plan.probabilities:
-            digests = {i: r.prob_sha256 for i, r in self.records.items()}
+            digests = {i: r.prob_sha256 for i, r in self._source.records.items()}
             path = self._path("probabilities.tif")
-            write_probability_cog(path, read=self.store.read_probabilities, digests=digests, **common)
+            write_probability_cog(path, read=self._source.read_probabilities, digests=digests, **common)
 
     def _polygons(self) -> tuple[int, Outcome | None]:
         legend = self.model.spec.legend()
@@ -165,7 +186,8 @@ class Finisher:
     def _small_files(self, scene_picture: NDArray[np.uint8]) -> None:
         legend = self.model.spec.legend()
         mask = self.staging.path("mask.tif")
-        class_px = [sum(r.class_px[c.value] for r in self.records.values() if r.class_px) for c in legend]
+        records = self._source.records.values()
+        class_px = [sum(r.class_px[c.value] for r in records if r.class_px) for c in legend]
         self._names.append(write_class_names(mask, legend, tags={SCENE_TAG: self.scene.name}).name)
         write_qgis_style(self._path("mask.qml"), legend)
         write_preview(
@@ -174,14 +196,14 @@ class Finisher:
             mask=read_overview_mask(mask, legend, shape=scene_picture.shape[:2]),
             legend=legend,
             class_px=class_px,
-            valid_px=sum(r.valid_px for r in self.records.values()),
+            valid_px=sum(r.valid_px for r in records),
         )
 
     def _item(self, files: Mapping[str, Mapping[str, Any]]) -> None:
         item = build_item(
             scene=self.scene.name,
             moment=self._moment(),
-            geobox=self.scene.geobox,
+            geobox=self._source.geobox,
             legend=self.model.spec.legend(),
             files=[
                 ResultFile(name=name, size_bytes=int(facts["bytes"]), sha256=str(facts["sha256"]))
@@ -200,12 +222,12 @@ class Finisher:
 
     def _areas(self) -> tuple[float, ...] | None:
         """Geodesic area per class: pixels of each tile times the mean area of its pixels."""
-        areas = PixelAreas.of(self.scene.geobox)
+        areas = PixelAreas.of(self._source.geobox)
         if areas is None:
             return None
         total = np.zeros(self.plan.num_classes)
-        for tile in self.plan.tiling.tiles():
-            record, core = self.records[tile.index], tile.core
+        for index, core in enumerate(self._source.tiles):
+            record = self._source.records[index]
             if record.class_px is None or not record.valid_px:
                 continue
             x = np.array([core.col_off, core.col_stop, core.col_off, core.col_stop])

@@ -49,7 +49,7 @@ def run_record(
         "source": _source(scene),
         "values": say_values(scene, model),
         "model": model.spec.name,
-        "classes": class_rows(model, records, finished),
+        "classes": class_rows(model, finished),
         "polygons": finished.num_polygons,
         "regularized": None if finished.regularized is None else finished.regularized._asdict(),
         "plan": plan.summary(),
@@ -62,11 +62,11 @@ def run_record(
             "worker_seconds": round(sum(record.seconds for record in records), 3),
         },
         "verify": None if verified is None else verified.to_json(),
-        "valid_px": sum(record.valid_px for record in records),
+        "valid_px": sum(record.valid_px for record in finished.records),
         "warnings": list(warnings),
         "deterministic": not any(record.splits for record in records),
         "settings": settings.model_dump(mode="json"),
-        "blocks": _blocks(plan, records),
+        "blocks": _blocks(plan, finished),
         "identity": dict(identity),
         "frozen_plan": plan.to_json(),
         "versions": versions(),
@@ -82,21 +82,20 @@ def _source(scene: Scene) -> Any:
     return (found | ({} if scaled is None else {"values": scaled.describe()})) or None
 
 
-def _blocks(plan: Plan, records: list[TileRecord]) -> dict[str, Any]:
+def _blocks(plan: Plan, finished: Finished) -> dict[str, Any]:
     """Hashes of the rasters' blocks, which are the tiles: `scenemask verify` compares them."""
-    hashes = {"mask.tif": {record.tile: record.mask_sha256 for record in records}}
+    hashes = {"mask.tif": {record.tile: record.mask_sha256 for record in finished.records}}
     if plan.probabilities:
-        hashes["probabilities.tif"] = {record.tile: record.prob_sha256 for record in records}
-    tile_hw, width = plan.tiling.tile_hw, plan.tiling.shape[1]
-    columns = -(-width // tile_hw[1])
-    return {"tile_hw": list(tile_hw), "rows": {n: block_rows(d, columns=columns) for n, d in hashes.items()}}
+        hashes["probabilities.tif"] = {record.tile: record.prob_sha256 for record in finished.records}
+    rows = {name: block_rows(digests, columns=finished.columns) for name, digests in hashes.items()}
+    return {"tile_hw": list(finished.tile_hw), "rows": rows}
 
 
-def class_rows(model: Model, records: list[TileRecord], finished: Finished) -> list[dict[str, Any]]:
+def class_rows(model: Model, finished: Finished) -> list[dict[str, Any]]:
     """Pixels and area per class, from the tiles' own counts."""
     rows = []
     for info in model.spec.legend():
-        pixels = sum(record.class_px[info.value] for record in records if record.class_px is not None)
+        pixels = sum(record.class_px[info.value] for record in finished.records if record.class_px is not None)
         area = None if finished.area_m2 is None else round(finished.area_m2[info.value], 3)
         rows.append({"value": info.value, "name": info.name, "pixels": pixels, "area_m2": area})
     return rows

@@ -180,6 +180,9 @@ class SegmentSettings(BaseModel):
     resolution: Resolution = "native"
     """Pixels that the network sees, and the mask has: native, the scene's own; model, those that the model was trained
     on; or metres on the ground."""
+    mask_grid: Literal["model", "scene"] = "model"
+    """Pixels of the mask, with resolution: those that the network saw (model), or the scene's own, each with the class
+    of the one that its centre lies in (scene)."""
     force_resolution: bool = False
     """Take scenes whose pixels are four times as large or as small as those that the model was trained on."""
     crs: str | None = None
@@ -327,6 +330,8 @@ class SegmentSettings(BaseModel):
         problems = []
         if self.align is not None and (self.crs is not None or self.resolution != "native"):
             problems.append("align says what grid it is; crs and resolution would say it again")
+        if self.mask_grid == "scene" and (self.align is not None or self.crs is not None):
+            problems.append("align and crs say where the mask lies; mask_grid: scene goes with resolution only")
         if self.rpc_height is not None and not self.warp_gcps:
             problems.append("rpc_height belongs to warp_gcps")
         return problems

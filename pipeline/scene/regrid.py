@@ -71,7 +71,13 @@ def regrid(scene: Scene, wish: GridWish, *, resampling: str = "auto") -> Scene:
         target = rescaled(target, wish.resolution_m / pixel_m)
     if target == scene.geobox:
         return scene
-    return as_sources(scene).on_grid(target, resampling=resampling, fixed=True)
+    placed = as_sources(scene).on_grid(target, resampling=resampling, fixed=True)
+    return replace(placed, own=scene.geobox)
+
+
+def own_grid(scene: Scene) -> GeoBox | None:
+    """The scene's own grid, where it is read on another one."""
+    return getattr(getattr(scene, "scene", scene), "own", None)
 
 
 def as_sources(scene: Scene) -> SourcesScene:

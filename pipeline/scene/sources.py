@@ -95,6 +95,8 @@ class SourcesScene:
     """`auto` or a kernel."""
     native: Callable[[Sequence[Part]], GeoBox] | None = None
     """What chooses the grid from the parts that are read; None where it was given."""
+    own: GeoBox | None = None
+    """The grid that it had before other pixels were wished for; None where they were not."""
     warnings: tuple[str, ...] = ()
     """What a person should know, one sentence each."""
     layers: Mapping[str, str] = field(default_factory=dict)

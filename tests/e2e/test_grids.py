@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+import geopandas
 import numpy as np
 import pytest
 import rasterio
@@ -108,3 +109,53 @@ def test_another_crs_in_one_step_equals_two(folder: Path, tmp_path: Path) -> Non
     with rasterio.open(tmp_path / "two" / "mask.tif") as mask:
         two = mask.read(1)
     assert (ours != two).mean() < 0.002
+
+
+@pytest.mark.parametrize("shape", [SHAPE, (77, 101)], ids=["even", "odd"])
+def test_the_mask_may_have_the_scenes_own_pixels(
+    folder: Path, tmp_path: Path, cli: Cli, shape: tuple[int, int]
+) -> None:
+    """Each has the class of the computed pixel that its centre lies in; everything else follows the mask."""
+    write_scene(tmp_path / "scene.tif", smooth_values(2, shape), nodata=0, names=("b0", "b1"))
+    args = ("segment", tmp_path / "scene.tif", "-m", folder / "m20", "--resolution", "model", "--probabilities")
+    for grid in ("model", "scene"):
+        code, _, err = cli(*args, "-o", tmp_path / grid, "--mask-grid", grid, "--vectors", "gpkg")
+        assert code == 0, err
+    masks, probabilities = {}, {}
+    for grid in ("model", "scene"):
+        with rasterio.open(tmp_path / grid / "mask.tif") as mask:
+            masks[grid], box = mask.read(1), mask.transform
+        with rasterio.open(tmp_path / grid / "probabilities.tif") as file:
+            probabilities[grid] = file.read()
+    with rasterio.open(tmp_path / "scene.tif") as scene:
+        assert (masks["scene"].shape, box) == (scene.shape, scene.transform)
+    rows, cols = (np.arange(n) // 2 for n in shape)
+    assert (masks["scene"] == masks["model"][np.ix_(rows, cols)]).all()
+    assert (probabilities["scene"] == probabilities["model"][:, rows][:, :, cols]).all()
+    record = json.loads((tmp_path / "scene" / "run.json").read_text())
+    counts = np.bincount(masks["scene"].ravel(), minlength=256)
+    assert [row["pixels"] for row in record["classes"]] == counts[: len(record["classes"])].tolist()
+    assert record["valid_px"] == (masks["scene"] != 255).sum()
+    frame = geopandas.read_file(tmp_path / "scene" / "polygons.gpkg", layer="polygons")
+    assert frame["area_px"].sum() == sum(counts[value] for value in set(frame["class_id"]))
+    assert frame["area_m2"].sum() == pytest.approx(
+        sum(row["area_m2"] for row in record["classes"] if row["value"] in set(frame["class_id"])), rel=1e-4
+    )
+    assert cli("verify", tmp_path / "scene")[0] == 0
+    status, _, err = cli(*args, "-o", tmp_path / "scene", "--mask-grid", "model")
+    assert status == 5
+    assert "setting mask_grid: was 'scene', is 'model'" in err
+
+
+def test_a_mask_on_the_scenes_pixels_goes_with_resolution_only(folder: Path, tmp_path: Path, cli: Cli) -> None:
+    code, _, err = cli(
+        "segment", folder / "scene.tif", "-m", folder / "m10", "-o", tmp_path / "o", "--mask-grid", "scene",
+        "--crs", "EPSG:3857",
+    )  # fmt: skip
+    assert code == 2
+    assert_block(err, "CF-005")
+    code, _, err = cli(
+        "segment", folder / "scene.tif", "-m", folder / "m10", "-o", tmp_path / "p", "--mask-grid", "scene",
+        "--vectors", "none",
+    )  # fmt: skip
+    assert code == 0, err
