@@ -104,6 +104,14 @@ class Bucket:
         with self._told(prefix):
             return sorted(str(one["path"]) for batch in obstore.list(self._store(), prefix) for one in batch)
 
+    def list_facts(self, prefix: str) -> Iterator[tuple[str, ObjectFacts]]:
+        """Keys that begin so with what is told of them, sorted."""
+        obstore = _obstore()
+        with self._told(prefix):
+            found = [one for batch in obstore.list(self._store(), prefix) for one in batch]
+        for one in sorted(found, key=lambda meta: str(meta["path"])):
+            yield str(one["path"]), _facts(one)
+
     def delete_all(self, keys: Sequence[str]) -> None:
         """Remove objects, those that are there."""
         obstore = _obstore()

@@ -7,6 +7,7 @@ on a grid (y, x) is a band; one with a third axis has a band for each step of it
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import os
 import struct
@@ -19,18 +20,21 @@ from affine import Affine
 from rasterio.crs import CRS
 from rasterio.errors import CRSError
 
+from pipeline.bucket import Bucket
 from pipeline.errors import InputError, PipelineError
 from pipeline.grid import GeoBox
+from pipeline.location import Location
 from pipeline.scene.base import Band, Block, assert_inside, make_block, shared_nodata
 from pipeline.scene.crs import choose_crs
 from pipeline.scene.select import select_bands
 from pipeline.scene.validity import can_occur, valid_by_value
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
+    from pipeline.access import Access
     from pipeline.grid import Window
     from pipeline.scene.base import Json
 
@@ -44,7 +48,7 @@ class ZarrScene:
     """Variables of a Zarr group that share a grid, as a recipe; opened where it is read."""
 
     path: str
-    """Absolute path of the group."""
+    """Absolute path of the group, or its address."""
     places: tuple[tuple[str, int | None], ...]
     """Of each band of `all_bands`: the array, and the step of its third axis; None without one."""
     dtypes: tuple[str, ...]
@@ -59,6 +63,8 @@ class ZarrScene:
     """Nodata given by the user."""
     warnings: tuple[str, ...] = ()
     """What a person should know, one sentence each."""
+    remote: Prefix | None = None
+    """Where it lies in a bucket; None on a disk."""
 
     @property
     def driver(self) -> str:
@@ -100,8 +106,11 @@ class ZarrScene:
         for plane, band in zip(data, self.bands, strict=True):
             name, step = self.places[band.index - 1]
             try:
-                array = _opened(self.path)[name]
-                plane[:] = array[rows, cols] if step is None else array[step, rows, cols]
+                with _failures(self.remote):
+                    array = _opened(self.path, self.remote)[name]
+                    plane[:] = array[rows, cols] if step is None else array[step, rows, cols]
+            except PipelineError:
+                raise
             except Exception as error:  # codecs raise what they like
                 raise _cannot_read(self.path, f"{name}: {error}", str(window)) from error
         return data
@@ -112,15 +121,10 @@ class ZarrScene:
         return make_block(data, valid_by_value(data, self.bands))
 
     def fingerprint(self) -> dict[str, Json]:
-        """Names, sizes and times of all files of the group, which a rewritten chunk changes."""
+        """Names, sizes and times (in a bucket: ETags) of all files of the group, which a rewritten chunk changes."""
         digest = hashlib.blake2b(digest_size=16)
-        for home, folders, files in os.walk(self.path):
-            folders.sort()
-            for file in sorted(files):
-                status = os.stat(os.path.join(home, file))  # noqa: PTH116, PTH118 - millions of chunks
-                digest.update(
-                    f"{os.path.relpath(home, self.path)}/{file} {status.st_size} {status.st_mtime_ns}\n".encode()
-                )
+        for line in self._contents() if self.remote is None else self.remote.contents():
+            digest.update(f"{line}\n".encode())
         return {
             "file": Path(self.path).name,
             "digest": digest.hexdigest(),
@@ -128,16 +132,66 @@ class ZarrScene:
             "nodata": None if self.nodata_override is None else repr(self.nodata_override),
         }
 
+    def _contents(self) -> Iterator[str]:
+        for home, folders, files in os.walk(self.path):
+            folders.sort()
+            for file in sorted(files):
+                status = os.stat(os.path.join(home, file))  # noqa: PTH116, PTH118 - millions of chunks
+                yield f"{os.path.relpath(home, self.path)}/{file} {status.st_size} {status.st_mtime_ns}"
 
-def open_zarr(path: Path, *, nodata: float | None, assume_crs: str | None, allow_no_crs: bool) -> ZarrScene:
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """All that lies under a key in a bucket."""
+
+    bucket: Bucket
+    key: str
+
+    def contents(self) -> Iterator[str]:
+        """A line for each object: its key, size and ETag."""
+        for key, facts in self.bucket.list_facts(self.key.rstrip("/") + "/"):
+            yield f"{key} {facts.size} {facts.etag}"
+
+
+def open_zarr(
+    place: Path | Location, *, nodata: float | None, assume_crs: str | None, allow_no_crs: bool, access: Access
+) -> ZarrScene:
     """A Zarr group (version 2 or 3) as a scene; its variables on the largest grid are the bands.
 
+    Args:
+        place: A folder, or where it lies in a bucket.
+        nodata: Value of missing pixels.
+        assume_crs: CRS of a group that has none.
+        allow_no_crs: Take it without.
+        access: How a bucket is reached.
+
     Raises:
+        InfrastructureError: ST-010 to ST-013.
         InputError: IN-005, it cannot be read; IN-006, it has no CRS; IN-060, it has no variable on a regular grid.
     """
-    path = path.absolute()
-    group = _opened(str(path))
-    arrays = _arrays(group)
+    remote = None
+    path = Path(place.name) if isinstance(place, Location) else place.absolute()
+    if isinstance(place, Location):
+        remote = Prefix(Bucket(place.host, access.resolved(), place.scheme), place.key.rstrip("/"))
+    where = str(place) if remote else str(path)
+    with _failures(remote):
+        group = _opened(where, remote)
+        arrays = _arrays(group)
+    with _failures(remote):
+        return _look(path, where, group, arrays, nodata, assume_crs, allow_no_crs=allow_no_crs, remote=remote)
+
+
+def _look(
+    path: Path,
+    where: str,
+    group: Any,
+    arrays: dict[str, Any],
+    nodata: float | None,
+    assume_crs: str | None,
+    *,
+    allow_no_crs: bool,
+    remote: Prefix | None,
+) -> ZarrScene:
     found = {name: array for name, array in arrays.items() if _axes(name, array, arrays) is not None}
     if not found:
         raise _no_grid(path, f"it has {', '.join(list(arrays)[:10]) or 'no arrays'}, none of them (y, x) with numbers")
@@ -146,12 +200,13 @@ def open_zarr(path: Path, *, nodata: float | None, assume_crs: str | None, allow
     first = next(iter(found.values()))
     mapping = _grid_mapping(first, arrays, group)
     transform = _transform(path, next(iter(found)), first, arrays, mapping)
-    crs = choose_crs(_crs(path, mapping), assume_crs=assume_crs, allow_no_crs=allow_no_crs, where=str(path))
+    crs = choose_crs(_crs(path, mapping), assume_crs=assume_crs, allow_no_crs=allow_no_crs, where=where)
     bands, places = _bands(found, arrays, nodata)
     if len(bands) > _MOST_BANDS:
         raise _no_grid(path, f"it has {len(bands)} bands, at most {_MOST_BANDS}")
     return ZarrScene(
-        path=str(path),
+        path=where,
+        remote=remote,
         places=tuple(places),
         dtypes=tuple(str(found[name].dtype) for name, _ in places),
         geobox=GeoBox(shape=(int(largest[0]), int(largest[1])), transform=transform, crs_wkt=crs),
@@ -161,19 +216,34 @@ def open_zarr(path: Path, *, nodata: float | None, assume_crs: str | None, allow
     )
 
 
-_groups: dict[str, Any] = {}
+_groups: dict[tuple[str, Prefix | None], Any] = {}
 
 
-def _opened(path: str) -> Any:
+def _opened(path: str, remote: Prefix | None) -> Any:
     """The group, opened once per process: zarr's arrays can be read from any thread."""
     import zarr  # noqa: PLC0415 - slow to load and seldom needed
 
-    if path not in _groups:
+    key = (path, remote)
+    if key not in _groups:
         try:
-            _groups[path] = zarr.open_group(path, mode="r")
+            with _failures(remote):
+                _groups[key] = zarr.open_group(path if remote is None else _store(remote), mode="r")
+        except PipelineError:
+            raise
         except Exception as error:  # whatever is wrong with its metadata
             raise _cannot_read(path, str(error)) from error
-    return _groups[path]
+    return _groups[key]
+
+
+def _store(remote: Prefix) -> Any:
+    from zarr.storage import ObjectStore  # noqa: PLC0415 - imports obstore, an extra
+
+    return ObjectStore(remote.bucket.under(remote.key), read_only=True)
+
+
+def _failures(remote: Prefix | None) -> contextlib.AbstractContextManager[None]:
+    """Where a service fails, its failures as ours."""
+    return contextlib.nullcontext() if remote is None else remote.bucket.failures(remote.key)
 
 
 def forget_zarr() -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.access import Access
 from pipeline.errors import InputError
-from pipeline.location import is_remote
+from pipeline.location import BUCKETS, is_remote, parse_location
 from pipeline.scene.files import open_raster, open_remote
 from pipeline.scene.find import find_sources
 from pipeline.scene.folder import is_zarr
@@ -133,12 +133,16 @@ def open_one(source: Any, opening: Opening) -> Scene:
         "allow_no_crs": opening.allow_no_crs,
     }
     scene: Scene
-    if is_remote(source):
+    if is_remote(source) and (place := parse_location(source)).suffix == ".zarr" and place.scheme in BUCKETS:
+        from pipeline.scene.gridded import open_zarr  # noqa: PLC0415 - for the few that need it
+
+        scene = open_zarr(place, access=opening.access, **options)
+    elif is_remote(source):
         scene = open_remote(remote_file(source, opening.access), **options)
     elif isinstance(source, (str, os.PathLike)) and is_zarr(Path(source)):
         from pipeline.scene.gridded import open_zarr  # noqa: PLC0415 - for the few that need it
 
-        scene = open_zarr(Path(source), **options)
+        scene = open_zarr(Path(source), access=opening.access, **options)
     elif isinstance(source, (str, os.PathLike)):
         scene = open_raster(os.fspath(source), **options)
     else:

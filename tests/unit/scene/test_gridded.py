@@ -118,3 +118,36 @@ def test_groups_that_hold_no_scene(tmp_path: Path) -> None:
     (tmp_path / "broken.nc").write_bytes(b"CDF\x01" + b"\xff" * 60)
     with pytest.raises(InputError, match="IN-058"):
         open_scene(tmp_path / "broken.nc")
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_zarr_group_in_a_bucket(tmp_path: Path, version: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline.access import Access
+    from pipeline.bucket import Bucket
+    from pipeline.errors import InfrastructureError
+    from tests.infra.moto_server import BUCKET, KEYS, moto_server
+
+    path = tmp_path / "scene.zarr"
+    dataset().to_zarr(path, zarr_format=version, consolidated=False, encoding={"red": {"chunks": (20, 30)}})
+    here = open_scene(path)
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
+    with moto_server() as endpoint:
+        access = Access(endpoint=endpoint, retries=0)
+        bucket = Bucket(BUCKET, access)
+        for file in sorted(p for p in path.rglob("*") if p.is_file()):
+            bucket.put(f"deep/scene.zarr/{file.relative_to(path)}", file.read_bytes())
+        scene = pickle.loads(pickle.dumps(open_scene(f"s3://{BUCKET}/deep/scene.zarr", access=access)))
+        assert np.array_equal(scene.read(WINDOW), here.read(WINDOW))
+        assert (scene.geobox, scene.bands, scene.name) == (here.geobox, here.bands, here.name)
+        before = scene.fingerprint()
+        assert before == scene.fingerprint()
+        name = next(k for k, _ in bucket.list_facts("deep/scene.zarr/red/") if k.rpartition("/")[2] in {"0.0", "0"})
+        bucket.put(name, b"changed")
+        assert scene.fingerprint() != before
+        with pytest.raises(InputError, match="IN-005"):
+            scene.read(WINDOW)
+        with pytest.raises((InputError, InfrastructureError)):
+            open_scene(f"s3://{BUCKET}/deep/none.zarr", access=access)
+    with pytest.raises(InfrastructureError):
+        open_scene(f"s3://{BUCKET}/deep/other.zarr", access=access)
