@@ -125,8 +125,8 @@ def test_inspect_of_neither(cli: Cli, tmp_path: Path) -> None:
     assert status == 3
     assert_block(err, "IN-001")
     status, _, err = cli("inspect", tmp_path)
-    assert status == 4
-    assert_block(err, "MD-001")
+    assert status == 3
+    assert_block(err, "IN-054")
 
 
 def test_doctor_tells_what_a_question_needs(cli: Cli) -> None:

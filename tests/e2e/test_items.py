@@ -112,7 +112,7 @@ def test_a_packed_product_and_a_mosaic_are_scenes(folder: Path, tmp_path: Path, 
         )
     ]
     both = run(cli, folder, tmp_path / "both", *halves, "--tile", 64, "--keep")
-    kept = json.loads((tmp_path / "both" / ".scenemask" / "plan.json").read_text())
+    kept = json.loads((tmp_path / "both" / ".scenemask" / "plan.kept.json").read_text())
     assert kept["inputs"]["scene"] == [str(half) for half in halves]
     assert sha256(packed / "mask.tif") == sha256(one / "mask.tif")
     assert sha256(both / "mask.tif") == sha256(one / "mask.tif")
