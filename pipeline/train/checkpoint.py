@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import shutil
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -90,8 +91,8 @@ def require_same_settings(folder: Path, settings: dict[str, Any]) -> None:
         OutputError: OU-040, with what differs.
     """
     before = read_json(folder / SETTINGS_FILE)
-    if before is None:
-        return
+    if before is None or not _checkpoints(folder):
+        return  # nothing was learnt yet
     differing = sorted(_differences(before, settings))
     if differing:
         raise OutputError(
@@ -101,6 +102,14 @@ def require_same_settings(folder: Path, settings: dict[str, Any]) -> None:
             where=str(folder.parent),
             fix="give the same settings to go on, --overwrite to begin anew, or another -o",
         )
+
+
+def forget_if_nothing_learnt(folder: Path) -> None:
+    """Remove the folder of a training that ended before its first checkpoint, and what it lies in if that is empty."""
+    if not _checkpoints(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            folder.parent.rmdir()
 
 
 def _differences(before: Any, now: Any, key: str = "") -> list[str]:

@@ -313,7 +313,7 @@ def make_train_settings(document: dict[str, Any], *, where: str = "") -> TrainSe
     try:
         return TrainSettings.model_validate(document)
     except ValidationError as error:
-        problems = "; ".join(_problem(detail) for detail in error.errors())
+        problems = "; ".join(map(_problem, _without_echoes(error.errors())))
         raise UsageError(
             problems,
             code="CF-005",
@@ -327,6 +327,12 @@ def to_yaml(settings: TrainSettings) -> str:
     """The settings as resolved, to be read again."""
     text: str = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     return text
+
+
+def _without_echoes(details: list[Any]) -> list[Any]:
+    """Without "too short" of a list whose entries were wrong themselves."""
+    wrong_inside = {detail["loc"][0] for detail in details if len(detail["loc"]) > 1}
+    return [d for d in details if d["type"] != "too_short" or d["loc"][0] not in wrong_inside]
 
 
 def _problem(detail: Any) -> str:

@@ -15,7 +15,7 @@ from pipeline.scene.regrid import pixel_size_m
 from pipeline.store.files import atomic_write_bytes, atomic_write_json, private_folder
 from pipeline.store.lock import RunLock
 from pipeline.train.check import count_on
-from pipeline.train.checkpoint import SETTINGS_FILE, require_same_settings
+from pipeline.train.checkpoint import SETTINGS_FILE, forget_if_nothing_learnt, require_same_settings
 from pipeline.train.chips import ChipPlaces
 from pipeline.train.data import open_views
 from pipeline.train.events import Note, TrainListener, silent
@@ -81,11 +81,18 @@ def train_model(
         shutil.rmtree(work, ignore_errors=True)
     elif (done := _finished(settings, out)) is not None:
         return done
-    with RunLock(work):
+    lock = RunLock(work)
+    lock.acquire()
+    try:
         require_same_settings(work, settings_of(settings))
         atomic_write_json(work / SETTINGS_FILE, settings_of(settings))
         training = _train(settings, work, listener, stop)
         publish_model(work / "made", out)
+    except BaseException:
+        lock.release()
+        forget_if_nothing_learnt(work)
+        raise
+    lock.release()
     shutil.rmtree(work, ignore_errors=True)
     return TrainResult(folder=out, training=training)
 

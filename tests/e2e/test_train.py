@@ -265,7 +265,8 @@ def test_what_cannot_be_learnt_is_refused_before_anything_is_made(cli: Cli, fold
     status, _, err = cli("train", _config(folder, tmp_path), "-o", tmp_path / "m", "scenes.0.labels=none.gpkg")
     assert status == 3
     assert_block(err, "TR-001")
-    assert not (tmp_path / "m" / "model.json").exists()
+    assert not (tmp_path / "m").exists()
+    assert cli("train", tmp_path / "config.yaml", "-o", tmp_path / "m", "-q")[0] == 0  # mended, and not refused
 
 
 def test_two_trainings_in_one_folder(folder: Path, tmp_path: Path, cli: Cli) -> None:

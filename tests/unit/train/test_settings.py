@@ -59,6 +59,12 @@ def test_mistakes_are_told_in_a_sentence(change: str, text: str) -> None:
         read_train_settings(CONFIGS / "full.yaml", [change])
 
 
+def test_a_wrong_entry_of_a_list_is_told_once() -> None:
+    with pytest.raises(UsageError) as error:
+        make_train_settings({**SMALL, "scenes": [{**SMALL["scenes"][0], "label_clas": "field"}]})
+    assert error.value.what == "scenes.0: unknown key 'label_clas', did you mean 'label_class'?"
+
+
 def test_single_entries_can_be_changed() -> None:
     changes = ["schedule.steps=7", "schedule.time_limit=20 min", "scenes.0.labels=other.gpkg", "bands=[red, '4']"]
     settings = read_train_settings(CONFIGS / "full.yaml", changes)
