@@ -16,7 +16,7 @@ from pipeline.grid.tiling import (
     exact_tiling,
     round_up,
 )
-from pipeline.grid.window import Window, iter_windows
+from pipeline.grid.window import Window, iter_parts, iter_windows
 
 __all__ = [
     "Axis",
@@ -32,6 +32,7 @@ __all__ = [
     "blend_tiling",
     "exact_tiling",
     "halves",
+    "iter_parts",
     "iter_windows",
     "near_seam",
     "round_up",

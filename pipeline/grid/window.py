@@ -89,6 +89,13 @@ class Window:
 def iter_windows(shape_hw: tuple[int, int], step_hw: tuple[int, int]) -> Iterator[Window]:
     """Windows of `step_hw` that cover `shape_hw` once, row by row, the last ones clipped."""
     height, width = shape_hw
-    for row in range(0, height, step_hw[0]):
-        for col in range(0, width, step_hw[1]):
-            yield Window.from_bounds(row, col, min(row + step_hw[0], height), min(col + step_hw[1], width))
+    yield from iter_parts(Window(row_off=0, col_off=0, height=height, width=width), step_hw)
+
+
+def iter_parts(area: Window, step_hw: tuple[int, int]) -> Iterator[Window]:
+    """Windows of `step_hw` that cover an area once from its upper left corner on, row by row, the last ones clipped."""
+    for row in range(area.row_off, area.row_stop, step_hw[0]):
+        for col in range(area.col_off, area.col_stop, step_hw[1]):
+            yield Window.from_bounds(
+                row, col, min(row + step_hw[0], area.row_stop), min(col + step_hw[1], area.col_stop)
+            )

@@ -12,7 +12,7 @@ import numpy as np
 import rasterio
 from rasterio.windows import Window as RasterioWindow
 
-from pipeline.grid import Window, iter_windows
+from pipeline.grid import Window, iter_parts
 from pipeline.model import load_model
 from pipeline.run.events import Listener, StageAdvanced, StageFinished, StageStarted, silent
 from pipeline.run.segment import RunResult, segment
@@ -116,15 +116,8 @@ def _score(mask: Path, truth: Path, area: Window, num_classes: int) -> NDArray[n
     """Confusion counts over `area`, block by block."""
     counts = np.zeros((num_classes, num_classes), np.int64)
     with rasterio.open(mask) as a, rasterio.open(truth) as b:
-        for part in iter_windows(area.shape, (1024, 1024)):
-            window = _rasterio(
-                Window(
-                    row_off=area.row_off + part.row_off,
-                    col_off=area.col_off + part.col_off,
-                    height=part.height,
-                    width=part.width,
-                )
-            )
+        for part in iter_parts(area, (1024, 1024)):
+            window = _rasterio(part)
             counts += confusion(a.read(1, window=window), b.read(1, window=window), num_classes=num_classes)
     return counts
 

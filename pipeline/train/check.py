@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from pipeline.grid import Window
-from pipeline.train.loader import eval_windows, to_tensors
-from pipeline.train.metrics import confusion
+from pipeline.grid import Window, iter_parts, source_index
+from pipeline.train.loader import to_tensors
+from pipeline.train.metrics import class_scores, confusion, mean_over_present, overall_accuracy
 from pipeline.train.target import IGNORE
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def _with_context(window: Window, stride: int) -> Window:
 def _reflected(view: LabelledView, window: Window) -> Sample:
     """A sample whose pixels beyond the scene are mirrored, as they are when a scene is segmented."""
     rows, cols = (
-        _mirrored(start, stop, length)
+        source_index(start, stop, length, padding="reflect")
         for start, stop, length in (
             (window.row_off, window.row_stop, view.whole.height),
             (window.col_off, window.col_stop, view.whole.width),
@@ -108,19 +109,9 @@ def _reflected(view: LabelledView, window: Window) -> Sample:
     )
 
 
-def _mirrored(start: int, stop: int, length: int) -> NDArray[np.int64]:
-    """Positions start to stop, folded back into 0 to length."""
-    positions = np.arange(start, stop)
-    if length == 1:
-        return np.zeros_like(positions)
-    period = 2 * (length - 1)
-    folded = np.abs((positions + length - 1) % period - (length - 1))
-    return np.asarray(folded, np.int64)
-
-
 def _windows(areas: Sequence[Area]) -> Iterator[tuple[int, Window]]:
     for area in areas:
-        for window in eval_windows(area.window, _WINDOW_PX):
+        for window in iter_parts(area.window, (_WINDOW_PX, _WINDOW_PX)):
             yield area.view, window
 
 
@@ -128,3 +119,26 @@ def _spread(windows: list[tuple[int, Window]], limit: int | None) -> list[tuple[
     if limit is None or len(windows) <= limit:
         return windows
     return [windows[i] for i in np.linspace(0, len(windows) - 1, limit).round().astype(int)]
+
+
+def accuracy_of(counts: NDArray[np.int64], class_names: Sequence[str]) -> dict[str, Any]:
+    """IoU, F1, precision and recall per class and overall, for a model's card; None for what cannot be said.
+
+    Args:
+        counts: `(target class, class found)`.
+        class_names: Names in order of their values.
+    """
+    of = class_scores(counts)
+    rows = {"iou": of.iou, "f1": of.f1, "precision": of.precision, "recall": of.recall}
+    return {
+        "pixels": int(counts.sum()),
+        "mean_iou": _rounded(mean_over_present(of.iou)),
+        "overall_accuracy": _rounded(overall_accuracy(counts)),
+        "classes": {
+            name: {key: _rounded(values[i]) for key, values in rows.items()} for i, name in enumerate(class_names)
+        },
+    }
+
+
+def _rounded(value: Any) -> float | None:
+    return round(float(value), 4) if math.isfinite(value) else None

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-import shutil
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -91,7 +90,7 @@ def require_same_settings(folder: Path, settings: dict[str, Any]) -> None:
         OutputError: OU-040, with what differs.
     """
     before = read_json(folder / SETTINGS_FILE)
-    if before is None or not _checkpoints(folder):
+    if before is None or not has_checkpoints(folder):
         return  # nothing was learnt yet
     differing = sorted(_differences(before, settings))
     if differing:
@@ -104,12 +103,15 @@ def require_same_settings(folder: Path, settings: dict[str, Any]) -> None:
         )
 
 
-def forget_if_nothing_learnt(folder: Path) -> None:
-    """Remove the folder of a training that ended before its first checkpoint, and what it lies in if that is empty."""
-    if not _checkpoints(folder):
-        shutil.rmtree(folder, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            folder.parent.rmdir()
+def has_checkpoints(folder: Path) -> bool:
+    """Whether something was learnt there that is not finished."""
+    return bool(_checkpoints(folder))
+
+
+def forget_checkpoints(folder: Path) -> None:
+    """Begin anew; for the holder of the folder's lock."""
+    for path in _checkpoints(folder):
+        path.unlink(missing_ok=True)
 
 
 def _differences(before: Any, now: Any, key: str = "") -> list[str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.grid import Window, iter_windows
+from pipeline.grid import Window, iter_parts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -109,9 +109,9 @@ class ChipPlaces:
     def _side_by_side(self) -> list[Place]:
         size = self.settings.size
         return [
-            self._inside(number, area.window.row_off + part.row_off, area.window.col_off + part.col_off)
+            self._inside(number, part.row_off, part.col_off)
             for number, area in enumerate(self.areas)
-            for part in iter_windows(area.window.shape, (size, size))
+            for part in iter_parts(area.window, (size, size))
         ]
 
 

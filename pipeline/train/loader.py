@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from pipeline.grid import Window
 from pipeline.train.augment import Chip, augment, margin_px
 from pipeline.train.losses import border_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Sequence
+    from collections.abc import Generator, Sequence
 
     from torch import Tensor
 
@@ -96,10 +95,3 @@ def to_tensors(sample: Sample, scaling: Scaling) -> Chip:
     valid = torch.from_numpy(sample.valid)
     x = torch.from_numpy(sample.data) * gain + bias
     return x.masked_fill_(~valid, 0.0), valid, torch.from_numpy(sample.target.astype(np.int64))
-
-
-def eval_windows(area: Window, size: int) -> Iterator[Window]:
-    """Windows that cover an area once, `size` at most on a side."""
-    for row in range(area.row_off, area.row_stop, size):
-        for col in range(area.col_off, area.col_stop, size):
-            yield Window(row_off=row, col_off=col, height=size, width=size).intersect(area)

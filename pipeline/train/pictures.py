@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from numpy.typing import NDArray
     from torch import nn
 
     from pipeline.grid import Window
@@ -120,29 +119,3 @@ def _middle(window: Window) -> Window:
 
 def _cells(values: list[Any]) -> list[Any]:
     return ["" if v is None else f"{v:.9g}" if isinstance(v, float) else v for v in values]
-
-
-def summary_of(counts: NDArray[np.int64], class_names: Sequence[str]) -> dict[str, Any]:
-    """IoU, F1, precision and recall per class and overall, from counts; None for what cannot be said."""
-    hit = np.diag(counts).astype(float)
-    target, found = counts.sum(axis=1), counts.sum(axis=0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        rows = {
-            "iou": hit / (target + found - hit),
-            "f1": 2 * hit / (target + found),
-            "precision": hit / found,
-            "recall": hit / target,
-        }
-    per_class = {name: {key: _rounded(values[i]) for key, values in rows.items()} for i, name in enumerate(class_names)}
-    scores = [row["iou"] for row in per_class.values() if row["iou"] is not None]
-    total = counts.sum()
-    return {
-        "pixels": int(total),
-        "mean_iou": round(sum(scores) / len(scores), 4) if scores else None,
-        "overall_accuracy": _rounded(hit.sum() / total) if total else None,
-        "classes": per_class,
-    }
-
-
-def _rounded(value: float) -> float | None:
-    return round(float(value), 4) if math.isfinite(value) else None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.errors import InputError
-from pipeline.grid import Window, iter_windows
+from pipeline.grid import Window, iter_parts
 from pipeline.train.split import PARTS, Area, Part, Split
 from pipeline.train.target import IGNORE
 
@@ -140,17 +140,8 @@ def _steps(area: Window) -> list[Window]:
     aligned = Window.from_bounds(
         area.row_off // _STEP_PX * _STEP_PX, area.col_off // _STEP_PX * _STEP_PX, area.row_stop, area.col_stop
     )
-    steps = []
-    for part in iter_windows(aligned.shape, (_STEP_PX, _STEP_PX)):
-        window = Window(
-            row_off=aligned.row_off + part.row_off,
-            col_off=aligned.col_off + part.col_off,
-            height=part.height,
-            width=part.width,
-        ).intersect(area)
-        if window.num_pixels:
-            steps.append(window)
-    return steps
+    parts = (window.intersect(area) for window in iter_parts(aligned, (_STEP_PX, _STEP_PX)))
+    return [part for part in parts if part.num_pixels]
 
 
 def _lattice_px(areas: Sequence[Area]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from dataclasses import dataclass
@@ -14,15 +15,15 @@ from pipeline.model import MODEL_FILE, ModelSpec, Scaling, publish_model
 from pipeline.scene.regrid import pixel_size_m
 from pipeline.store.files import atomic_write_bytes, atomic_write_json, private_folder
 from pipeline.store.lock import RunLock
-from pipeline.train.check import count_on
-from pipeline.train.checkpoint import SETTINGS_FILE, forget_if_nothing_learnt, require_same_settings
+from pipeline.train.check import accuracy_of, count_on
+from pipeline.train.checkpoint import SETTINGS_FILE, forget_checkpoints, has_checkpoints, require_same_settings
 from pipeline.train.chips import ChipPlaces
 from pipeline.train.data import open_views
 from pipeline.train.events import Note, TrainListener, silent
 from pipeline.train.loader import BatchMaker
 from pipeline.train.loop import settings_of, train
 from pipeline.train.networks import make_network, save_trained
-from pipeline.train.pictures import draw_curves, draw_example, summary_of, write_curves
+from pipeline.train.pictures import draw_curves, draw_example, write_curves
 from pipeline.train.settings import to_yaml
 from pipeline.train.split import make_split
 from pipeline.train.survey import survey, warnings_of
@@ -73,24 +74,27 @@ def train_model(
     Raises:
         InputError: Scenes or labels cannot be used (IN-, TR-001 to TR-014).
         ModelError: TR-020 the loss is no number; TR-021 the model to start from does not fit.
-        OutputError: OU-040 begun with other settings, OU-041 another model is there, OU-001 somebody trains there.
+        OutputError: OU-040 begun with other settings, OU-041 another model is there, OU-002 somebody trains there.
     """
     private_folder(out)
     work = out / _WORK
-    if overwrite:
-        shutil.rmtree(work, ignore_errors=True)
-    elif (done := _finished(settings, out)) is not None:
+    if not overwrite and not has_checkpoints(work) and (done := _finished(settings, out)) is not None:
         return done
     lock = RunLock(work)
     lock.acquire()
     try:
+        if overwrite:
+            forget_checkpoints(work)
         require_same_settings(work, settings_of(settings))
         atomic_write_json(work / SETTINGS_FILE, settings_of(settings))
         training = _train(settings, work, listener, stop)
         publish_model(work / "made", out)
     except BaseException:
         lock.release()
-        forget_if_nothing_learnt(work)
+        if not has_checkpoints(work):
+            shutil.rmtree(work, ignore_errors=True)
+            with contextlib.suppress(OSError):  # not empty
+                out.rmdir()
         raise
     lock.release()
     shutil.rmtree(work, ignore_errors=True)
@@ -172,7 +176,7 @@ def _record(
             trained.network, views, areas, scaling, num_classes=len(settings.class_names),
             stride=settings.network.stride,
         )  # fmt: skip
-        return summary_of(counts, settings.class_names)
+        return accuracy_of(counts, settings.class_names)
 
     return {
         "steps": progress.step,

@@ -23,7 +23,7 @@ from pipeline.train import StepDone
 from pipeline.train.chips import ChipPlaces
 from pipeline.train.events import TrainEvent
 from pipeline.train.loader import Batch, BatchMaker
-from pipeline.train.loop import _autocast, train
+from pipeline.train.loop import autocast_of, train
 from pipeline.train.losses import segmentation_loss
 from tests.bench.common import interleaved, publish
 from tests.experiments.learning import Prepared, prepare
@@ -90,7 +90,7 @@ def _network(settings: Any) -> UNet:
 def _bare(settings: Any, batches: list[Batch]) -> float:
     network = _network(settings).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimiser = torch.optim.AdamW(network.parameters())
-    autocast = _autocast(settings, "cpu")
+    autocast = autocast_of(settings, "cpu")
     times = []
     for step in range(STEPS):
         batch = batches[step % len(batches)]

@@ -162,6 +162,25 @@ def test_other_settings_are_not_mixed_into_a_training(folder: Path, tmp_path: Pa
     assert cli("train", config, "-o", tmp_path / "model", "schedule.learning_rate=0.02", "--overwrite", "-q")[0] == 0
 
 
+def test_a_model_that_is_being_replaced_stays_until_the_new_one_is_there(
+    folder: Path, tmp_path: Path, cli: Cli
+) -> None:
+    config = _config(folder, tmp_path)
+    assert cli("train", config, "-o", tmp_path / "model", "-q")[0] == 0
+    before = (tmp_path / "model" / "weights.safetensors").read_bytes()
+    other = make_train_settings({**yaml.safe_load(config.read_text()), "seed": 9})
+
+    def stop_soon() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_model(other, tmp_path / "model", overwrite=True, stop=stop_soon)
+    assert (tmp_path / "model" / "weights.safetensors").read_bytes() == before
+    sm.load_model(tmp_path / "model")
+    assert cli("train", config, "-o", tmp_path / "model", "seed=9", "-q")[0] == 0  # goes on, without --overwrite
+    assert (tmp_path / "model" / "weights.safetensors").read_bytes() != before
+
+
 def test_a_loss_that_is_no_number_ends_training_and_keeps_the_last_state(
     cli: Cli, folder: Path, tmp_path: Path
 ) -> None:

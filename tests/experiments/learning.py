@@ -13,14 +13,14 @@ import torch
 from numpy.typing import NDArray
 
 import pipeline as sm
-from pipeline.grid import Window
+from pipeline.grid import Window, iter_parts
 from pipeline.model import Scaling, UNet, UNetConfig
 from pipeline.train import TrainSettings, make_train_settings
 from pipeline.train.check import predict_window
 from pipeline.train.chips import ChipPlaces
 from pipeline.train.data import LabelledView, open_views
 from pipeline.train.events import silent
-from pipeline.train.loader import BatchMaker, eval_windows
+from pipeline.train.loader import BatchMaker
 from pipeline.train.loop import train
 from pipeline.train.split import Split, make_split
 from pipeline.train.survey import Survey, survey
@@ -88,7 +88,7 @@ def predict(data: Prepared, network: UNet, *, shuffled_band: int | None = None) 
     area, stride = data.test, 1 << network.config.depth
     mask = np.zeros(area.shape, np.uint8)
     view = data.views[0] if shuffled_band is None else _shuffled(data, shuffled_band)
-    for window in eval_windows(area, 512):
+    for window in iter_parts(area, (512, 512)):
         mask[window.slices_in(area)] = predict_window(network, view, window, data.scaling, stride=stride)
     return mask
 

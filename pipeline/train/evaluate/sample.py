@@ -9,7 +9,7 @@ import numpy as np
 import shapely
 
 from pipeline.errors import InputError
-from pipeline.grid import Window, iter_windows
+from pipeline.grid import Window, iter_parts, iter_windows
 from pipeline.train.burn import burn
 from pipeline.train.evaluate.faults import unusable_truth
 from pipeline.train.evaluate.pairs import WINDOW_PX
@@ -132,10 +132,7 @@ def _votes(pred: Source, polygon: Any, whole: Window, classes: Classes) -> NDArr
     votes = np.zeros(len(classes), np.int64)
     x0, y0, x1, y1 = shapely.bounds(polygon).tolist()
     box = Window.from_bounds(int(y0) - 1, int(x0) - 1, int(y1) + 2, int(x1) + 2).intersect(whole)
-    for part in iter_windows(box.shape, (WINDOW_PX, WINDOW_PX)):
-        window = Window(
-            row_off=part.row_off + box.row_off, col_off=part.col_off + box.col_off, height=part.height, width=part.width
-        )
+    for window in iter_parts(box, (WINDOW_PX, WINDOW_PX)):
         inside = burn(np.array([polygon], object), np.ones(1, np.uint8), window, fill=0, dtype=np.uint8) == 1
         votes += np.bincount(pred.read(window)[inside], minlength=classes.none + 1)[: len(classes)]
     return votes
