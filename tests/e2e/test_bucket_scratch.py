@@ -9,7 +9,6 @@ import shutil
 import signal
 from typing import TYPE_CHECKING, Any
 
-import boto3
 import pytest
 
 import pipeline as sm
@@ -24,7 +23,7 @@ from pipeline.store import LedgerWriter, Prefix, TileRecord, TileStore, scan_led
 from pipeline.store.object_lock import BucketLock
 from tests.faults.commands import Starter
 from tests.infra.fault_proxy import FaultProxy
-from tests.infra.moto_server import BUCKET, KEYS, SECRET, moto_server
+from tests.infra.moto_server import BUCKET, KEYS, SECRET, moto_server, objects
 from tests.scenes import save_threshold_model, sha256, smooth_values, write_scene
 
 if TYPE_CHECKING:
@@ -64,14 +63,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def prefix(request: pytest.FixtureRequest) -> str:
     return f"s3://{BUCKET}/{request.node.name.partition('[')[0]}"
-
-
-def objects(endpoint: str, prefix: str) -> dict[str, bytes]:
-    """Everything under a prefix."""
-    client = boto3.client("s3", endpoint_url=endpoint)
-    start = prefix.removeprefix(f"s3://{BUCKET}/") + "/"
-    found = client.list_objects_v2(Bucket=BUCKET, Prefix=start).get("Contents", [])
-    return {o["Key"].removeprefix(start): client.get_object(Bucket=BUCKET, Key=o["Key"])["Body"].read() for o in found}
 
 
 def place_of(endpoint: str, address: str) -> Prefix:

@@ -11,6 +11,8 @@ import time
 from typing import TYPE_CHECKING
 from urllib.request import Request, urlopen
 
+import boto3
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -54,3 +56,11 @@ def _wait_until(ready: object) -> None:
                 return
         time.sleep(0.1)
     raise TimeoutError
+
+
+def objects(endpoint: str, prefix: str) -> dict[str, bytes]:
+    """Everything under a prefix."""
+    client = boto3.client("s3", endpoint_url=endpoint)
+    start = prefix.removeprefix(f"s3://{BUCKET}/") + "/"
+    found = client.list_objects_v2(Bucket=BUCKET, Prefix=start).get("Contents", [])
+    return {o["Key"].removeprefix(start): client.get_object(Bucket=BUCKET, Key=o["Key"])["Body"].read() for o in found}
