@@ -90,7 +90,11 @@ def _show_sample(console: Console, sample: dict[str, Any]) -> None:
     for row in sample["per_class"]:
         area = row["area_m2"] if with_m2 else row["area_px"]
         shown = [_with_error(row[n]) for n in ("users_accuracy", "producers_accuracy", "area_share")]
-        table.add_row(escape(row["name"]), *shown, _with_error(area, times=1e-4 if with_m2 else 1.0, digits=0))
+        table.add_row(
+            escape(row["name"]),
+            *shown,
+            _with_error(area, times=1e-4, digits=2) if with_m2 else _with_error(area, digits=0),
+        )
     console.print(table)
     units = sample["units"]
     console.print(

@@ -228,6 +228,38 @@ def test_a_model_can_start_from_another(folder: Path, tmp_path: Path, cli: Cli) 
     assert_block(err, "TR-021")
 
 
+def test_a_start_serves_other_bands_and_several_scenes(folder: Path, tmp_path: Path) -> None:
+    """Two scenes, the second with its bands the other way round, named by itself; then one band more."""
+    first, labels = write_labelled(tmp_path / "one", seed=1)
+    with rasterio.open(first) as file:
+        pixels = file.read()
+    second = write_scene(tmp_path / "two.tif", pixels[::-1].copy(), names=("NIR", "RED"), nodata=0)
+    scenes = [
+        {"scene": str(folder / "scene.tif"), "labels": str(folder / "labels.tif")},
+        {"scene": str(second), "labels": str(labels), "bands": ["RED", "NIR"]},
+    ]
+    schedule = {"steps": 40, "check_every": 20, "learning_rate": 0.01}
+    document_ = document(folder / "scene.tif", folder / "labels.tif", bands=["red", "nir"], schedule=schedule)
+    made = train_model(make_train_settings({**document_, "scenes": scenes}), tmp_path / "model")
+    assert made.training["accuracy"]["test"]["mean_iou"] > 0.7
+    assert len(made.training["data"]["scenes"]) == 2
+
+    third = write_scene(tmp_path / "three.tif", np.concatenate([pixels, pixels[:1]]), names=("red", "nir", "red2"))
+    network = {"depth": 2, "width": 4, "start": str(made.folder), "freeze_steps": 100}
+    settings = make_train_settings(document(third, labels, network=network))
+    train_model(settings, tmp_path / "wider")
+    old, new = (sm.load_model(p).network.state_dict()["encoder.0.0.weight"] for p in (made.folder, tmp_path / "wider"))
+    assert np.allclose(new, old[:, [0, 1, 0]] * (2 / 3))
+
+
+def test_training_stops_when_it_gets_no_better(folder: Path, tmp_path: Path) -> None:
+    schedule = {"steps": 500, "check_every": 2, "patience": 2, "learning_rate": 1e-12, "shape": "constant"}
+    settings = make_train_settings(document(folder / "scene.tif", folder / "labels.tif", schedule=schedule))
+    made = train_model(settings, tmp_path / "model")
+    assert made.training["steps"] < 40
+    assert made.training["best_step"] < made.training["steps"]
+
+
 def test_all_parts_of_the_loss_and_all_changes_of_chips_together(folder: Path, tmp_path: Path) -> None:
     settings = make_train_settings(
         document(
