@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pipeline.access import Access
     from pipeline.scene.product import Product
 
-READERS = (open_safe, open_landsat, open_bands)
+_READERS = (open_safe, open_landsat, open_bands)
 """Asked in turn what a folder means."""
 
 
@@ -51,7 +51,7 @@ def _on_disk(path: Path) -> Product | list[Any] | None:
 
 def _in_folder(path: Path) -> Product | list[Any]:
     folder = list_folder(path)
-    for reader in READERS:
+    for reader in _READERS:
         product = reader(folder)
         if product is not None:
             return product
