@@ -29,7 +29,7 @@ def find_sources(source: Any, access: Access) -> Product | list[Any] | None:
     Raises as `open_scene`.
     """
     if isinstance(source, list | tuple):
-        return list(source) if len(source) > 1 else find_sources(source[0], access)
+        return list(source) or None
     if not (is_remote(source) or isinstance(source, str | os.PathLike)):
         return None
     if is_item(source):

@@ -101,6 +101,8 @@ def look_at(source: Any, opening: Opening) -> Scene | Product:
 
     Raises as `open_scene`.
     """
+    if isinstance(source, list | tuple) and len(source) == 1:
+        return look_at(source[0], opening)
     found = find_sources(source, opening.access)
     if not isinstance(found, list):
         return open_one(source, opening) if found is None else found
