@@ -151,8 +151,8 @@ def open_one(source: Any, opening: Opening) -> Scene:
         from pipeline.scene.array import scene_from_array  # noqa: PLC0415 - xarray is slow to load
 
         scene = scene_from_array(source, **options)
-    if not opening.class_numbers:
-        _refuse_palette(scene, source)
+    if isinstance(scene, RasterScene) and not opening.class_numbers:
+        _refuse_palette(scene)
     return scene
 
 
@@ -168,13 +168,13 @@ def _open_warped(source: Any, opening: Opening) -> Scene:
     return open_one(source, opening)
 
 
-def _refuse_palette(scene: Scene, source: Any) -> None:
+def _refuse_palette(scene: RasterScene) -> None:
     if any(band.color == "palette" for band in scene.bands):
         raise InputError(
             f"{scene.name} holds palette numbers, which are no measurements: neighbouring numbers are unrelated "
             "colours",
             code="IN-010",
             title="Palette image",
-            where=getattr(scene, "path", str(source)),
-            fix=f"gdal_translate -expand rgb '{scene.name}.tif' rgb.tif",
+            where=scene.path,
+            fix=f"gdal_translate -expand rgb '{Path(scene.member or scene.path).name}' rgb.tif",
         )
