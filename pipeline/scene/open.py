@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     import xarray as xr
 
+    from pipeline.location import Location
     from pipeline.scene.base import Scene
 
 
@@ -135,16 +136,13 @@ def open_one(source: Any, opening: Opening) -> Scene:
         "allow_no_crs": opening.allow_no_crs,
     }
     scene: Scene
-    if is_remote(source) and (place := parse_location(source)).suffix == ".zarr" and place.scheme in BUCKETS:
+    group = _zarr_group(source)
+    if group is not None:
         from pipeline.scene.gridded import open_zarr  # noqa: PLC0415 - for the few that need it
 
-        scene = open_zarr(place, access=opening.access, **options)
+        scene = open_zarr(group, access=opening.access, **options)
     elif is_remote(source):
         scene = open_remote(remote_file(source, opening.access), **options)
-    elif isinstance(source, (str, os.PathLike)) and is_zarr(Path(source)):
-        from pipeline.scene.gridded import open_zarr  # noqa: PLC0415 - for the few that need it
-
-        scene = open_zarr(Path(source), access=opening.access, **options)
     elif isinstance(source, (str, os.PathLike)):
         scene = open_raster(os.fspath(source), **options)
     else:
@@ -154,6 +152,14 @@ def open_one(source: Any, opening: Opening) -> Scene:
     if isinstance(scene, RasterScene) and not opening.class_numbers:
         _refuse_palette(scene)
     return scene
+
+
+def _zarr_group(source: Any) -> Path | Location | None:
+    """Where the Zarr group lies that a source is: in a bucket by its name, on disk by what is in it; None without."""
+    if is_remote(source):
+        place = parse_location(source)
+        return place if place.suffix == ".zarr" and place.scheme in BUCKETS else None
+    return Path(source) if isinstance(source, str | os.PathLike) and is_zarr(Path(source)) else None
 
 
 def _open_warped(source: Any, opening: Opening) -> Scene:
