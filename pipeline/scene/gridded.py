@@ -26,6 +26,7 @@ from pipeline.grid import GeoBox
 from pipeline.location import Location
 from pipeline.scene.base import Band, Block, assert_inside, make_block, shared_nodata
 from pipeline.scene.crs import choose_crs
+from pipeline.scene.files import MAX_BANDS
 from pipeline.scene.select import select_bands
 from pipeline.scene.validity import can_occur, valid_by_value
 
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from pipeline.scene.base import Json
 
 _AXES = (("y", "x"), ("lat", "lon"), ("latitude", "longitude"), ("northing", "easting"))
-_MOST_BANDS = 4096
 _REGULAR_PX = 1e-3
 
 
@@ -202,8 +202,8 @@ def _look(
     transform = _transform(path, first, arrays, mapping)
     crs = choose_crs(_crs(path, mapping), assume_crs=assume_crs, allow_no_crs=allow_no_crs, where=where)
     bands, places = _bands(found, arrays, nodata)
-    if len(bands) > _MOST_BANDS:
-        raise _no_grid(path, f"it has {len(bands)} bands, at most {_MOST_BANDS}")
+    if len(bands) > MAX_BANDS:
+        raise _no_grid(path, f"it has {len(bands)} bands, at most {MAX_BANDS}")
     return ZarrScene(
         path=where,
         remote=remote,
