@@ -31,6 +31,11 @@ _WAVELENGTHS_UM = {
 """Common name -> range of the centre. Source: STAC eo extension 2.0, with the narrow bands of Sentinel-2 apart."""
 
 
+def color_of(common: str | None) -> str:
+    """GDAL's colour interpretation of a band with such a common name."""
+    return common if common in {"red", "green", "blue"} else "undefined"
+
+
 def name_of_wavelength(centre_um: float) -> str | None:
     """Common name of a band whose centre lies there; None between them."""
     for name, (low, high) in _WAVELENGTHS_UM.items():

@@ -6,10 +6,10 @@ import re
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
-from pipeline.scene.bands import SENTINEL2
+from pipeline.scene.bands import SENTINEL2, color_of
 from pipeline.scene.base import Band
 from pipeline.scene.folder import unusable
-from pipeline.scene.product import Offer, Product, numbered
+from pipeline.scene.product import Offer, Product, numbered, to_float
 
 if TYPE_CHECKING:
     from pipeline.scene.base import Json
@@ -49,7 +49,7 @@ def open_safe(folder: Folder) -> Product | None:
             nodata=_nodata(root),
             scale=scale if common else 1.0,
             offset=offsets.get(name, 0.0) * scale if common else 0.0,
-            color=common if common in {"red", "green", "blue"} else "undefined",
+            color=color_of(common),
             described=True,
             aliases=(common,) if common else (),
             truth=truth if common else "file",
@@ -93,7 +93,7 @@ def _scaling(root: ET.Element) -> tuple[float, dict[str, float], str]:
     for tag in ("BOA_ADD_OFFSET", "RADIO_ADD_OFFSET"):
         for one in root.iter(tag):
             name = _IDS.get(one.get("band_id", ""))
-            value = _float(one.text)
+            value = to_float(one.text)
             if name is not None and value is not None:
                 offsets[name] = value
     told = "QUANTIFICATION_VALUE" + (", ADD_OFFSET" if offsets else "")
@@ -103,7 +103,7 @@ def _scaling(root: ET.Element) -> tuple[float, dict[str, float], str]:
 def _nodata(root: ET.Element) -> float | None:
     for special in root.iter("Special_Values"):
         if (special.findtext("SPECIAL_VALUE_TEXT") or "").strip().upper() == "NODATA":
-            return _float(special.findtext("SPECIAL_VALUE_INDEX"))
+            return to_float(special.findtext("SPECIAL_VALUE_INDEX"))
     return 0.0
 
 
@@ -118,11 +118,4 @@ def _text(root: ET.Element, tag: str) -> str:
 
 
 def _number(root: ET.Element, tag: str) -> float | None:
-    return _float(_text(root, tag))
-
-
-def _float(text: str | None) -> float | None:
-    try:
-        return float(text or "")
-    except ValueError:
-        return None
+    return to_float(_text(root, tag))
