@@ -25,7 +25,7 @@ from pipeline.errors import InputError, PipelineError
 from pipeline.grid import GeoBox
 from pipeline.location import Location
 from pipeline.scene.base import Band, Block, assert_inside, make_block, shared_nodata
-from pipeline.scene.crs import choose_crs
+from pipeline.scene.crs import check_transform, choose_crs
 from pipeline.scene.files import MAX_BANDS
 from pipeline.scene.select import select_bands
 from pipeline.scene.validity import can_occur, valid_by_value
@@ -167,7 +167,8 @@ def open_zarr(
 
     Raises:
         InfrastructureError: ST-010 to ST-013.
-        InputError: IN-005, it cannot be read; IN-006, it has no CRS; IN-060, it has no variable on a regular grid.
+        InputError: IN-005, it cannot be read; IN-006, it has no CRS; IN-016, its pixels have no area; IN-060, it
+            has no variable on a regular grid.
     """
     remote = None
     path = Path(place.name) if isinstance(place, Location) else place.absolute()
@@ -200,6 +201,7 @@ def _look(
     first = next(iter(found.values()))
     mapping = _grid_mapping(first, arrays, group)
     transform = _transform(path, first, arrays, mapping)
+    check_transform(transform, where=where)
     crs = choose_crs(_crs(path, mapping), assume_crs=assume_crs, allow_no_crs=allow_no_crs, where=where)
     bands, places = _bands(found, arrays, nodata)
     if len(bands) > MAX_BANDS:
