@@ -139,7 +139,7 @@ class Warped:
         """Exact positions in the source of points of the target, both in pixels from the corner."""
         xs, ys = self.target @ (cols.ravel(), rows.ravel())
         if self.source_wkt != self.target_wkt:
-            xs, ys = _transformer_between(self.target_wkt, self.source_wkt).transform(xs, ys)
+            xs, ys = transformer_between(self.target_wkt, self.source_wkt).transform(xs, ys)
         xs, ys = np.asarray(xs), np.asarray(ys)
         known = np.isfinite(xs) & np.isfinite(ys)  # infinite where there is no place
         found = np.full((2, *xs.shape), np.nan)
@@ -249,6 +249,6 @@ def _transformer(source: Georeference) -> Any:
 
 
 @functools.lru_cache(maxsize=16)
-def _transformer_between(one: str, other: str) -> pyproj.Transformer:
+def transformer_between(one: str, other: str) -> pyproj.Transformer:
     """PROJ's, which gives no place to points that have none; GDAL's raises over the first of them."""
     return pyproj.Transformer.from_crs(pyproj.CRS.from_wkt(one), pyproj.CRS.from_wkt(other), always_xy=True)
