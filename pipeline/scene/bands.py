@@ -15,7 +15,8 @@ SENTINEL2 = {
     "B01": "coastal", "B02": "blue", "B03": "green", "B04": "red", "B05": "rededge1", "B06": "rededge2",
     "B07": "rededge3", "B08": "nir", "B8A": "nir08", "B09": "nir09", "B10": "cirrus", "B11": "swir16", "B12": "swir22",
 }  # fmt: skip
-"""Band -> STAC common name; the three red edges and the narrow infrareds are numbered as in catalogues."""
+"""Band -> STAC common name, in the order of the band numbers in metadata; the three red edges and the narrow
+infrareds are numbered as in catalogues."""
 LANDSAT = {
     "8": {"1": "coastal", "2": "blue", "3": "green", "4": "red", "5": "nir", "6": "swir16", "7": "swir22", "8": "pan",
           "9": "cirrus", "10": "lwir11", "11": "lwir12"},

@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 
 _METADATA = re.compile(r"(?:^|/)MTD_MSIL(1C|2A)\.xml$")
 _IMAGE = re.compile(r"(?:^|/)GRANULE/([^/]+)/IMG_DATA/(?:R(\d0)m/)?[^/]*_(B\d[0-9A]|SCL|AOT|WVP)(?:_\d0m)?\.jp2$")
-_IDS = {str(k): name for k, name in enumerate(
-    ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12")
-)}  # fmt: skip
+_IDS = {str(k): name for k, name in enumerate(SENTINEL2)}
 
 
 def open_safe(folder: Folder) -> Product | None:
@@ -80,7 +78,7 @@ def _files(folder: Folder) -> dict[str, str]:
                 found[name] = metres, path
     if len(granules) > 1:
         raise unusable(folder.path, f"it holds {len(granules)} granules; give the folder of one product of one tile")
-    order = {name: k for k, name in enumerate(_IDS.values())}
+    order = {name: k for k, name in enumerate(SENTINEL2)}
     return {name: found[name][1] for name in sorted(found, key=lambda name: (order.get(name, 99), name))}
 
 
