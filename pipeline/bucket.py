@@ -100,9 +100,7 @@ class Bucket:
 
     def list_keys(self, prefix: str) -> list[str]:
         """Keys that begin so, sorted; some stores list late, so nothing that decides a result may rest on it."""
-        obstore = _obstore()
-        with self._told(prefix):
-            return sorted(str(one["path"]) for batch in obstore.list(self._store(), prefix) for one in batch)
+        return [key for key, _ in self.list_facts(prefix)]
 
     def list_facts(self, prefix: str) -> Iterator[tuple[str, ObjectFacts]]:
         """Keys that begin so with what is told of them, sorted."""

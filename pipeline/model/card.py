@@ -78,7 +78,7 @@ def described(spec: ModelSpec, training: dict[str, Any]) -> dict[str, Any]:
         "gsd": spec.gsd_m,
         "license": training.get("licence"),
         "description": training.get("description"),
-        "mlm:pretrained": bool(training) or None,
+        "mlm:pretrained": bool(training),
         "mlm:pretrained_source": training.get("data", {}).get("provenance"),
         "mlm:batch_size_suggestion": settings.get("chips", {}).get("batch"),
         "mlm:hyperparameters": {

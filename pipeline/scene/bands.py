@@ -15,7 +15,8 @@ SENTINEL2 = {
     "B01": "coastal", "B02": "blue", "B03": "green", "B04": "red", "B05": "rededge1", "B06": "rededge2",
     "B07": "rededge3", "B08": "nir", "B8A": "nir08", "B09": "nir09", "B10": "cirrus", "B11": "swir16", "B12": "swir22",
 }  # fmt: skip
-"""Band -> STAC common name; the three red edges and the narrow infrareds are numbered as in catalogues."""
+"""Band -> STAC common name, in the order of the band numbers in metadata; the three red edges and the narrow
+infrareds are numbered as in catalogues."""
 LANDSAT = {
     "8": {"1": "coastal", "2": "blue", "3": "green", "4": "red", "5": "nir", "6": "swir16", "7": "swir22", "8": "pan",
           "9": "cirrus", "10": "lwir11", "11": "lwir12"},
@@ -29,6 +30,11 @@ _WAVELENGTHS_UM = {
     "lwir": (10.0, 12.6),
 }  # fmt: skip
 """Common name -> range of the centre. Source: STAC eo extension 2.0, with the narrow bands of Sentinel-2 apart."""
+
+
+def color_of(common: str | None) -> str:
+    """GDAL's colour interpretation of a band with such a common name."""
+    return common if common in {"red", "green", "blue"} else "undefined"
 
 
 def name_of_wavelength(centre_um: float) -> str | None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pipeline.access import Access
     from pipeline.scene.product import Product
 
-READERS = (open_safe, open_landsat, open_bands)
+_READERS = (open_safe, open_landsat, open_bands)
 """Asked in turn what a folder means."""
 
 
@@ -29,7 +29,7 @@ def find_sources(source: Any, access: Access) -> Product | list[Any] | None:
     Raises as `open_scene`.
     """
     if isinstance(source, list | tuple):
-        return list(source) if len(source) > 1 else find_sources(source[0], access)
+        return list(source) or None
     if not (is_remote(source) or isinstance(source, str | os.PathLike)):
         return None
     if is_item(source):
@@ -51,7 +51,7 @@ def _on_disk(path: Path) -> Product | list[Any] | None:
 
 def _in_folder(path: Path) -> Product | list[Any]:
     folder = list_folder(path)
-    for reader in READERS:
+    for reader in _READERS:
         product = reader(folder)
         if product is not None:
             return product

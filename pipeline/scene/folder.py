@@ -10,12 +10,8 @@ import tarfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pipeline.errors import InputError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 _ZARR = ("zarr.json", ".zgroup", ".zmetadata", ".zarray")
 _MOST_FILES = 20_000
@@ -158,8 +154,3 @@ def unusable(path: Path, why: str) -> InputError:
         where=str(path),
         fix="check that it is whole; compressed tar files have to be unpacked first",
     )
-
-
-def stems(names: Iterable[str]) -> list[str]:
-    """File names without folders and suffix."""
-    return [name.rpartition("/")[2].rpartition(".")[0] for name in names]

@@ -25,7 +25,8 @@ from pipeline.errors import InputError, PipelineError
 from pipeline.grid import GeoBox
 from pipeline.location import Location
 from pipeline.scene.base import Band, Block, assert_inside, make_block, shared_nodata
-from pipeline.scene.crs import choose_crs
+from pipeline.scene.crs import check_transform, choose_crs
+from pipeline.scene.files import MAX_BANDS
 from pipeline.scene.select import select_bands
 from pipeline.scene.validity import can_occur, valid_by_value
 
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from pipeline.scene.base import Json
 
 _AXES = (("y", "x"), ("lat", "lon"), ("latitude", "longitude"), ("northing", "easting"))
-_MOST_BANDS = 4096
 _REGULAR_PX = 1e-3
 
 
@@ -167,7 +167,8 @@ def open_zarr(
 
     Raises:
         InfrastructureError: ST-010 to ST-013.
-        InputError: IN-005, it cannot be read; IN-006, it has no CRS; IN-060, it has no variable on a regular grid.
+        InputError: IN-005, it cannot be read; IN-006, it has no CRS; IN-016, its pixels have no area; IN-060, it
+            has no variable on a regular grid.
     """
     remote = None
     path = Path(place.name) if isinstance(place, Location) else place.absolute()
@@ -192,18 +193,19 @@ def _look(
     allow_no_crs: bool,
     remote: Prefix | None,
 ) -> ZarrScene:
-    found = {name: array for name, array in arrays.items() if _axes(name, array, arrays) is not None}
+    found = {name: array for name, array in arrays.items() if _on_grid(name, array, arrays)}
     if not found:
         raise _no_grid(path, f"it has {', '.join(list(arrays)[:10]) or 'no arrays'}, none of them (y, x) with numbers")
     largest = max((array.shape[-2:] for array in found.values()), key=lambda shape: shape[0] * shape[1])
     found = {name: array for name, array in found.items() if array.shape[-2:] == largest}
     first = next(iter(found.values()))
     mapping = _grid_mapping(first, arrays, group)
-    transform = _transform(path, next(iter(found)), first, arrays, mapping)
+    transform = _transform(path, first, arrays, mapping)
+    check_transform(transform, where=where)
     crs = choose_crs(_crs(path, mapping), assume_crs=assume_crs, allow_no_crs=allow_no_crs, where=where)
     bands, places = _bands(found, arrays, nodata)
-    if len(bands) > _MOST_BANDS:
-        raise _no_grid(path, f"it has {len(bands)} bands, at most {_MOST_BANDS}")
+    if len(bands) > MAX_BANDS:
+        raise _no_grid(path, f"it has {len(bands)} bands, at most {MAX_BANDS}")
     return ZarrScene(
         path=where,
         remote=remote,
@@ -246,11 +248,6 @@ def _failures(remote: Prefix | None) -> contextlib.AbstractContextManager[None]:
     return contextlib.nullcontext() if remote is None else remote.bucket.failures(remote.key)
 
 
-def forget_zarr() -> None:
-    """Open groups anew when they are read next."""
-    _groups.clear()
-
-
 def _arrays(group: Any) -> dict[str, Any]:
     try:
         return dict(sorted(group.arrays()))
@@ -266,15 +263,14 @@ def _names(array: Any) -> tuple[str, ...]:
     return tuple(str(name) for name in told)
 
 
-def _axes(name: str, array: Any, arrays: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Names of the last two axes of a variable on a grid; None for all other arrays."""
+def _on_grid(name: str, array: Any, arrays: Mapping[str, Any]) -> bool:
+    """Whether an array is a variable whose last two axes are those of a grid."""
     if array.ndim not in (2, 3) or name.lower() in {"spatial_ref", "crs"}:
-        return None
+        return False
     if array.dtype.kind not in "uif" or 0 in array.shape:
-        return None
+        return False
     names = _names(array)[-2:]
-    known = not names or tuple(n.lower() for n in names) in _AXES or all(n in arrays for n in names)
-    return (names or ("y", "x")) if known else None  # type: ignore[return-value]
+    return not names or tuple(n.lower() for n in names) in _AXES or all(n in arrays for n in names)
 
 
 def _grid_mapping(array: Any, arrays: Mapping[str, Any], group: Any) -> dict[str, Any]:
@@ -295,7 +291,7 @@ def _crs(path: Path, mapping: Mapping[str, Any]) -> CRS | None:
     return None
 
 
-def _transform(path: Path, name: str, array: Any, arrays: Mapping[str, Any], mapping: Mapping[str, Any]) -> Affine:
+def _transform(path: Path, array: Any, arrays: Mapping[str, Any], mapping: Mapping[str, Any]) -> Affine:
     told = mapping.get("spatial:transform") or mapping.get("proj:transform")
     gdal = mapping.get("GeoTransform")
     try:
@@ -309,7 +305,6 @@ def _transform(path: Path, name: str, array: Any, arrays: Mapping[str, Any], map
     if not all(axis in arrays for axis in names) or not names:
         return Affine.identity()
     (top, down), (left, along) = (_regular(path, axis, np.asarray(arrays[axis][:], np.float64)) for axis in names)
-    del name
     return Affine(along, 0, left, 0, down, top)
 
 
@@ -351,7 +346,7 @@ def _bands(
 def _labels(name: str, array: Any, arrays: Mapping[str, Any]) -> list[str]:
     """Names of a variable's bands: its own, or what the coordinate of its third axis calls them."""
     if array.ndim == 2 or array.shape[0] == 1:  # noqa: PLR2004
-        return [name] if array.ndim == 2 else [name] * array.shape[0]  # noqa: PLR2004
+        return [name]
     axis = (_names(array) or ("",))[0]
     told = np.asarray(arrays[axis][:]) if axis in arrays else np.arange(1, array.shape[0] + 1)
     text = told.dtype.kind in "OUST"

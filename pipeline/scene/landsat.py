@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, TypeAlias
 
-from pipeline.scene.bands import LANDSAT
+from pipeline.scene.bands import LANDSAT, color_of
 from pipeline.scene.base import Band
 from pipeline.scene.folder import unusable
-from pipeline.scene.product import Offer, Product, numbered
+from pipeline.scene.product import Offer, Product, numbered, to_float
 
 if TYPE_CHECKING:
     from pipeline.scene.folder import Folder
@@ -37,7 +37,8 @@ def open_landsat(folder: Folder) -> Product | None:
     groups = _groups(folder.text(metadata[0]).decode("utf-8", "replace"))
     here = {name.rpartition("/")[2]: name for name in folder.names}
     contents = groups.get("PRODUCT_CONTENTS", {})
-    sensor = groups.get("IMAGE_ATTRIBUTES", {}).get("SPACECRAFT_ID", "")
+    image = groups.get("IMAGE_ATTRIBUTES", {})
+    sensor = image.get("SPACECRAFT_ID", "")
     common = LANDSAT["8" if sensor.endswith(("8", "9")) else "7"]
     offers, layers = [], []
     for key, file in contents.items():
@@ -57,8 +58,8 @@ def open_landsat(folder: Folder) -> Product | None:
         layers=tuple(layers),
         facts={
             "platform": sensor,
-            "sensed": groups.get("IMAGE_ATTRIBUTES", {}).get("DATE_ACQUIRED", ""),
-            "sun_elevation_deg": groups.get("IMAGE_ATTRIBUTES", {}).get("SUN_ELEVATION", ""),
+            "sensed": image.get("DATE_ACQUIRED", ""),
+            "sun_elevation_deg": image.get("SUN_ELEVATION", ""),
         },
     )
 
@@ -81,36 +82,35 @@ def _groups(text: str) -> Groups:
 
 def _offer(number: str, href: str, groups: Groups, common: dict[str, str], *, warm: bool) -> Offer:
     name = common.get(number, "")
-    key = f"{'TEMPERATURE' if warm else 'REFLECTANCE'}_%s_BAND_{'ST_B' if warm else ''}{number}"
-    for group in (_WARMTH,) if warm else (_SURFACE, _TOP):
-        scale, offset = (_float(groups.get(group, {}).get(key % part)) for part in ("MULT", "ADD"))
-        if scale is not None:
-            break
+    scale, offset, truth = _scaling(number, groups, warm=warm)
     pair = _PAIRS.get(name, name)
     return Offer(
         band=Band(
             name=f"ST_B{number}" if warm else f"B{number}",
             index=0,
             nodata=0.0,
-            scale=1.0 if scale is None else scale,
-            offset=offset or 0.0 if scale is not None else 0.0,
-            color=name if name in {"red", "green", "blue"} else "undefined",
+            scale=scale,
+            offset=offset,
+            color=color_of(name),
             described=True,
             aliases=tuple(dict.fromkeys(alias for alias in (name, pair) if alias)),
-            truth="file" if scale is None else f"MTL: {group}" + (", sun angle left as it is" if group == _TOP else ""),
+            truth=truth,
         ),
         href=href,
     )
+
+
+def _scaling(number: str, groups: Groups, *, warm: bool) -> tuple[float, float, str]:
+    """(scale, offset, who says so)."""
+    key = f"{'TEMPERATURE' if warm else 'REFLECTANCE'}_%s_BAND_{'ST_B' if warm else ''}{number}"
+    for group in (_WARMTH,) if warm else (_SURFACE, _TOP):
+        scale, offset = (to_float(groups.get(group, {}).get(key % part)) for part in ("MULT", "ADD"))
+        if scale is not None:
+            return scale, offset or 0.0, f"MTL: {group}" + (", sun angle left as it is" if group == _TOP else "")
+    return 1.0, 0.0, "file"
 
 
 def _layer(file: str) -> Band:
     stem = file.rpartition(".")[0]
     match = re.search(r"_((?:SR_|ST_)?QA(?:_[A-Z]+)?)$", stem)
     return Band(name=match[1] if match else stem, index=0, nodata=None, described=True)
-
-
-def _float(text: str | None) -> float | None:
-    try:
-        return float(text or "")
-    except ValueError:
-        return None

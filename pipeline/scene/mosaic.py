@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from affine import Affine
-
 from pipeline.errors import InputError
-from pipeline.grid import GeoBox
+from pipeline.grid import Window
 from pipeline.scene.crs import same_wkt
+from pipeline.scene.files import MAX_PIXELS
 from pipeline.scene.placement import AlongAxes, place
 from pipeline.scene.sources import Part, SourcesScene
 
@@ -16,9 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pipeline.scene.base import Scene
-
-_LARGEST = 2**40
-"""Pixels of a mosaic; files on other continents make more."""
 
 
 def make_mosaic(scenes: Sequence[Scene], *, path: str | None, resampling: str, any_grid: bool) -> SourcesScene:
@@ -38,10 +34,16 @@ def make_mosaic(scenes: Sequence[Scene], *, path: str | None, resampling: str, a
         if [(b.name, b.scale, b.offset) for b in scene.bands] != [(b.name, b.scale, b.offset) for b in first.bands]:
             raise _refused(scene, first, "other bands, or bands scaled in another way", "put like with like")
     numbers = tuple(band.index for band in first.bands)
-    parts = [Part(scene=scene, numbers=numbers, geobox=_on_lattice(scene, first)) for scene in scenes]
-    geobox = _union(scenes)
-    if geobox is None:
-        odd = next(scene for scene in scenes if _offset(scene, first) is None)
+    windows = [_window(scene, first) for scene in scenes]
+    parts = [
+        Part(scene=scene, numbers=numbers, geobox=None if window is None else first.geobox.window(window))
+        for scene, window in zip(scenes, windows, strict=True)
+    ]
+    on_lattice = [window for window in windows if window is not None]
+    if len(on_lattice) == len(scenes):
+        geobox = first.geobox.window(_union(on_lattice, first))
+    else:
+        odd = scenes[windows.index(None)]
         if not any_grid or any(scene.geobox.crs_wkt is None for scene in scenes):
             fix = "say on which grid they are to be read: --crs EPSG:xxxx, or --align FILE"
             raise _refused(odd, first, "another CRS, other pixels, or pixels that do not coincide", fix)
@@ -64,42 +66,30 @@ def make_mosaic(scenes: Sequence[Scene], *, path: str | None, resampling: str, a
     return made.on_grid(geobox)
 
 
-def _union(scenes: Sequence[Scene]) -> GeoBox | None:
-    """Grid of the first, made so large that it holds all; None where pixels do not coincide."""
-    first = scenes[0].geobox
-    top = left = 0
-    bottom, right = first.shape
-    for scene in scenes:
-        offset = _offset(scene, scenes[0])
-        if offset is None:
-            return None
-        top, left = min(top, offset[0]), min(left, offset[1])
-        bottom, right = max(bottom, offset[0] + scene.geobox.height), max(right, offset[1] + scene.geobox.width)
-    if (bottom - top) * (right - left) > _LARGEST:
+def _union(windows: Sequence[Window], first: Scene) -> Window:
+    """The window that holds all of them."""
+    union = Window.from_bounds(
+        min(window.row_off for window in windows),
+        min(window.col_off for window in windows),
+        max(window.row_stop for window in windows),
+        max(window.col_stop for window in windows),
+    )
+    if union.num_pixels > MAX_PIXELS:
         raise InputError(
-            f"the files lie so far apart that their mosaic has {bottom - top} x {right - left} pixels",
+            f"the files lie so far apart that their mosaic has {union.height} x {union.width} pixels",
             code="IN-059",
             title="Files make no mosaic",
-            where=scenes[0].name,
+            where=first.name,
             fix="segment them one by one: scenemask batch",
         )
-    transform = first.transform @ Affine.translation(left, top)
-    return GeoBox(shape=(bottom - top, right - left), transform=transform, crs_wkt=first.crs_wkt)
+    return union
 
 
-def _on_lattice(scene: Scene, first: Scene) -> GeoBox | None:
-    """Where a scene lies when its corner is moved onto the first one's pixels; None where it is off them."""
-    offset = _offset(scene, first)
-    if offset is None:
-        return None
-    transform = first.geobox.transform @ Affine.translation(offset[1], offset[0])
-    return GeoBox(shape=scene.geobox.shape, transform=transform, crs_wkt=first.geobox.crs_wkt)
-
-
-def _offset(scene: Scene, first: Scene) -> tuple[int, int] | None:
-    """Row and column of a scene's corner on the first one's grid, within a hundredth of a pixel; None where off it."""
+def _window(scene: Scene, first: Scene) -> Window | None:
+    """Where a scene lies on the first one's pixels, its corner moved onto them; None where it is off by a hundredth."""
+    height, width = scene.geobox.shape
     if scene is first:
-        return 0, 0
+        return Window(row_off=0, col_off=0, height=height, width=width)
     if not same_wkt(scene.geobox.crs_wkt, first.geobox.crs_wkt) or scene.geobox.crs_wkt is None:
         return None
     placement = place(scene.geobox, first.geobox)
@@ -107,7 +97,9 @@ def _offset(scene: Scene, first: Scene) -> tuple[int, int] | None:
         return None
     row, col = placement.shift_yx
     near = round(row), round(col)
-    return near if max(abs(row - near[0]), abs(col - near[1])) < 0.01 else None  # noqa: PLR2004
+    if max(abs(row - near[0]), abs(col - near[1])) >= 0.01:  # noqa: PLR2004
+        return None
+    return Window(row_off=near[0], col_off=near[1], height=height, width=width)
 
 
 def _refused(scene: Scene, first: Scene, what: str, fix: str) -> InputError:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     import xarray as xr
 
+    from pipeline.location import Location
     from pipeline.scene.base import Scene
 
 
@@ -101,6 +102,8 @@ def look_at(source: Any, opening: Opening) -> Scene | Product:
 
     Raises as `open_scene`.
     """
+    if isinstance(source, list | tuple) and len(source) == 1:
+        return look_at(source[0], opening)
     found = find_sources(source, opening.access)
     if not isinstance(found, list):
         return open_one(source, opening) if found is None else found
@@ -133,25 +136,30 @@ def open_one(source: Any, opening: Opening) -> Scene:
         "allow_no_crs": opening.allow_no_crs,
     }
     scene: Scene
-    if is_remote(source) and (place := parse_location(source)).suffix == ".zarr" and place.scheme in BUCKETS:
+    group = _zarr_group(source)
+    if group is not None:
         from pipeline.scene.gridded import open_zarr  # noqa: PLC0415 - for the few that need it
 
-        scene = open_zarr(place, access=opening.access, **options)
+        scene = open_zarr(group, access=opening.access, **options)
     elif is_remote(source):
         scene = open_remote(remote_file(source, opening.access), **options)
-    elif isinstance(source, (str, os.PathLike)) and is_zarr(Path(source)):
-        from pipeline.scene.gridded import open_zarr  # noqa: PLC0415 - for the few that need it
-
-        scene = open_zarr(Path(source), access=opening.access, **options)
     elif isinstance(source, (str, os.PathLike)):
         scene = open_raster(os.fspath(source), **options)
     else:
         from pipeline.scene.array import scene_from_array  # noqa: PLC0415 - xarray is slow to load
 
         scene = scene_from_array(source, **options)
-    if not opening.class_numbers:
-        _refuse_palette(scene, source)
+    if isinstance(scene, RasterScene) and not opening.class_numbers:
+        _refuse_palette(scene)
     return scene
+
+
+def _zarr_group(source: Any) -> Path | Location | None:
+    """Where the Zarr group lies that a source is: in a bucket by its name, on disk by what is in it; None without."""
+    if is_remote(source):
+        place = parse_location(source)
+        return place if place.suffix == ".zarr" and place.scheme in BUCKETS else None
+    return Path(source) if isinstance(source, str | os.PathLike) and is_zarr(Path(source)) else None
 
 
 def _open_warped(source: Any, opening: Opening) -> Scene:
@@ -166,13 +174,13 @@ def _open_warped(source: Any, opening: Opening) -> Scene:
     return open_one(source, opening)
 
 
-def _refuse_palette(scene: Scene, source: Any) -> None:
+def _refuse_palette(scene: RasterScene) -> None:
     if any(band.color == "palette" for band in scene.bands):
         raise InputError(
             f"{scene.name} holds palette numbers, which are no measurements: neighbouring numbers are unrelated "
             "colours",
             code="IN-010",
             title="Palette image",
-            where=getattr(scene, "path", str(source)),
-            fix=f"gdal_translate -expand rgb '{scene.name}.tif' rgb.tif",
+            where=scene.path,
+            fix=f"gdal_translate -expand rgb '{Path(scene.member or scene.path).name}' rgb.tif",
         )

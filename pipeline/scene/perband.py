@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from pipeline.scene.bands import SENTINEL2
 from pipeline.scene.base import Band
-from pipeline.scene.folder import stems
 from pipeline.scene.product import Offer, Product, numbered
 
 if TYPE_CHECKING:
@@ -20,13 +20,13 @@ _BAND = re.compile(rf"(?:^|[_.\- ])(B\d[0-9A]?|{_WORDS})(?=$|[_.\- ])", re.IGNOR
 
 def rasters_of(folder: Folder) -> list[str]:
     """Names of its GeoTIFF and JPEG 2000 files."""
-    return [name for name in folder.ending(*_SUFFIXES) if not name.lower().endswith((".aux.xml", ".msk", ".ovr"))]
+    return folder.ending(*_SUFFIXES)
 
 
 def open_bands(folder: Folder) -> Product | None:
     """The product whose bands are the files of a folder; None where their names are not those of bands, each once."""
     names = rasters_of(folder)
-    found = [_BAND.findall(stem) for stem in stems(names)]
+    found = [_BAND.findall(PurePosixPath(name).stem) for name in names]
     bands = [words[-1].upper() if words and words[-1][0] in "Bb" and words[-1][1:2].isdigit() else words[-1].lower()
              for words in found if words]  # fmt: skip
     if len(names) < 2 or len(bands) < len(names) or len(set(bands)) < len(bands):  # noqa: PLR2004 - one is no set

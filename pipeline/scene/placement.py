@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 import numpy as np
 import pyproj
 from affine import Affine
+from rasterio.control import GroundControlPoint
 from rasterio.transform import GCPTransformer, RPCTransformer
 
 from pipeline.scene.crs import same_wkt
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from numpy.typing import NDArray
 
     from pipeline.grid import GeoBox, Window
@@ -100,6 +99,10 @@ class Georeference:
     height_m: float = 0.0
     """Of the ground, with RPCs."""
 
+    def control_points(self) -> list[GroundControlPoint]:
+        """As rasterio takes them, which cannot be compared or hashed."""
+        return [GroundControlPoint(row=r, col=c, x=x, y=y, z=z) for r, c, x, y, z in self.gcps]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Warped:
@@ -135,7 +138,13 @@ class Warped:
     def at(self, rows: NDArray[Any], cols: NDArray[Any]) -> Positions:
         """Exact positions in the source of points of the target, both in pixels from the corner."""
         xs, ys = self.target @ (cols.ravel(), rows.ravel())
-        found = _to_pixels(self.source, self.source_wkt, self.target_wkt)(np.asarray(xs), np.asarray(ys))
+        if self.source_wkt != self.target_wkt:
+            xs, ys = transformer_between(self.target_wkt, self.source_wkt).transform(xs, ys)
+        xs, ys = np.asarray(xs), np.asarray(ys)
+        known = np.isfinite(xs) & np.isfinite(ys)  # infinite where there is no place
+        found = np.full((2, *xs.shape), np.nan)
+        if known.any():
+            found[:, known] = _pixels_of(self.source, xs[known], ys[known])
         return found[0].reshape(rows.shape), found[1].reshape(rows.shape)
 
 
@@ -223,22 +232,6 @@ def _between(nodes: NDArray[Any], down: NDArray[Any], along: NDArray[Any], first
     return between
 
 
-def _to_pixels(
-    source: Affine | Georeference, source_wkt: str, target_wkt: str
-) -> Callable[[NDArray[Any], NDArray[Any]], Positions]:
-    def found(xs: NDArray[Any], ys: NDArray[Any]) -> Positions:
-        if source_wkt != target_wkt:
-            moved = _transformer_between(target_wkt, source_wkt).transform(xs, ys)  # infinite where there is no place
-            xs, ys = np.asarray(moved[0]), np.asarray(moved[1])
-        known = np.isfinite(xs) & np.isfinite(ys)
-        rows, cols = np.full(xs.shape, np.nan), np.full(xs.shape, np.nan)
-        if known.any():
-            rows[known], cols[known] = _pixels_of(source, xs[known], ys[known])
-        return rows, cols
-
-    return found
-
-
 def _pixels_of(source: Affine | Georeference, xs: NDArray[Any], ys: NDArray[Any]) -> Positions:
     if isinstance(source, Affine):
         cols, rows = ~source @ (xs, ys)
@@ -252,13 +245,10 @@ def _pixels_of(source: Affine | Georeference, xs: NDArray[Any], ys: NDArray[Any]
 def _transformer(source: Georeference) -> Any:
     if source.rpcs is not None:
         return RPCTransformer(source.rpcs, rpc_height=source.height_m)
-    from rasterio.control import GroundControlPoint  # noqa: PLC0415 - for the few scenes that have them
-
-    points = [GroundControlPoint(row=r, col=c, x=x, y=y, z=z) for r, c, x, y, z in source.gcps]
-    return GCPTransformer(points)
+    return GCPTransformer(source.control_points())
 
 
 @functools.lru_cache(maxsize=16)
-def _transformer_between(one: str, other: str) -> pyproj.Transformer:
+def transformer_between(one: str, other: str) -> pyproj.Transformer:
     """PROJ's, which gives no place to points that have none; GDAL's raises over the first of them."""
     return pyproj.Transformer.from_crs(pyproj.CRS.from_wkt(one), pyproj.CRS.from_wkt(other), always_xy=True)

@@ -130,6 +130,14 @@ def numbered(offers: Sequence[Offer]) -> tuple[Offer, ...]:
     )
 
 
+def to_float(text: str | None) -> float | None:
+    """A number in metadata; None where there is none."""
+    try:
+        return float(text or "")
+    except ValueError:
+        return None
+
+
 def _merged(told: Band, own: Band) -> Band:
     """What the product says of a band, and what only its file does; of scale and offset one source, never both."""
     nodata = own.nodata if told.nodata is None else told.nodata

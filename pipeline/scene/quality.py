@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyproj
 import shapely
 from pyproj.exceptions import CRSError, ProjError
 
 from pipeline.errors import InputError, UsageError
 from pipeline.grid import Window
+from pipeline.scene.crs import same_wkt
 from pipeline.scene.open import open_scene
+from pipeline.scene.placement import transformer_between
 from pipeline.scene.rescale import RescaledScene
 from pipeline.scene.sources import SourcesScene
 from pipeline.scene.validity import can_occur
@@ -217,9 +218,10 @@ def _not_placed(why: str, source: str) -> InputError:
 
 
 def _to_layer(scene: GeoBox, layer: GeoBox) -> Mapping:
-    transformer = _transformer(scene.crs_wkt, layer.crs_wkt)
-    if transformer is None:
+    source, target = scene.crs_wkt, layer.crs_wkt
+    if source is None or target is None or same_wkt(source, target):
         return functools.partial(_apply, ~layer.transform @ scene.transform)
+    transformer = transformer_between(source, target)
 
     def mapped(cols: NDArray[Any], rows: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
         x, y = np.broadcast_arrays(*_apply(scene.transform, cols, rows))
@@ -231,13 +233,3 @@ def _to_layer(scene: GeoBox, layer: GeoBox) -> Mapping:
 def _apply(t: Affine, x: NDArray[Any], y: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     """An axis that the other does not bear upon stays as small as it is."""
     return (t.a * x + t.b * y if t.b else t.a * x) + t.c, (t.d * x + t.e * y if t.d else t.e * y) + t.f
-
-
-def _transformer(source: str | None, target: str | None) -> pyproj.Transformer | None:
-    """None where both have the same CRS, or none."""
-    if source is None or target is None or source == target:
-        return None
-    pair = pyproj.CRS.from_wkt(source), pyproj.CRS.from_wkt(target)
-    if pair[0].equals(pair[1], ignore_axis_order=True):
-        return None
-    return pyproj.Transformer.from_crs(*pair, always_xy=True)

@@ -183,7 +183,7 @@ def _default_grid(part: Part, wkt: str) -> GeoBox:
         where = (
             {"rpcs": reference.rpcs, "RPC_HEIGHT": reference.height_m}
             if reference.rpcs is not None
-            else {"gcps": [GroundControlPoint(row=r, col=c, x=x, y=y, z=z) for r, c, x, y, z in reference.gcps]}
+            else {"gcps": reference.control_points()}
         )
     try:
         transform, width, height = calculate_default_transform(

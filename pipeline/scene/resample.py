@@ -137,8 +137,8 @@ def _taps(position: float, scale: float, code: int, weights: NDArray[np.float64]
     width = scale if scale > _SAME_SIZE else 1.0
     if code == _AVERAGE:
         low, high = position - scale / 2, position + scale / 2
-        first = math.floor(low + 1e-6)
-        count = math.ceil(high - 1e-6) - first
+        first = math.floor(low + _EDGE)
+        count = math.ceil(high - _EDGE) - first
         for k in range(count):
             weights[k] = min(high, first + k + 1.0) - max(low, first + k + 0.0)
         return first, count
@@ -163,7 +163,7 @@ def _fill(
             y, x = rows[r, c], cols[r, c]
             if not (math.isfinite(y) and math.isfinite(x)):
                 continue
-            i, j = math.floor(y + 1e-6) - row0, math.floor(x + 1e-6) - col0
+            i, j = math.floor(y + _EDGE) - row0, math.floor(x + _EDGE) - col0
             if code != _AVERAGE and (i < 0 or j < 0 or i >= height or j >= width or not good[i, j]):
                 continue
             first_row, num_rows = _taps(y, scale_y, code, down)
@@ -182,5 +182,5 @@ def _fill(
                 out[r, c] = total / weight
                 usable[r, c] = True
             elif code != _AVERAGE and weight != 0.0:  # a pixel alone among invalid ones
-                out[r, c] = plane[math.floor(y + 1e-6) - row0, math.floor(x + 1e-6) - col0]
+                out[r, c] = plane[math.floor(y + _EDGE) - row0, math.floor(x + _EDGE) - col0]
                 usable[r, c] = True

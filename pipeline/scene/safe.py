@@ -6,10 +6,10 @@ import re
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
-from pipeline.scene.bands import SENTINEL2
+from pipeline.scene.bands import SENTINEL2, color_of
 from pipeline.scene.base import Band
 from pipeline.scene.folder import unusable
-from pipeline.scene.product import Offer, Product, numbered
+from pipeline.scene.product import Offer, Product, numbered, to_float
 
 if TYPE_CHECKING:
     from pipeline.scene.base import Json
@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 
 _METADATA = re.compile(r"(?:^|/)MTD_MSIL(1C|2A)\.xml$")
 _IMAGE = re.compile(r"(?:^|/)GRANULE/([^/]+)/IMG_DATA/(?:R(\d0)m/)?[^/]*_(B\d[0-9A]|SCL|AOT|WVP)(?:_\d0m)?\.jp2$")
-_IDS = {str(k): name for k, name in enumerate(
-    ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12")
-)}  # fmt: skip
+_IDS = {str(k): name for k, name in enumerate(SENTINEL2)}
 
 
 def open_safe(folder: Folder) -> Product | None:
@@ -49,7 +47,7 @@ def open_safe(folder: Folder) -> Product | None:
             nodata=_nodata(root),
             scale=scale if common else 1.0,
             offset=offsets.get(name, 0.0) * scale if common else 0.0,
-            color=common if common in {"red", "green", "blue"} else "undefined",
+            color=color_of(common),
             described=True,
             aliases=(common,) if common else (),
             truth=truth if common else "file",
@@ -80,7 +78,7 @@ def _files(folder: Folder) -> dict[str, str]:
                 found[name] = metres, path
     if len(granules) > 1:
         raise unusable(folder.path, f"it holds {len(granules)} granules; give the folder of one product of one tile")
-    order = {name: k for k, name in enumerate(_IDS.values())}
+    order = {name: k for k, name in enumerate(SENTINEL2)}
     return {name: found[name][1] for name in sorted(found, key=lambda name: (order.get(name, 99), name))}
 
 
@@ -93,7 +91,7 @@ def _scaling(root: ET.Element) -> tuple[float, dict[str, float], str]:
     for tag in ("BOA_ADD_OFFSET", "RADIO_ADD_OFFSET"):
         for one in root.iter(tag):
             name = _IDS.get(one.get("band_id", ""))
-            value = _float(one.text)
+            value = to_float(one.text)
             if name is not None and value is not None:
                 offsets[name] = value
     told = "QUANTIFICATION_VALUE" + (", ADD_OFFSET" if offsets else "")
@@ -103,7 +101,7 @@ def _scaling(root: ET.Element) -> tuple[float, dict[str, float], str]:
 def _nodata(root: ET.Element) -> float | None:
     for special in root.iter("Special_Values"):
         if (special.findtext("SPECIAL_VALUE_TEXT") or "").strip().upper() == "NODATA":
-            return _float(special.findtext("SPECIAL_VALUE_INDEX"))
+            return to_float(special.findtext("SPECIAL_VALUE_INDEX"))
     return 0.0
 
 
@@ -118,11 +116,4 @@ def _text(root: ET.Element, tag: str) -> str:
 
 
 def _number(root: ET.Element, tag: str) -> float | None:
-    return _float(_text(root, tag))
-
-
-def _float(text: str | None) -> float | None:
-    try:
-        return float(text or "")
-    except ValueError:
-        return None
+    return to_float(_text(root, tag))

@@ -202,7 +202,7 @@ def _add(
     part: Part, strip: Window, slots: list[int], data: NDArray[Any], valid: NDArray[np.bool_], window: Window
 ) -> None:
     """Fill what is still missing of a strip."""
-    found = read_part(part, strip)
+    found = _read_part(part, strip)
     if found is None:
         return
     values, usable, where = found
@@ -213,7 +213,7 @@ def _add(
         valid[slot, rows, cols] |= new
 
 
-def read_part(part: Part, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_], Window] | None:
+def _read_part(part: Part, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_], Window] | None:
     """Values and validity of a window as far as the source reaches, and the window that they are of; None: nowhere."""
     assert part.placement is not None
     offset = part.placement.offset() if isinstance(part.placement, AlongAxes) else None

@@ -15,7 +15,7 @@ from urllib.parse import unquote, urljoin
 
 from pipeline.errors import InputError
 from pipeline.location import Location, is_remote, parse_location
-from pipeline.scene.bands import SENTINEL2, name_of_wavelength
+from pipeline.scene.bands import SENTINEL2, color_of, name_of_wavelength
 from pipeline.scene.base import Band
 from pipeline.scene.product import Offer, Product, numbered
 from pipeline.scene.remote import remote_file
@@ -184,7 +184,7 @@ def _offers(key: str, asset: dict[str, Any], properties: dict[str, Any], where: 
                 nodata=_nodata(first("nodata")),
                 scale=scale,
                 offset=offset,
-                color=common if common in {"red", "green", "blue"} else "undefined",
+                color=color_of(common),
                 described=True,
                 aliases=tuple(aliases),
                 truth=truth,

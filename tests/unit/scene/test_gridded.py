@@ -108,6 +108,11 @@ def test_groups_that_hold_no_scene(tmp_path: Path) -> None:
     dataset(mapping={"nothing": 1}).to_zarr(tmp_path / "nowhere.zarr", consolidated=False)
     with pytest.raises(InputError, match="IN-006"):
         open_scene(tmp_path / "nowhere.zarr")
+    flat = zarr.open_group(tmp_path / "flat.zarr", mode="w")
+    flat.create_array("red", data=DATA[0], dimension_names=("y", "x"))
+    flat.attrs.update({"proj:code": UTM, "spatial:transform": [0, 0, 500000, 0, 0, 5000000]})
+    with pytest.raises(InputError, match="IN-016"):
+        open_scene(tmp_path / "flat.zarr")
     (tmp_path / "broken.zarr").mkdir()
     (tmp_path / "broken.zarr" / "zarr.json").write_text("{")
     with pytest.raises(InputError, match="IN-005"):

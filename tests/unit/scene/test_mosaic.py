@@ -61,6 +61,7 @@ def test_the_first_given_wins_and_gaps_have_no_data(tmp_path: Path) -> None:
     block = scene.read_block(Window(row_off=0, col_off=0, height=35, width=30))
     assert (block.data[0, 15:20, 10:20] == 5).all()
     assert (open_scene([b, a]).read(Window(row_off=20, col_off=0, height=5, width=30))[0, :, 10:] == 9).all()
+    assert open_scene([a]).fingerprint() == open_scene(a).fingerprint()
     assert not block.valid[0, :10, 25].any()
     assert block.valid[0].sum() == 400 + 400 - 50
     coarse = scene.select([1])
@@ -83,6 +84,8 @@ def test_what_makes_no_mosaic_is_refused(tmp_path: Path) -> None:
     bands = write_scene(tmp_path / "bands.tif", smooth_values(2, (20, 20)), transform=shifted)
     with pytest.raises(InputError, match="IN-059"):
         open_scene([first, bands])
+    with pytest.raises(InputError, match="IN-017"):
+        open_scene([])
     scene = look_at([first, tmp_path / "off.tif"], Opening(any_grid=True))
     assert isinstance(scene, SourcesScene)
     assert scene.geobox.shape == (20, 41)

@@ -317,11 +317,11 @@ def test_c28_complex_is_refused(tmp_path: Path, dtype: str) -> None:
 
 
 def test_c29_palette_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "p.tif"
+    path = tmp_path / "p.tiff"
     write_tif(path, noise(1, 8, 8, dtype="uint8"), photometric="palette")
     with rasterio.open(path, "r+") as dataset:
         dataset.write_colormap(1, {k: (k, 0, 0, 255) for k in range(256)})
-    assert "gdal_translate -expand rgb" in refused(path, "IN-010").fix
+    assert "gdal_translate -expand rgb 'p.tiff'" in refused(path, "IN-010").fix
 
 
 def test_c31_unknown_band_lists_what_there_is(tmp_path: Path) -> None:
