@@ -5,7 +5,15 @@ from pipeline.model.cache import cache_folder
 from pipeline.model.decision import NOT_FINITE, decide, decide_output, has_labels, labels_of, to_probabilities
 from pipeline.model.engine import make_engine
 from pipeline.model.engine_spec import Backend, Engine, EngineSpec, Precision, has_fast_bfloat16
-from pipeline.model.folder import MODEL_FILE, adopt_model, load_model, publish_model, save_model, write_traits
+from pipeline.model.folder import (
+    MODEL_FILE,
+    adopt_model,
+    folder_taken,
+    load_model,
+    publish_model,
+    save_model,
+    write_traits,
+)
 from pipeline.model.foreign import NetworkIO
 from pipeline.model.lean import can_trim, left_out_px
 from pipeline.model.model import Model, model_from_module
@@ -35,6 +43,7 @@ __all__ = [
     "can_trim",
     "decide",
     "decide_output",
+    "folder_taken",
     "has_fast_bfloat16",
     "has_labels",
     "labels_of",

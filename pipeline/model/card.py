@@ -53,7 +53,7 @@ def model_item(network: UNet, spec: ModelSpec, weights_sha256: str, training: di
         input=[_input(network.config.bands, 2**network.config.depth * 32, spec)],
         output=[_output(network.config.outputs, 2**network.config.depth * 32, spec)],
     )
-    item.properties.update(described(spec, training))
+    item.properties.update(_described(spec, training))
     asset = pystac.Asset(
         href=f"./{WEIGHTS_FILE}",
         media_type="application/octet-stream; application=safetensors",
@@ -71,7 +71,7 @@ def model_item(network: UNet, spec: ModelSpec, weights_sha256: str, training: di
     return document
 
 
-def described(spec: ModelSpec, training: dict[str, Any]) -> dict[str, Any]:
+def _described(spec: ModelSpec, training: dict[str, Any]) -> dict[str, Any]:
     """STAC's common fields, and MLM's about training, where they are known."""
     settings = training.get("settings", {})
     known = {
@@ -98,13 +98,14 @@ def _add_checksum(asset: Asset, sha256: str) -> None:
 _ARTIFACTS = {"onnx": "onnx", "torchscript": "torch.jit.save", "pt2": "torch.export.save"}
 
 
-def foreign_item(io_spec: NetworkIO, spec: ModelSpec, weights_sha256: str) -> dict[str, Any]:
+def foreign_item(io_spec: NetworkIO, spec: ModelSpec, weights_sha256: str, training: dict[str, Any]) -> dict[str, Any]:
     """The STAC item of a network that others trained.
 
     Args:
         io_spec: The file and how it is used.
         spec: What it expects and gives.
         weights_sha256: Digest of the file, hex.
+        training: As in `model_item`; empty where nobody knows.
     """
     import pystac  # noqa: PLC0415
     from pystac.extensions import mlm  # noqa: PLC0415
@@ -118,8 +119,10 @@ def foreign_item(io_spec: NetworkIO, spec: ModelSpec, weights_sha256: str) -> di
             "scenemask:model": spec.model_dump(mode="json"),
             "scenemask:network": io_spec.model_dump(mode="json"),
             "scenemask:weights_sha256": weights_sha256,
+            **({"scenemask:training": training} if training else {}),
         }
     )
+    item.properties.update(_described(spec, training))
     mlm.MLMExtension.ext(item, add_if_missing=True).apply(
         name=spec.name,
         architecture="unknown",

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import ModelError, OutputError
-from pipeline.model.card import described
+from pipeline.errors import ModelError
 from pipeline.model.decision import to_probabilities
-from pipeline.model.folder import MODEL_FILE, adopt_model, load_model, publish_model
+from pipeline.model.folder import MODEL_FILE, adopt_model, folder_taken, load_model, publish_model
 from pipeline.model.unet import UNet
 from pipeline.processes import temporary_folder
 
@@ -55,13 +54,7 @@ def export_model(
     """
     folder = Path(folder)
     if (folder / MODEL_FILE).exists() and not overwrite:
-        raise OutputError(
-            "another model is there",
-            code="OU-041",
-            title="Model folder is taken",
-            where=str(folder),
-            fix="give another -o, or --overwrite to replace it",
-        )
+        raise folder_taken(folder)
     model = load_model(source)
     if not isinstance(model.network, UNet):
         raise ModelError(
@@ -75,8 +68,9 @@ def export_model(
     with temporary_folder(folder.parent, f".{folder.name}.made-") as made:
         stride = 1 << model.network.config.depth
         _write(model.network, made / _FILES[kind], kind, bands=model.network.config.bands, stride=stride)
-        exported = adopt_model(made, made / _FILES[kind], model.spec, trust_model=True)
-        _keep_record(source, made)
+        exported = adopt_model(
+            made, made / _FILES[kind], model.spec, trust_model=True, training=_training_of(Path(source))
+        )
         difference = _compare(model.network, exported, stride=stride)
         publish_model(made, folder)
     return Exported(file=folder / _FILES[kind], max_difference=difference)
@@ -98,11 +92,8 @@ def save_as_onnx(folder: Path, network: nn.Module, spec: ModelSpec, *, training:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / _FILES["onnx"]
     _write(network.eval(), path, "onnx", bands=len(spec.bands), stride=stride)
-    made = adopt_model(folder, path, spec)
+    made = adopt_model(folder, path, spec, training=training)
     _compare(network, made, stride=stride)
-    document = json.loads((folder / MODEL_FILE).read_text())
-    document["properties"] |= described(spec, training) | {"scenemask:training": training}
-    (folder / MODEL_FILE).write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
     return made
 
 
@@ -182,12 +173,10 @@ def _compare(network: nn.Module, exported: Model, *, stride: int) -> float:
     return worst
 
 
-def _keep_record(source: str | Path, made: Path) -> None:
-    """Carry over how it was trained, where the source says so."""
-    card = Path(source) / MODEL_FILE if Path(source).is_dir() else Path(source)
+def _training_of(source: Path) -> dict[str, Any]:
+    """How it was trained, where its card says so."""
+    card = source / MODEL_FILE if source.is_dir() else source
     if card.name != MODEL_FILE or not card.is_file():
-        return
-    properties = json.loads(card.read_text())["properties"]
-    document = json.loads((made / MODEL_FILE).read_text())
-    document["properties"] |= {k: v for k, v in properties.items() if k in {"scenemask:training", "license", "gsd"}}
-    (made / MODEL_FILE).write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+        return {}
+    training: dict[str, Any] = json.loads(card.read_text())["properties"].get("scenemask:training", {})
+    return training

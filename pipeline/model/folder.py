@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, OutputError
 from pipeline.model.bare import BareOptions, first_line, load_bare, program_format
 from pipeline.model.card import WEIGHTS_FILE, foreign_item, model_item
 from pipeline.model.foreign import NetworkIO, load_foreign
@@ -70,6 +70,17 @@ def save_model(folder: str | Path, network: UNet, spec: ModelSpec, *, training: 
     return load_model(folder)
 
 
+def folder_taken(folder: Path) -> OutputError:
+    """The OU-041 error for a folder with a model that nobody asked to replace."""
+    return OutputError(
+        "another model is there",
+        code="OU-041",
+        title="Model folder is taken",
+        where=str(folder),
+        fix="give another -o, or --overwrite to replace it",
+    )
+
+
 def publish_model(made: Path, folder: Path) -> None:
     """Move the files of a finished model folder to their place, the card last: a folder without it is no model."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -80,7 +91,13 @@ def publish_model(made: Path, folder: Path) -> None:
 
 
 def adopt_model(
-    folder: str | Path, file: str | Path, spec: ModelSpec, *, trust_model: bool = False, **io: Any
+    folder: str | Path,
+    file: str | Path,
+    spec: ModelSpec,
+    *,
+    trust_model: bool = False,
+    training: dict[str, Any] | None = None,
+    **io: Any,
 ) -> Model:
     """Make a model folder around a network that others trained, and return the model.
 
@@ -89,6 +106,7 @@ def adopt_model(
         file: ONNX, TorchScript or torch.export.
         spec: What it expects and gives.
         trust_model: As in `load_model`.
+        training: Record of how it was trained, as in `save_model`.
         **io: `layout` and `output` of `NetworkIO`, where the defaults do not fit.
 
     Raises:
@@ -103,7 +121,7 @@ def adopt_model(
     sha256 = sha256_of_file(folder / file.name)
     network = load_foreign(folder / file.name, io_spec, trust=trust_model)
     model_from_module(network, spec, digest=f"{sha256}:{io_spec.model_dump_json()}")
-    document = foreign_item(io_spec, spec, sha256)
+    document = foreign_item(io_spec, spec, sha256, training or {})
     (folder / MODEL_FILE).write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
     return load_model(folder, trust_model=trust_model)
 

@@ -302,7 +302,7 @@ def _describe_bands(
             alpha.append(i + 1)
             continue
         if nodata is not None and not can_occur(nodata, np.dtype(dataset.dtypes[i])):
-            raise _impossible_nodata(nodata, dataset.dtypes[i], path)
+            raise impossible_nodata(nodata, dataset.dtypes[i], path)
         bands.append(_band(dataset, i, nodata=nodata))
     if not bands:
         raise InputError(
@@ -329,12 +329,13 @@ def _band(dataset: Any, i: int, *, nodata: float | None) -> Band:
     )
 
 
-def _impossible_nodata(nodata: float, dtype: str, path: Path | Location) -> UsageError:
+def impossible_nodata(nodata: float, dtype: str, where: object) -> UsageError:
+    """The CF-011 error for a value that no pixel can have."""
     return UsageError(
         f"--nodata {nodata:g} cannot occur in {dtype} pixels",
         code="CF-011",
         title="Impossible nodata",
-        where=str(path),
+        where=str(where),
         fix="give the value that missing pixels hold in the file; `scenemask inspect` shows the type",
     )
 

@@ -26,7 +26,7 @@ from pipeline.grid import GeoBox
 from pipeline.location import Location
 from pipeline.scene.base import Band, Block, assert_inside, make_block, shared_nodata
 from pipeline.scene.crs import check_transform, choose_crs
-from pipeline.scene.files import MAX_BANDS
+from pipeline.scene.files import MAX_BANDS, impossible_nodata
 from pipeline.scene.select import select_bands
 from pipeline.scene.validity import can_occur, valid_by_value
 
@@ -130,6 +130,7 @@ class ZarrScene:
             "digest": digest.hexdigest(),
             "bands": [band.index for band in self.bands],
             "nodata": None if self.nodata_override is None else repr(self.nodata_override),
+            "crs": self.geobox.crs_wkt,
         }
 
     def _contents(self) -> Iterator[str]:
@@ -203,6 +204,8 @@ def _look(
     transform = _transform(path, first, arrays, mapping)
     check_transform(transform, where=where)
     crs = choose_crs(_crs(path, mapping), assume_crs=assume_crs, allow_no_crs=allow_no_crs, where=where)
+    if nodata is not None and not any(can_occur(nodata, np.dtype(array.dtype)) for array in found.values()):
+        raise impossible_nodata(nodata, str(first.dtype), where)
     bands, places = _bands(found, arrays, nodata)
     if len(bands) > MAX_BANDS:
         raise _no_grid(path, f"it has {len(bands)} bands, at most {MAX_BANDS}")

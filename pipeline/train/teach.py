@@ -10,8 +10,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from pipeline import __version__
-from pipeline.errors import OutputError
-from pipeline.model import MODEL_FILE, ModelSpec, Scaling, publish_model
+from pipeline.model import MODEL_FILE, ModelSpec, Scaling, folder_taken, publish_model
 from pipeline.scene.regrid import pixel_size_m
 from pipeline.store.files import atomic_write_bytes, atomic_write_json, private_folder
 from pipeline.store.lock import RunLock
@@ -214,13 +213,7 @@ def _finished(settings: TrainSettings, out: Path) -> TrainResult | None:
     training = json.loads((out / MODEL_FILE).read_text())["properties"].get("scenemask:training", {})
     if training.get("settings") == json.loads(json.dumps(settings_of(settings))):
         return TrainResult(folder=out, training=training)
-    raise OutputError(
-        "another model is there",
-        code="OU-041",
-        title="Model folder is taken",
-        where=str(out),
-        fix="give another -o, or --overwrite to replace it",
-    )
+    raise folder_taken(out)
 
 
 def _scene_warnings(views: Sequence[LabelledView]) -> list[str]:

@@ -12,7 +12,7 @@ import rasterio.shutil
 import xarray as xr
 import zarr
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, UsageError
 from pipeline.grid import Window
 from pipeline.scene import open_scene
 from tests.scenes import NORTH_UP, UTM, smooth_values, write_scene
@@ -123,6 +123,16 @@ def test_groups_that_hold_no_scene(tmp_path: Path) -> None:
     (tmp_path / "broken.nc").write_bytes(b"CDF\x01" + b"\xff" * 60)
     with pytest.raises(InputError, match="IN-058"):
         open_scene(tmp_path / "broken.nc")
+
+
+def test_what_is_said_of_a_group_counts_as_for_files(tmp_path: Path) -> None:
+    group = zarr.open_group(tmp_path / "plain.zarr", mode="w")
+    group.create_array("b", data=DATA[0], dimension_names=("y", "x"))
+    path = tmp_path / "plain.zarr"
+    with pytest.raises(UsageError, match="cannot occur"):
+        open_scene(path, nodata=-5.0, assume_crs=UTM)
+    one, other = (open_scene(path, assume_crs=crs).fingerprint() for crs in (UTM, "EPSG:3857"))
+    assert one != other
 
 
 @pytest.mark.parametrize("version", [2, 3])
