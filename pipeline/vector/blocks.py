@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pipeline.grid import GeoBox, Window
-    from pipeline.vector.join import Regions
     from pipeline.vector.layer import Layer
     from pipeline.vector.rings import Ints
 
@@ -83,10 +82,6 @@ class Tracing:
     def windows(self) -> list[Window]:
         """All tiles."""
         return list(iter_windows(self.geobox.shape, self.tile_hw))
-
-    def named(self, regions: Regions) -> Regions:
-        """Regions with their class, where the layer has but one."""
-        return regions if self.layer.value is None else regions.of_class(self.layer.value)
 
     @contextmanager
     def spool(self, name: str) -> Iterator[SpoolWriter]:
@@ -272,8 +267,8 @@ def trace_block(tracing: Tracing, block: Block) -> Traced:
     with tracing.layer.open() as layer, tracing.spool(f"{tracing.name}-{block.number}") as spool:
         sweep = Sweep.over(survey, due=block.due, nodes=tracing.nodes, measure=layer.measure)
         for number in range(block.first, block.stop):
-            spool.add(tracing.named(sweep.trace(number, layer.read)))
-        spool.add(tracing.named(sweep.finish(_WHOLE)))
+            spool.add(tracing.layer.named(sweep.trace(number, layer.read)))
+        spool.add(tracing.layer.named(sweep.finish(_WHOLE)))
     # Regions that fill a tile have no boundary in it, yet pixels that count.
     present = np.unique(
         np.concatenate([survey.regions_of(survey.tiles[number]) for number in range(block.first, block.stop)])
@@ -316,7 +311,7 @@ def join_parts(tracing: Tracing, due: int, blocks: Sequence[int]) -> Traced:
     facts.add(place, Facts(np.concatenate([tables["facts"] for tables in found])))
     parts = joined([_parts(tables, numbers) for tables in found])
     with tracing.spool(f"{tracing.name}-{due}-joined") as spool:
-        spool.add(tracing.named(assemble(parts, values, facts, shape_hw=tracing.geobox.shape)))
+        spool.add(tracing.layer.named(assemble(parts, values, facts, shape_hw=tracing.geobox.shape)))
     return Traced(spool.count)
 
 
