@@ -194,7 +194,8 @@ class _Course:
             self._tiles[number] = tiles
             self._advance(number)
 
-        return Piece(f"labels of block {number}", label_block, (self.tracing, *self._runs[number]), done)
+        run = self._runs[number]
+        return Piece(f"labels of block {number}", label_block, (self._reading(*run), *run), done)
 
     def survey_all(self) -> None:
         """Find what belongs together across all seams."""
@@ -207,7 +208,7 @@ class _Course:
         """A block all parts for which are there, else one that nobody has traced; None if the others must end first."""
         ready = next((block for block in self._parts if min(self._missing, default=block + 1) > block), None)
         if ready is not None:
-            arguments = (self.tracing, ready, self._parts.pop(ready))
+            arguments = (self._reading(0, 0), ready, self._parts.pop(ready))
             return Piece(f"regions that end in block {ready}", join_parts, arguments, self._count)
         if not self._waiting:
             return None
@@ -220,11 +221,12 @@ class _Course:
             self._count(traced)
             self._advance(number)
 
-        return Piece(f"regions of block {number}", trace_block, (self._own(number), self._block(number)), done)
+        tracing = self._reading(*self._runs[number])
+        return Piece(f"regions of block {number}", trace_block, (tracing, self._block(number)), done)
 
-    def _own(self, number: int) -> Tracing:
-        """Without what was sieved in other blocks."""
-        windows = self.tracing.windows[slice(*self._runs[number])]
+    def _reading(self, first: int, stop: int) -> Tracing:
+        """For a piece that reads the tiles from `first` to before `stop`: without what was sieved in others."""
+        windows = self.tracing.windows[first:stop]
         sieves = tuple({window: changes[window] for window in windows} for changes in self.tracing.layer.sieves)
         return dataclasses.replace(self.tracing, layer=dataclasses.replace(self.tracing.layer, sieves=sieves))
 
