@@ -223,7 +223,7 @@ def _open(
     inputs += [("model", model), ("area of interest", settings.aoi), ("mask layer", settings.mask_layer)]
     for kind, path in inputs:
         if isinstance(path, str | Path):
-            refuse_own_input(output.folder, {kind: Path(path)})
+            refuse_own_input(output.folder, kind, Path(path))
     if not isinstance(model, Model):
         model = load_model(model, bare=bare_options(settings), trust_model=settings.trust_model)
     opened = resolve_scene(scene, model, settings)
