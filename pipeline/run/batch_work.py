@@ -252,7 +252,7 @@ class BatchWork:
         """Lock, plan and look into the ledger of one scene; what goes wrong is its own failure."""
         with contextlib.ExitStack() as stack:
             try:
-                output = output_at(self.root / row.name, self.settings)
+                output = output_at(self.root / row.name, access_of(self.settings), self.settings.scratch)
                 stack.callback(output.tidy)
                 output.refuse_input(row.scene)
                 state = output.inspect(overwrite=False)

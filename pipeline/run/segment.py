@@ -88,7 +88,8 @@ def segment(
         KeyboardInterrupt: After Ctrl-C; the same call resumes.
     """
     given = make_settings(options)
-    output = output_at(out_dir, given)  # absolute: workers, and a resumption, may stand in another folder
+    # absolute: workers, and a resumption, may stand in another folder
+    output = output_at(out_dir, access_of(given), given.scratch)
     output.refuse_input(getattr(scene, "path", scene))
     opened = functools.partial(prepare, scene, model, given, output=output, overwrite=overwrite, listener=listener)
     with contextlib.ExitStack() as ending:
