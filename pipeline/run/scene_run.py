@@ -218,8 +218,7 @@ def _open(
     output: Output,
     listener: Listener,
 ) -> SceneRun:
-    places = scene if isinstance(scene, list | tuple) else [getattr(scene, "path", scene)]
-    inputs = [("scene", place) for place in places]
+    inputs = [("scene", place) for place in given_places(scene)]
     inputs += [("model", model), ("area of interest", settings.aoi), ("mask layer", settings.mask_layer)]
     for kind, path in inputs:
         if isinstance(path, str | Path):
@@ -305,6 +304,11 @@ def _new_store(run: SceneRun, plan: Plan, place: Place, scratch: Path) -> TileSt
         if begins:  # refused, not cut off
             run.home.delete(PLAN_FILE)
         raise
+
+
+def given_places(scene: Any) -> list[Any]:
+    """What was given as a scene, one by one; of what is open its path."""
+    return list(scene) if isinstance(scene, list | tuple) else [getattr(scene, "path", scene)]
 
 
 def _places_of(scene: Scene) -> str | list[str] | None:

@@ -184,6 +184,8 @@ def test_the_old_record_goes_first_and_the_new_one_comes_last(folder: Path, pref
 def test_a_scene_among_the_results_is_refused(folder: Path, prefix: str, endpoint: str) -> None:
     with pytest.raises(UsageError, match="CF-008"):
         sm.segment(f"{prefix}/mask.tif", folder / "model", prefix, endpoint=endpoint)
+    with pytest.raises(UsageError, match="CF-008"):
+        sm.segment([folder / "scene.tif", f"{prefix}/mask.tif"], folder / "model", prefix, endpoint=endpoint)
 
 
 @pytest.mark.parametrize("out", ["https://host/out", "gs://bucket/out", "s3://x/out"])
