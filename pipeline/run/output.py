@@ -14,7 +14,6 @@ from pipeline.bucket import Bucket, NoObjectError, require_obstore
 from pipeline.errors import InfrastructureError, UsageError
 from pipeline.location import Location, is_remote, parse_location
 from pipeline.model.cache import cache_folder
-from pipeline.run.scene_run import inspect_for
 from pipeline.run.scratch import shared_place
 from pipeline.store import (
     Folder,
@@ -180,7 +179,7 @@ class FolderOutput:
 
     def inspect(self, *, overwrite: bool) -> OutputState:
         """See `Output`."""
-        return inspect_for(self.folder, overwrite=overwrite)
+        return _looked_at(self, overwrite=overwrite)
 
     def look(self) -> OutputState:
         """See `Output`."""
@@ -239,10 +238,7 @@ class BucketOutput:
 
     def inspect(self, *, overwrite: bool) -> OutputState:
         """See `Output`."""
-        state = self.look()
-        if state.kind == "foreign" and not overwrite:
-            raise foreign_output(self.place, state)
-        return state
+        return _looked_at(self, overwrite=overwrite)
 
     def look(self) -> OutputState:
         """See `Output`."""
@@ -320,6 +316,13 @@ class BucketOutput:
         except NoObjectError:
             return False
         return found.size == told.get("bytes") and found.etag == told.get("etag", found.etag)
+
+
+def _looked_at(output: Output, *, overwrite: bool) -> OutputState:
+    state = output.look()
+    if state.kind == "foreign" and not overwrite:
+        raise foreign_output(output.place, state)
+    return state
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,8 +40,6 @@ from pipeline.store import (
     RunLock,
     TileRecord,
     TileStore,
-    foreign_output,
-    inspect_output,
     read_object,
     refuse_own_input,
     scan_ledger,
@@ -160,18 +158,6 @@ class Ongoing:
             text = f"{len(damaged)} finished tiles are damaged on disk and are computed again"
             self.run.tell(Notice(text=text))
         return [tile for tile in tiles if tile.index not in self.records]
-
-
-def inspect_for(out_dir: Path, *, overwrite: bool) -> OutputState:
-    """What the output folder holds.
-
-    Raises:
-        OutputError: OU-001, results that no run accounts for, and they are not to be replaced.
-    """
-    state = inspect_output(out_dir)
-    if state.kind == "foreign" and not overwrite:
-        raise foreign_output(out_dir, state)
-    return state
 
 
 def prepare(
