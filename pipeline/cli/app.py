@@ -35,7 +35,14 @@ if TYPE_CHECKING:
     import types
     from collections.abc import Iterator
 
-_SCENE = click.argument("scene", type=Place(), nargs=-1, required=True, metavar="SCENE...")
+_SCENE = click.argument(
+    "scene",
+    type=Place(),
+    nargs=-1,
+    required=True,
+    metavar="SCENE...",
+    callback=lambda _context, _parameter, given: given if len(given) > 1 else given[0],
+)
 _OUT_DIR = click.argument("out", type=Place())
 
 
@@ -65,7 +72,7 @@ app.add_command(evaluate)
 @config_option
 @with_common_options
 def segment(
-    scene: tuple[Path | str, ...],
+    scene: Path | str | tuple[Path | str, ...],
     model: Path,
     out: Path | str,
     *,
@@ -89,9 +96,7 @@ def segment(
 
     given = given_settings(settings, config)
     with run_listener(quiet=quiet or as_json, verbose=verbose) as listener:
-        result = run_segment(
-            scene if len(scene) > 1 else scene[0], model, out, overwrite=overwrite, listener=listener, **given
-        )
+        result = run_segment(scene, model, out, overwrite=overwrite, listener=listener, **given)
     with _reader_may_leave():
         if as_json:
             click.echo(json.dumps(result.summary, indent=1, ensure_ascii=False))
@@ -105,7 +110,7 @@ def segment(
 @config_option
 @with_common_options
 def plan(
-    scene: tuple[Path | str, ...],
+    scene: Path | str | tuple[Path | str, ...],
     model: Path,
     *,
     config: Path | None,
@@ -120,7 +125,7 @@ def plan(
     from pipeline.cli.show import show_plan
     from pipeline.run.preview_plan import plan as make
 
-    summary = make(scene if len(scene) > 1 else scene[0], model, **given_settings(settings, config)).summary()
+    summary = make(scene, model, **given_settings(settings, config)).summary()
     if as_json:
         click.echo(json.dumps(summary, indent=1))
     else:

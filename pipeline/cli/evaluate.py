@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +13,7 @@ import click
 from pipeline.cli.options import with_common_options
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 _FILE = click.Path(path_type=Path)
 
@@ -90,22 +92,15 @@ def evaluate(
         show_evaluation(found, written)
 
 
-def _progress(*, quiet: bool) -> Any:
+@contextlib.contextmanager
+def _progress(*, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
     """A bar on a terminal, nothing elsewhere."""
-    import contextlib
-    import sys
-
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
     from rich.progress import Progress
 
-    @contextlib.contextmanager
-    def bar() -> Iterator[Any]:
-        if quiet or not sys.stderr.isatty():
-            yield None
-            return
-        from rich.console import Console
-
-        with Progress(console=Console(stderr=True), transient=True) as shown:
-            task = shown.add_task("comparing", total=None)
-            yield lambda done, total: shown.update(task, completed=done, total=total)
-
-    return bar()
+    with Progress(console=Console(stderr=True), transient=True) as shown:
+        task = shown.add_task("comparing", total=None)
+        yield lambda done, total: shown.update(task, completed=done, total=total)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from pipeline.cli.show import Console
 
@@ -115,7 +115,5 @@ def _of(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
-def _right(name: str) -> Any:
-    from rich.table import Column
-
+def _right(name: str) -> Column:
     return Column(name, justify="right")

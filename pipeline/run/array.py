@@ -158,7 +158,7 @@ def _refuse_options(options: Sequence[str]) -> None:
 
 def _warning_s(options: Sequence[str]) -> int:
     """Seconds before the end of its time that a task is warned: two minutes, or a third of a shorter time."""
-    given = [one.partition("=")[2] for one in options if one.startswith("--time=")]
+    given = [re.sub("^(--time=|-t)", "", one) for one in options if re.match("--time=|-t", one)]
     found = _TIME.fullmatch(given[-1]) if given else None
     if found is None:
         return _WARNING_S

@@ -11,7 +11,6 @@ from pipeline.access import Access
 from pipeline.errors import OutputError
 from pipeline.run.fetch import workplace
 from pipeline.run.output import FolderOutput, output_at
-from pipeline.run.settings import settings_for
 from pipeline.store import changed_files, damaged_blocks, foreign_output
 from pipeline.store.runfile import described_files
 
@@ -82,7 +81,7 @@ def audit(out_dir: str | Path | Location, *, access: Access | None = None) -> Au
         InfrastructureError: ST-010 to ST-013.
     """
     access = access or Access()
-    output = output_at(out_dir, settings_for(access))
+    output = output_at(out_dir, access)
     try:
         run = _record_of(output)
     finally:

@@ -70,9 +70,9 @@ class _Member:
     ongoing: Ongoing
     output: Output
     lock: RunLock
-    held: contextlib.ExitStack
-    """Releases the scene's locks."""
     since: float
+    held: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    """Releases the scene's locks."""
     feed: TileFeed | None = None
 
 
@@ -252,7 +252,7 @@ class BatchWork:
         """Lock, plan and look into the ledger of one scene; what goes wrong is its own failure."""
         with contextlib.ExitStack() as stack:
             try:
-                output = output_at(self.root / row.name, self.settings)
+                output = output_at(self.root / row.name, access_of(self.settings), self.settings.scratch)
                 stack.callback(output.tidy)
                 output.refuse_input(row.scene)
                 state = output.inspect(overwrite=False)
@@ -317,8 +317,7 @@ class BatchWork:
             stack.close()  # others wait for it, to read the plan that now lies there
         missing = ongoing.read_ledger(self._crew.stop, share=self.tiles_of)
         self._kept_px += self._pixels[row.name] - sum(tile.core.num_pixels for tile in missing)
-        held = contextlib.ExitStack()
-        member = _Member(row=row, ongoing=ongoing, output=output, lock=lock, held=held, since=time.monotonic())
+        member = _Member(row=row, ongoing=ongoing, output=output, lock=lock, since=time.monotonic())
         member.feed = TileFeed(
             self._crew.connection,
             ongoing.job(),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import secrets
 import tempfile
 import threading
@@ -98,10 +97,9 @@ def _make(recipe: Recipe, model: Model, check: _Check) -> Made:
             out_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="scenemask-")))
             scratch = out_dir / SCRATCH_FOLDER
         staging = Staging(out_dir, apart=apart)
-        made = functools.partial(
-            make_files, recipe, model, staging=staging, scratch=private_folder(scratch / f"polygons{apart}")
+        finished, verified = make_files(
+            recipe, model, staging=staging, scratch=private_folder(scratch / f"polygons{apart}"), tell=hear, check=check
         )
-        finished, verified = made(tell=hear, check=check)
         etags = None if recipe.delivery is None else recipe.delivery.send(staging.folder, finished.names)
     return Made(
         staging=staging if etags is None else None,

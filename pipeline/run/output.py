@@ -14,9 +14,7 @@ from pipeline.bucket import Bucket, NoObjectError, require_obstore
 from pipeline.errors import InfrastructureError, UsageError
 from pipeline.location import Location, is_remote, parse_location
 from pipeline.model.cache import cache_folder
-from pipeline.run.scene_run import inspect_for
 from pipeline.run.scratch import shared_place
-from pipeline.run.settings import access_of
 from pipeline.store import (
     Folder,
     OutputState,
@@ -45,6 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from contextlib import AbstractContextManager
 
+    from pipeline.access import Access
     from pipeline.run.settings import SegmentSettings
     from pipeline.store import Place
     from pipeline.store.lock import Owner
@@ -120,8 +119,13 @@ class Output(Protocol):
         ...
 
 
-def output_at(out_dir: str | Path | Location, settings: SegmentSettings) -> Output:
+def output_at(out_dir: str | Path | Location, access: Access, scratch: Path | str | None = None) -> Output:
     """The place that `-o` names.
+
+    Args:
+        out_dir: Path or address.
+        access: How a bucket is reached.
+        scratch: `--scratch`, where what is made for a bucket lies meanwhile if it is a folder.
 
     Raises:
         UsageError: CF-050, an address that cannot be written to; CF-053, an extra is missing.
@@ -129,13 +133,13 @@ def output_at(out_dir: str | Path | Location, settings: SegmentSettings) -> Outp
     if not is_remote(out_dir):
         return FolderOutput(Path(os.fspath(out_dir)).absolute())  # type: ignore[arg-type]
     require_obstore()
-    access = access_of(settings)
+    access = access.resolved()
     place = parse_location(out_dir, schemes=("s3",))
     bucket = Bucket(place.host, access)
     identity = hashlib.sha256(f"{access.endpoint} {place}".encode()).hexdigest()[:16]
     name = re.sub(r"[^A-Za-z0-9-]+", "-", place.name or place.host)[:40].strip("-")
-    folder = private_folder(_working_root(settings) / f"{name}-{identity}", option="--scratch")
-    return BucketOutput(place, folder, bucket, shared=isinstance(settings.scratch, str))
+    folder = private_folder(_working_root(scratch) / f"{name}-{identity}", option="--scratch")
+    return BucketOutput(place, folder, bucket, shared=isinstance(scratch, str))
 
 
 def tiles_under(root: Path | Location, settings: SegmentSettings) -> Place:
@@ -148,12 +152,11 @@ def tiles_under(root: Path | Location, settings: SegmentSettings) -> Place:
     if shared is not None:
         shared.make(option="--scratch")
         return shared
-    return Folder(root if isinstance(root, Path) else _working_root(settings))
+    return Folder(root if isinstance(root, Path) else _working_root(settings.scratch))
 
 
-def _working_root(settings: SegmentSettings) -> Path:
+def _working_root(given: Path | str | None) -> Path:
     """Private, and the same for the same command, so that it resumes."""
-    given = settings.scratch
     folder = given / "scenemask-outputs" if isinstance(given, Path) else cache_folder() / "outputs"
     return private_folder(folder, option="--scratch")
 
@@ -176,7 +179,7 @@ class FolderOutput:
 
     def inspect(self, *, overwrite: bool) -> OutputState:
         """See `Output`."""
-        return inspect_for(self.folder, overwrite=overwrite)
+        return _looked_at(self, overwrite=overwrite)
 
     def look(self) -> OutputState:
         """See `Output`."""
@@ -235,10 +238,7 @@ class BucketOutput:
 
     def inspect(self, *, overwrite: bool) -> OutputState:
         """See `Output`."""
-        state = self.look()
-        if state.kind == "foreign" and not overwrite:
-            raise foreign_output(self.place, state)
-        return state
+        return _looked_at(self, overwrite=overwrite)
 
     def look(self) -> OutputState:
         """See `Output`."""
@@ -316,6 +316,13 @@ class BucketOutput:
         except NoObjectError:
             return False
         return found.size == told.get("bytes") and found.etag == told.get("etag", found.etag)
+
+
+def _looked_at(output: Output, *, overwrite: bool) -> OutputState:
+    state = output.look()
+    if state.kind == "foreign" and not overwrite:
+        raise foreign_output(output.place, state)
+    return state
 
 
 @dataclass(frozen=True, slots=True)

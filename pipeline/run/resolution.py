@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 from pipeline.errors import InputError, UsageError
+from pipeline.scene.base import with_warning
 from pipeline.scene.open import open_scene
 from pipeline.scene.regrid import GridWish, pixel_size_m, regrid
 
@@ -46,9 +46,7 @@ def on_wished_grid(scene: Scene, model: Model | None, settings: SegmentSettings)
         )
     if worst < WARN_AT:
         return placed
-    return _with_warning(
-        placed, f"the scene has {what}; what it sees there may be something else (--resolution model)."
-    )
+    return with_warning(placed, f"the scene has {what}; what it sees there may be something else (--resolution model).")
 
 
 def _wish(settings: SegmentSettings, model: Model | None) -> GridWish:
@@ -68,8 +66,3 @@ def _wish(settings: SegmentSettings, model: Model | None) -> GridWish:
     if settings.align is not None:
         align = open_scene(settings.align).geobox
     return GridWish(crs=settings.crs, align=align, resolution_m=metres)
-
-
-def _with_warning(scene: Scene, text: str) -> Scene:
-    """All kinds of scenes keep their warnings in one field."""
-    return cast("Scene", dataclasses.replace(cast("Any", scene), warnings=(*scene.warnings, text)))

@@ -40,8 +40,6 @@ from pipeline.store import (
     RunLock,
     TileRecord,
     TileStore,
-    foreign_output,
-    inspect_output,
     read_object,
     refuse_own_input,
     scan_ledger,
@@ -162,18 +160,6 @@ class Ongoing:
         return [tile for tile in tiles if tile.index not in self.records]
 
 
-def inspect_for(out_dir: Path, *, overwrite: bool) -> OutputState:
-    """What the output folder holds.
-
-    Raises:
-        OutputError: OU-001, results that no run accounts for, and they are not to be replaced.
-    """
-    state = inspect_output(out_dir)
-    if state.kind == "foreign" and not overwrite:
-        raise foreign_output(out_dir, state)
-    return state
-
-
 def prepare(
     scene: Any,
     model: Model | str | Path,
@@ -218,12 +204,11 @@ def _open(
     output: Output,
     listener: Listener,
 ) -> SceneRun:
-    places = scene if isinstance(scene, list | tuple) else [getattr(scene, "path", scene)]
-    inputs = [("scene", place) for place in places]
+    inputs = [("scene", place) for place in given_places(scene)]
     inputs += [("model", model), ("area of interest", settings.aoi), ("mask layer", settings.mask_layer)]
     for kind, path in inputs:
         if isinstance(path, str | Path):
-            refuse_own_input(output.folder, {kind: Path(path)})
+            refuse_own_input(output.folder, kind, Path(path))
     if not isinstance(model, Model):
         model = load_model(model, bare=bare_options(settings), trust_model=settings.trust_model)
     opened = resolve_scene(scene, model, settings)
@@ -305,6 +290,11 @@ def _new_store(run: SceneRun, plan: Plan, place: Place, scratch: Path) -> TileSt
         if begins:  # refused, not cut off
             run.home.delete(PLAN_FILE)
         raise
+
+
+def given_places(scene: Any) -> list[Any]:
+    """What was given as a scene, one by one; of what is open its path."""
+    return list(scene) if isinstance(scene, list | tuple) else [getattr(scene, "path", scene)]
 
 
 def _places_of(scene: Scene) -> str | list[str] | None:

@@ -18,7 +18,7 @@ from pipeline.run.output import Output, output_at
 from pipeline.run.plan import make_plan, plan_from
 from pipeline.run.plan_there import basis_of_a_worker
 from pipeline.run.results import make_files
-from pipeline.run.scene_run import Ongoing, SceneRun, adopt, begin, commit, prepare, warnings_of
+from pipeline.run.scene_run import Ongoing, SceneRun, adopt, begin, commit, given_places, prepare, warnings_of
 from pipeline.run.scratch import shared_place
 from pipeline.run.settings import access_of, make_settings
 from pipeline.run.stop import StopFlag, stop_on_signals
@@ -88,8 +88,10 @@ def segment(
         KeyboardInterrupt: After Ctrl-C; the same call resumes.
     """
     given = make_settings(options)
-    output = output_at(out_dir, given)  # absolute: workers, and a resumption, may stand in another folder
-    output.refuse_input(getattr(scene, "path", scene))
+    # absolute: workers, and a resumption, may stand in another folder
+    output = output_at(out_dir, access_of(given), given.scratch)
+    for place in given_places(scene):
+        output.refuse_input(place)
     opened = functools.partial(prepare, scene, model, given, output=output, overwrite=overwrite, listener=listener)
     with contextlib.ExitStack() as ending:
         ending.callback(output.tidy)

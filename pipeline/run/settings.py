@@ -380,17 +380,6 @@ def access_of(settings: SegmentSettings) -> Access:
     ).resolved()
 
 
-def settings_for(access: Access) -> SegmentSettings:
-    """Settings that say no more than how servers are reached, as `access_of` tells it."""
-    return SegmentSettings(
-        endpoint=access.endpoint,
-        allow_loopback=access.allow_loopback,
-        retries=access.retries,
-        connect_timeout=access.connect_s,
-        read_timeout=access.stall_s,
-    )
-
-
 # What may differ between a run and its resumption: it changes no output.
 COSMETIC = frozenset({
     "trust_model", "workers", "cluster", "memory", "scratch", "keep", "verify", "stuck_after",

@@ -13,7 +13,7 @@ from pipeline.run.leftovers import is_of
 from pipeline.run.output import output_at
 from pipeline.run.plan import Plan
 from pipeline.run.scratch import digest_of, from_record, ledger_of, open_store
-from pipeline.run.settings import SegmentSettings, settings_for
+from pipeline.run.settings import SegmentSettings
 from pipeline.store import RunLock, scan_ledger
 from pipeline.store.runfile import BEGUN_FILE, SCRATCH_FOLDER
 
@@ -108,8 +108,8 @@ def status_of(
         UsageError: CF-002, it is no folder or cannot be read.
         InfrastructureError: ST-010 to ST-013.
     """
-    access = access or Access()
-    output = output_at(out_dir, settings_for(access))
+    access = (access or Access()).resolved()
+    output = output_at(out_dir, access)
     try:
         return _status(output, access, RunLock(output.folder / SCRATCH_FOLDER, clock=clock, sleep=sleep))
     finally:

@@ -36,7 +36,7 @@ def hands_on(connection: Connection, *, watch: Watch) -> Hands:
     Raises what the first piece that fails raises, once those that run have ended; KeyboardInterrupt or RU-001 where
     the run is to stop.
     """
-    workers = dataclasses.replace(connection, slots=len(connection.client.nthreads()))
+    workers = dataclasses.replace(connection, slots=max(1, len(connection.client.nthreads())))
 
     def work(source: Callable[[], Piece | None]) -> None:
         failures: list[tuple[str, BaseException]] = []

@@ -7,14 +7,14 @@ trained on.
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pipeline.errors import PipelineError
 from pipeline.run.scene_samples import sample_blocks
+from pipeline.scene.base import with_warning
 from pipeline.scene.rescale import RescaledScene
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def in_the_models_values(scene: Scene, model: Model, settings: SegmentSettings) 
     if choice == "auto":
         agreed, remark = _believed(scene, model, constants)
         if not agreed:
-            return scene if remark is None else _warned(scene, remark)
+            return scene if remark is None else with_warning(scene, remark)
     truth = "; ".join(dict.fromkeys(band.truth for band in scene.bands))
     return RescaledScene(scene=scene, constants=constants, truth=truth, warnings=scene.warnings)
 
@@ -127,10 +127,6 @@ def _is_told(band: Band) -> bool:
 
 def _near(pair: tuple[float, float]) -> bool:
     return _TAG_GAIN[0] <= abs(pair[0]) <= _TAG_GAIN[1]
-
-
-def _warned(scene: Scene, text: str) -> Scene:
-    return cast("Scene", dataclasses.replace(cast("Any", scene), warnings=(*scene.warnings, text)))
 
 
 def _expected(model: Model) -> tuple[float, float] | None:

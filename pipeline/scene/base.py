@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
 import numpy as np
 
@@ -148,3 +148,8 @@ def shared_nodata(bands: Sequence[Band]) -> float | None:
         return None
     same = all(b.nodata is not None and (b.nodata == first or (b.nodata != b.nodata and first != first)) for b in bands)  # noqa: PLR0124 - NaN
     return first if same else None
+
+
+def with_warning(scene: Scene, text: str) -> Scene:
+    """The scene with one more warning: all kinds of scenes keep theirs in one field."""
+    return cast("Scene", replace(cast("Any", scene), warnings=(*scene.warnings, text)))

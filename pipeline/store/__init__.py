@@ -13,11 +13,12 @@ from pipeline.store.files import (
     remove_temporaries,
     require_free_space,
     same_disk,
+    to_bytes,
 )
 from pipeline.store.ledger import LedgerScan, LedgerWriter, TileRecord, merge_records, read_ledger, scan_ledger
 from pipeline.store.lines import LineWriter, iter_lines
 from pipeline.store.lock import RunLock
-from pipeline.store.place import Folder, Place, Prefix, as_place, read_object, to_bytes
+from pipeline.store.place import Folder, Place, Prefix, as_place, read_object
 from pipeline.store.probabilities import (
     PROBABILITY_NODATA,
     PROBABILITY_STEPS,

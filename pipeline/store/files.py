@@ -195,14 +195,22 @@ def write_all(fd: int, data: bytes) -> None:
 
 
 def atomic_write_json(path: Path, value: Mapping[str, object]) -> None:
-    """Replace `path` with `value` as readable UTF-8 JSON, keys in the given order; NaN and infinity are refused.
+    """Replace `path` with `value` as JSON; see `to_bytes`.
 
     Raises:
         ResourceError: RS-001, no space.
         ValueError, TypeError: `value` is not JSON.
     """
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2)
-    atomic_write_bytes(path, text.encode() + b"\n")
+    atomic_write_bytes(path, to_bytes(value))
+
+
+def to_bytes(value: Mapping[str, object]) -> bytes:
+    """Readable UTF-8 JSON, keys in the given order; NaN and infinity are refused.
+
+    Raises:
+        ValueError, TypeError: `value` is not JSON.
+    """
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2).encode() + b"\n"
 
 
 def keep_first(path: Path, data: bytes) -> None:
@@ -223,8 +231,16 @@ def keep_first(path: Path, data: bytes) -> None:
 def read_json(path: Path) -> dict[str, object] | None:
     """The JSON object in `path`; None where the file is absent, torn or something else."""
     try:
-        value = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return from_bytes(path.read_bytes())
+    except OSError:
+        return None
+
+
+def from_bytes(data: bytes | None) -> dict[str, object] | None:
+    """The JSON object that was read; None where nothing was, or something torn or else."""
+    try:
+        value = None if data is None else json.loads(data.decode())
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 

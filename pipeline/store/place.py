@@ -7,7 +7,6 @@ is not seen yet costs a tile computed again, and cleaning up.
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -18,13 +17,14 @@ from pipeline.bucket import Bucket, ConflictError, NoObjectError
 from pipeline.store.files import (
     atomic_write_bytes,
     disk_full_as_error,
+    from_bytes,
     keep_first,
     private_folder,
 )
 from pipeline.store.logs import FileLog, ObjectLog
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
     from contextlib import AbstractContextManager
 
     from pipeline.location import Location
@@ -269,18 +269,4 @@ def as_place(where: Path | Place) -> Place:
 
 def read_object(place: Place, name: str) -> dict[str, object] | None:
     """The JSON object that lies there; None where it is absent, torn or something else."""
-    data = place.read(name)
-    try:
-        value = None if data is None else json.loads(data)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def to_bytes(value: Mapping[str, object]) -> bytes:
-    """Readable UTF-8 JSON, keys in the given order; NaN and infinity are refused.
-
-    Raises:
-        ValueError, TypeError: `value` is not JSON.
-    """
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2).encode() + b"\n"
+    return from_bytes(place.read(name))

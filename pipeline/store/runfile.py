@@ -103,31 +103,31 @@ def foreign_output(out_dir: Path | Location, state: OutputState) -> OutputError:
     )
 
 
-def refuse_own_input(out_dir: Path, inputs: Mapping[str, Path]) -> None:
+def refuse_own_input(out_dir: Path, kind: str, given: Path) -> None:
     """A run must not replace what it reads, nor read what it removes.
 
     Args:
         out_dir: The output folder; need not exist.
-        inputs: What is read, by the word for it: scene, model, area of interest.
+        kind: The word for what is read: scene, model, area of interest, mask layer.
+        given: Where it lies.
 
     Raises:
-        UsageError: CF-008, one of them is a file that a run writes into `out_dir`, or lies in its scratch folder; or
-            the scene is a folder with `out_dir` in it, whose results would be part of the scene.
+        UsageError: CF-008, it is a file that a run writes into `out_dir`, or lies in its scratch folder; or it
+            is a scene and a folder with `out_dir` in it, whose results would be part of the scene.
     """
     out = Path(os.path.realpath(out_dir))
-    for kind, given in inputs.items():
-        for path in (given.absolute(), Path(os.path.realpath(given))):
-            home = Path(os.path.realpath(path.parent))
-            within = kind == "scene" and path.is_dir() and out.is_relative_to(home / path.name)
-            lies_there = home == out and is_result_name(path.name)
-            if lies_there or within or (home / path.name).is_relative_to(out / SCRATCH_FOLDER):
-                raise UsageError(
-                    f"the {kind} is {given}, which this run would replace or remove; expected one outside its results",
-                    code="CF-008",
-                    title="Input lies among the results",
-                    where=str(given),
-                    fix="choose another output folder with -o, or move the file first",
-                )
+    for path in (given.absolute(), Path(os.path.realpath(given))):
+        home = Path(os.path.realpath(path.parent))
+        within = kind == "scene" and path.is_dir() and out.is_relative_to(home / path.name)
+        lies_there = home == out and is_result_name(path.name)
+        if lies_there or within or (home / path.name).is_relative_to(out / SCRATCH_FOLDER):
+            raise UsageError(
+                f"the {kind} is {given}, which this run would replace or remove; expected one outside its results",
+                code="CF-008",
+                title="Input lies among the results",
+                where=str(given),
+                fix="choose another output folder with -o, or move the file first",
+            )
 
 
 def create_output_folder(out_dir: Path) -> Path:

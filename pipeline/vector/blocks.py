@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pipeline.grid import GeoBox, Window
-    from pipeline.vector.join import Regions
     from pipeline.vector.layer import Layer
     from pipeline.vector.rings import Ints
 
@@ -83,10 +82,6 @@ class Tracing:
     def windows(self) -> list[Window]:
         """All tiles."""
         return list(iter_windows(self.geobox.shape, self.tile_hw))
-
-    def named(self, regions: Regions) -> Regions:
-        """Regions with their class, where the layer has but one."""
-        return regions if self.layer.value is None else regions.of_class(self.layer.value)
 
     @contextmanager
     def spool(self, name: str) -> Iterator[SpoolWriter]:
@@ -199,7 +194,8 @@ class _Course:
             self._tiles[number] = tiles
             self._advance(number)
 
-        return Piece(f"labels of block {number}", label_block, (self.tracing, *self._runs[number]), done)
+        run = self._runs[number]
+        return Piece(f"labels of block {number}", label_block, (self._reading(*run), *run), done)
 
     def survey_all(self) -> None:
         """Find what belongs together across all seams."""
@@ -212,7 +208,7 @@ class _Course:
         """A block all parts for which are there, else one that nobody has traced; None if the others must end first."""
         ready = next((block for block in self._parts if min(self._missing, default=block + 1) > block), None)
         if ready is not None:
-            arguments = (self.tracing, ready, self._parts.pop(ready))
+            arguments = (self._reading(0, 0), ready, self._parts.pop(ready))
             return Piece(f"regions that end in block {ready}", join_parts, arguments, self._count)
         if not self._waiting:
             return None
@@ -225,11 +221,12 @@ class _Course:
             self._count(traced)
             self._advance(number)
 
-        return Piece(f"regions of block {number}", trace_block, (self._own(number), self._block(number)), done)
+        tracing = self._reading(*self._runs[number])
+        return Piece(f"regions of block {number}", trace_block, (tracing, self._block(number)), done)
 
-    def _own(self, number: int) -> Tracing:
-        """Without what was sieved in other blocks."""
-        windows = self.tracing.windows[slice(*self._runs[number])]
+    def _reading(self, first: int, stop: int) -> Tracing:
+        """For a piece that reads the tiles from `first` to before `stop`: without what was sieved in others."""
+        windows = self.tracing.windows[first:stop]
         sieves = tuple({window: changes[window] for window in windows} for changes in self.tracing.layer.sieves)
         return dataclasses.replace(self.tracing, layer=dataclasses.replace(self.tracing.layer, sieves=sieves))
 
@@ -272,8 +269,8 @@ def trace_block(tracing: Tracing, block: Block) -> Traced:
     with tracing.layer.open() as layer, tracing.spool(f"{tracing.name}-{block.number}") as spool:
         sweep = Sweep.over(survey, due=block.due, nodes=tracing.nodes, measure=layer.measure)
         for number in range(block.first, block.stop):
-            spool.add(tracing.named(sweep.trace(number, layer.read)))
-        spool.add(tracing.named(sweep.finish(_WHOLE)))
+            spool.add(tracing.layer.named(sweep.trace(number, layer.read)))
+        spool.add(tracing.layer.named(sweep.finish(_WHOLE)))
     # Regions that fill a tile have no boundary in it, yet pixels that count.
     present = np.unique(
         np.concatenate([survey.regions_of(survey.tiles[number]) for number in range(block.first, block.stop)])
@@ -316,7 +313,7 @@ def join_parts(tracing: Tracing, due: int, blocks: Sequence[int]) -> Traced:
     facts.add(place, Facts(np.concatenate([tables["facts"] for tables in found])))
     parts = joined([_parts(tables, numbers) for tables in found])
     with tracing.spool(f"{tracing.name}-{due}-joined") as spool:
-        spool.add(tracing.named(assemble(parts, values, facts, shape_hw=tracing.geobox.shape)))
+        spool.add(tracing.layer.named(assemble(parts, values, facts, shape_hw=tracing.geobox.shape)))
     return Traced(spool.count)
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from pipeline.grid import Window
     from pipeline.vector.confidence import Probabilities
+    from pipeline.vector.join import Regions
     from pipeline.vector.mosaic import MaskSource, Reader
     from pipeline.vector.rings import Ints
 
@@ -73,6 +74,10 @@ class Layer:
             for changes in self.sieves:
                 read = Sieved(read, changes)
             yield OpenLayer(read, self._measure(unsieved, mask.geobox.shape, kept))
+
+    def named(self, regions: Regions) -> Regions:
+        """Regions with their class, where the layer has but one."""
+        return regions if self.value is None else regions.of_class(self.value)
 
     def _reader(self, mask: MaskSource) -> Reader:
         if self.value is not None:

@@ -87,7 +87,7 @@ class Tracer:
                     opened.read, self.geobox.shape, tile_hw=self.tile_hw, nodes=self.nodes, measure=opened.measure,
                     progress=tell,
                 ):  # fmt: skip
-                    spool.add(regions if layer.value is None else regions.of_class(layer.value))
+                    spool.add(layer.named(regions))
         spool.close()
         return spool.path
 

@@ -101,7 +101,7 @@ def test_a14_a_task_whose_time_is_over_goes_back_into_the_queue_and_continues(tm
     ("options", "warning_s"),
     [
         ("", 120), ("--time=1", 20), ("--time=90", 120), ("--time=3:30", 70), ("--time=0:00:45", 15),
-        ("--time=1-0", 120), ("--time=0-0:05", 100), ("--time=5 --time=UNLIMITED", 120), ("--time=0", 1),
+        ("--time=1-0", 120), ("--time=0-0:05", 100), ("--time=5 --time=UNLIMITED", 120), ("--time=0", 1), ("-t1", 20),
     ],
 )  # fmt: skip
 def test_a_short_task_is_warned_in_its_last_third(known: Known, tmp_path: Path, options: str, warning_s: int) -> None:

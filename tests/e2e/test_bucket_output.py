@@ -15,7 +15,6 @@ from pipeline.bucket import Bucket
 from pipeline.errors import InfrastructureError, OutputError, UsageError
 from pipeline.run.events import StageStarted
 from pipeline.run.output import BucketOutput, output_at
-from pipeline.run.settings import make_settings
 from pipeline.store.object_lock import BucketLock
 from tests.commands import Cli, assert_block
 from tests.infra.fault_proxy import FaultProxy
@@ -177,6 +176,8 @@ def test_the_old_record_goes_first_and_the_new_one_comes_last(folder: Path, pref
 def test_a_scene_among_the_results_is_refused(folder: Path, prefix: str, endpoint: str) -> None:
     with pytest.raises(UsageError, match="CF-008"):
         sm.segment(f"{prefix}/mask.tif", folder / "model", prefix, endpoint=endpoint)
+    with pytest.raises(UsageError, match="CF-008"):
+        sm.segment([folder / "scene.tif", f"{prefix}/mask.tif"], folder / "model", prefix, endpoint=endpoint)
 
 
 @pytest.mark.parametrize("out", ["https://host/out", "gs://bucket/out", "s3://x/out"])
@@ -188,7 +189,7 @@ def test_other_places_cannot_be_written(folder: Path, out: str, cli: Cli) -> Non
 
 def test_the_same_command_finds_its_folder_and_another_endpoint_does_not(tmp_path: Path) -> None:
     def made(place: str, **options: Any) -> Path:
-        output = output_at(place, make_settings({"scratch": tmp_path, **options}))
+        output = output_at(place, Access(**options), tmp_path)
         assert isinstance(output, BucketOutput)
         return output.folder
 
