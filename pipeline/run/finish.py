@@ -90,7 +90,6 @@ class Finisher:
 
     def run(self) -> Finished:
         """All files but run.json."""
-        self._source = self._choose_source()
         with ThreadPoolExecutor(1) as aside:
             scene_picture = aside.submit(Picture.of(self.scene).assemble, self.store.place)  # while the mask is written
             self._stage("mask", self._masks)
@@ -130,6 +129,7 @@ class Finisher:
         return self.staging.path(name)
 
     def _masks(self) -> None:
+        self._source = self._choose_source()
         common: dict[str, Any] = {
             "tiles": self._source.tiles,
             "geobox": self._source.geobox,

@@ -144,13 +144,14 @@ class _Cluster:
         admit(connection, self._settings, engine=ongoing.plan.engine, seen=(ongoing.store.place,))
         return connection
 
-    def hands(self, watch: Watch) -> Hands | None:
+    def hands(self, watch: Watch, *, device: str) -> Hands | None:
         """The workers for polygons, where they are processes of this machine; others are let go.
 
-        While masks are written workers have nothing to do; those on other hosts are better given back.
+        While masks are written workers have nothing to do; those on other hosts are better given back. Those that hold
+        a GPU's memory too: windows are verified there.
         """
         connection = self._connection
-        if connection is None or connection.in_process or not self._settings.vectors:
+        if connection is None or connection.in_process or not self._settings.vectors or device != "cpu":
             return None
         return hands_on(connection, watch=watch) if on_this_machine(self._settings) else None
 
@@ -166,7 +167,7 @@ def _locked(
             run.tell(Notice(text=warning))
         _infer(ongoing, cluster, stop)
         stop.raise_if_set("all tiles are kept")
-        hands = cluster.hands(_watch(ongoing, stop))
+        hands = cluster.hands(_watch(ongoing, stop), device=ongoing.plan.engine.device)
         if hands is None:
             stack.close()
         staging = output.staging()
