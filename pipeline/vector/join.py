@@ -17,7 +17,7 @@ import numpy as np
 from pipeline.grid import Window, iter_windows
 from pipeline.vector.facts import Facts
 from pipeline.vector.rings import as_polygons, take_ragged
-from pipeline.vector.seams import NONE, Cells, Survey
+from pipeline.vector.seams import NONE, Survey
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.vector.facts import Measure
+    from pipeline.vector.pieces import Cells
     from pipeline.vector.rings import Geometries, Ints, Rings
 
 
@@ -108,13 +109,13 @@ class Sweep:
 
     def trace(self, number: int, read: Callable[[Window], Cells]) -> Regions:
         """Walk a tile; regions that touch no seam are finished."""
-        from pipeline.vector import kernels  # noqa: PLC0415 - see `label_cells`
+        from pipeline.vector import boundary_kernels  # noqa: PLC0415 - Numba takes half a second to import
 
         window = self.survey.tiles[number].window
         apron, values, regions, labels = self.survey.labelled(number, read)
         facts = Facts.none_yet(len(values)) if self.measure is None else self.measure(window, apron, len(values))
         self.facts.add(regions, facts.of(labels))
-        corners, chains, rings = kernels.trace(apron, self.nodes)
+        corners, chains, rings = boundary_kernels.trace(apron, self.nodes)
         region_of = np.full(len(values), NONE)
         region_of[labels] = regions
         starts = np.concatenate([[0], chains[:, 0], rings[:, 0]])
@@ -138,7 +139,7 @@ class Sweep:
         ring_labels, ring_pieces = rings[~waits, 1], ring_pieces[~waits]
         order = np.argsort(ring_labels, kind="stable")  # the first ring of a label is its exterior
         one_each, origin_xy = np.arange(len(order) + 1), (window.col_off - 1, window.row_off - 1)
-        coords, offsets = kernels.close_rings(corners, ring_pieces[order], one_each, line, origin_xy)
+        coords, offsets = boundary_kernels.close_rings(corners, ring_pieces[order], one_each, line, origin_xy)
         outlines, whole = as_polygons(coords, offsets, ring_labels[order]), np.unique(ring_labels)
         return Regions(rings=outlines, values=values[whole], facts=facts.of(whole))
 
@@ -202,10 +203,10 @@ def assemble(whole: Parts, values: Ints, facts: Facts, *, shape_hw: tuple[int, i
         facts: Of each region.
         shape_hw: Height and width of the mask.
     """
-    from pipeline.vector import kernels  # noqa: PLC0415 - see `label_cells`
+    from pipeline.vector import boundary_kernels  # noqa: PLC0415 - see `Sweep.trace`
 
     following = _followers(whole.first_keys, whole.next_keys)
-    members, ends = kernels.cycles(following)
+    members, ends = boundary_kernels.cycles(following)
     firsts = np.concatenate([np.zeros(1, np.int64), ends])[: len(ends)]
     pieces = np.concatenate([whole.chains[members], whole.rings])
     num_pieces = np.concatenate([ends - firsts, np.ones(len(whole.rings), np.int64)])
@@ -216,7 +217,7 @@ def assemble(whole: Parts, values: Ints, facts: Facts, *, shape_hw: tuple[int, i
     order = np.lexsort((lowest, regions))
     sorted_pieces = take_ragged(pieces, np.stack([starts, num_pieces], axis=1)[order])
     rings = np.concatenate([[0], np.cumsum(num_pieces[order])])
-    coords, offsets = kernels.close_rings(whole.corners, sorted_pieces, rings, shape_hw[1] + 2, (-1, -1))
+    coords, offsets = boundary_kernels.close_rings(whole.corners, sorted_pieces, rings, shape_hw[1] + 2, (-1, -1))
     found = np.unique(regions)
     return Regions(rings=as_polygons(coords, offsets, regions[order]), values=values[found], facts=facts.of(found))
 
