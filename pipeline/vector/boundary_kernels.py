@@ -11,6 +11,7 @@ it `d + 2` on its own side and `d + 1` on the other.
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     Table = NDArray[np.int32]
 
 _SOUTH = 1
-_UPPER, _LOWER, _LEFT, _RIGHT = 0b0011, 0b1100, 0b1001, 0b0110
-"""Quadrants, a bit for each."""
 _HEAD = -1
 """Where a node lies that is no vertex but leads to the first of a chain; and where one lies that was taken."""
 
@@ -54,86 +53,192 @@ def _busy_corners(above: Int32s, below: Int32s, rim: bool, busy: NDArray[np.uint
     return int(numbers_of(busy, found))
 
 
-@compiled
-def _link(apron: Table, nodes: bool) -> Any:  # noqa: C901, FBT001, PLR0912 - a call for each corner costs as much again
-    """All vertices in one pass over the corners, row by row, each linked to the one that follows on its boundary.
+def _onward(around: Any, direction: int, nodes: bool) -> tuple[int, int, bool]:  # noqa: FBT001
+    """How a boundary that arrives at a corner goes on: (quadrant of its pixel then, direction, whether at a vertex).
 
-    A vertex waits for the next one where its boundary leads on to the east or south; where the boundary comes from there,
-    the corner to the east or south waits for it.
+    Args:
+        around: Labels of the four quadrants.
+        direction: In which it arrives.
+        nodes: See `trace`.
+    """
+    own, beside, ahead = around[(direction + 3) & 3], (direction + 1) & 3, (direction + 2) & 3
+    if around[beside] == own:  # an inner corner, or the region touches itself: on to the other pixel
+        return beside, (direction + 3) & 3, True
+    if around[ahead] == own:
+        return ahead, direction, nodes and around[beside] != around[direction]
+    return (direction + 3) & 3, (direction + 1) & 3, True
+
+
+def _pattern(nw: int, ne: int, se: int, sw: int) -> int:
+    """All that matters of the labels around a corner: which are equal, and which are none."""
+    return (
+        (nw == ne) | (ne == se) << 1 | (se == sw) << 2 | (sw == nw) << 3 | (nw == se) << 4 | (ne == sw) << 5
+        | (nw == 0) << 6 | (ne == 0) << 7 | (se == 0) << 8 | (sw == 0) << 9
+    )  # fmt: skip
+
+
+def _vertices_of_patterns(*, nodes: bool) -> tuple[Int64s, Table]:
+    """(where the vertices of each pattern begin, and end; directions in which each is reached and left)."""
+    found: dict[int, list[tuple[int, int]]] = {}
+    for around in itertools.product(range(5), repeat=4):
+        passed = [
+            (direction, *_onward(around, direction, nodes))
+            for direction in range(4)
+            if around[(direction + 3) & 3] not in (0, around[direction])
+        ]
+        found[_pattern(*around)] = [(direction, onward) for direction, _, onward, vertex in passed if vertex]
+    in_order = [found.get(pattern, []) for pattern in range(1 << 10)]
+    ends = np.cumsum([0] + [len(some) for some in in_order])
+    return ends, np.array([pair for some in in_order for pair in some], np.int32)
+
+
+_TURNS, _TURNS_AND_NODES = _vertices_of_patterns(nodes=False), _vertices_of_patterns(nodes=True)
+_onward_compiled, _pattern_compiled = compiled(_onward), compiled(_pattern)
+
+_EAST, _WEST, _NOWHERE, _COLUMNS = range(4)
+"""What waits at a corner for the next one, by the direction that it leads in: places among the links. East: the last
+vertex of what leads on to there. West: the vertex that what comes from there will lead to. Then the same for each
+column, south and north; then the nodes."""
+
+
+@compiled
+def _link_inside(
+    lines: Table, found: Int32s, corner: int, links: Int32s, position: Int32s, count: int, table: Any
+) -> int:
+    """Link the vertices at some corners of a row, all four pixels around which are of the block.
+
+    Without a branch for each kind of corner: processors guess wrong at every second one.
+
+    Args:
+        lines: Labels above and below, `(2, x)`.
+        found: Columns of the corners.
+        corner: Number of the first corner of the row.
+        links: The node after each node, and what waits, see `_COLUMNS`. Written.
+        position: Corner of each node. Written.
+        count: Nodes so far, and places for what waits.
+        table: See `_vertices_of_patterns`.
+
+    Returns:
+        `count` with the new ones.
+    """
+    ends, vertices = table
+    reached, left, onto = np.empty(4, np.int32), np.zeros(4, np.int32), np.empty(4, np.int32)
+    reached[2], onto[0], onto[2], onto[3] = _WEST, _EAST, _NOWHERE, _NOWHERE
+    for number in range(len(found)):
+        col = found[number]
+        pattern = _pattern_compiled(lines[0, col], lines[0, col + 1], lines[1, col + 1], lines[1, col])
+        south = _COLUMNS + 2 * col
+        reached[0], reached[1], reached[3] = links[_EAST], links[south], south + 1
+        left[2], left[3], onto[1] = links[_WEST], links[south + 1], south
+        for vertex in range(ends[pattern], ends[pattern + 1]):
+            direction, onward = vertices[vertex, 0], vertices[vertex, 1]
+            position[count] = corner + col
+            links[reached[direction]] = count
+            links[count] = left[onward]
+            links[onto[onward]] = count
+            count += 1
+    return count
+
+
+@compiled
+def _link_rim(
+    apron: Table, row: int, col: int, links: Int32s, position: Int32s, counts: Int64s, heads: Int64s, ends: Int64s,
+    nodes: bool,  # noqa: FBT001
+) -> None:  # fmt: skip
+    """The same at a corner at the rim of the block, where boundaries enter and leave it.
+
+    Args:
+        apron: See `trace`.
+        row: Of the corner.
+        col: Of the corner.
+        links: See `_link_inside`. Written.
+        position: Written.
+        counts: Nodes, heads and ends. Written.
+        heads: See `_link`. Written.
+        ends: See `_link`. Written.
+        nodes: See `trace`.
+    """
+    height, line = apron.shape[0] - 2, apron.shape[1]
+    pixel, south = row * line + col, _COLUMNS + 2 * col
+    around = (apron[row, col], apron[row, col + 1], apron[row + 1, col + 1], apron[row + 1, col])
+    pixels = (pixel, pixel + 1, pixel + line + 1, pixel + line)
+    inside = (
+        row > 0 and col > 0,
+        row > 0 and col < line - 2,
+        row < height and col < line - 2,
+        row < height and col > 0,
+    )
+    waiting = (links[_EAST], links[south], links[_WEST], links[south + 1])
+    places = (_EAST, south, _WEST, south + 1)
+    for direction in range(4):
+        right = (direction + 3) & 3
+        if around[right] == 0 or around[right] == around[direction]:
+            continue
+        quadrant, onward, vertex = _onward_compiled(around, direction, nodes)
+        comes, goes = inside[right], inside[quadrant]
+        if not (comes or goes) or (comes and goes and not vertex):
+            continue
+        node = leads_to = counts[0]
+        if not goes:
+            end = ends[counts[2]]
+            end[0], end[1] = pixels[quadrant], onward
+            counts[2] += 1
+            links[node] = -counts[2]
+            leads_to = node if vertex else -counts[2]
+        elif not comes:
+            head = heads[counts[1]]
+            head[0], head[1], head[2] = node, pixels[quadrant], onward
+            counts[1] += 1
+        if comes:
+            links[waiting[direction] if direction <= _SOUTH else places[direction]] = leads_to
+        if goes and onward <= _SOUTH:
+            links[places[onward]] = node
+        elif goes:
+            links[node] = waiting[onward]
+        if leads_to == node:
+            position[node] = pixels[2] if comes else _HEAD
+            counts[0] += 1
+
+
+@compiled
+def _link(apron: Table, nodes: bool, table: Any) -> Any:  # noqa: FBT001
+    """All vertices in one pass over the corners, row by row, each linked to the one that follows on its boundary.
 
     Args:
         apron: See `trace`.
         nodes: See `trace`.
+        table: See `_vertices_of_patterns`.
 
     Returns:
-        (corner of each node, or `_HEAD`; the node after each, or -1 minus a number among the ends; heads of chains
-        `(chain, 3)`: node, pixel and direction of the first crack; ends of chains `(chain, 2)`: pixel and direction of
-        the crack after the last).
+        (first node; corner of each node, or `_HEAD`, up to the last one; the node after each, or -1 minus a number
+        among the ends; heads of chains `(chain, 3)`: node, pixel and direction of the first crack; ends of chains
+        `(chain, 2)`: pixel and direction of the crack after the last).
     """
     height, width = apron.shape[0] - 2, apron.shape[1] - 2
-    line, labels = width + 2, apron.ravel()
-    quadrants = np.array([0, 1, line + 1, line])
+    line, first = width + 2, _COLUMNS + 2 * (width + 1)
     busy, found = np.empty(width + 1, np.uint8), np.empty(width + 1, np.int32)
-    position, following = np.empty(8 * (width + 513), np.int32), np.empty(8 * (width + 513), np.int32)
-    heads, ends = np.empty((64, 3), np.int64), np.empty((64, 2), np.int64)
-    waiting = np.empty((4, width + 1), np.int32)  # by direction, and by column where that is south or north
-    before, around = np.empty(4, np.int32), np.empty(4, np.int32)
-    count = num_heads = num_ends = 0
+    links, position = np.empty(first + 4096, np.int32), np.empty(first + 4096, np.int32)
+    rim = 8 * (height + width + 2)  # four boundaries arrive at most at a corner
+    heads, ends = np.empty((rim, 3), np.int64), np.empty((rim, 2), np.int64)
+    counts = np.array([first, 0, 0])
     for row in range(height + 1):
-        while count + 4 * (width + 1) > len(position):
-            position, following = longer(position), longer(following)
-        rows_inside = (_UPPER if row > 0 else 0) | (_LOWER if row < height else 0)
-        rim = rows_inside != _UPPER | _LOWER
-        for number in range(_busy_corners(apron[row], apron[row + 1], rim, busy, found)):
-            col = found[number]
-            inside = rows_inside & ((_LEFT if col > 0 else 0) | (_RIGHT if col < width else 0))
-            pixel = row * line + col
-            for side in range(4):
-                around[side] = labels[pixel + quadrants[side]]
-                before[side] = waiting[side, col if side & 1 else 0]
-            for direction in range(4):
-                own, other = around[(direction + 3) & 3], around[direction]
-                if own == 0 or own == other:  # noqa: PLR1714 - as Numba reads it
-                    continue
-                ahead, beside = (direction + 2) & 3, (direction + 1) & 3
-                quadrant, onward, vertex = (direction + 3) & 3, (direction + 1) & 3, True  # an outer corner
-                if around[beside] == own:  # an inner corner, or the region touches itself: on to the other pixel
-                    quadrant, onward = beside, (direction + 3) & 3
-                elif around[ahead] == own:
-                    quadrant, onward, vertex = ahead, direction, nodes and around[beside] != other
-                comes, goes = inside >> ((direction + 3) & 3) & 1, inside >> quadrant & 1
-                if not (comes or goes) or (comes and goes and not vertex):
-                    continue
-                leads_to = count
-                if not goes:
-                    if num_ends == len(ends):
-                        ends = longer(ends)
-                    ends[num_ends, 0], ends[num_ends, 1] = pixel + quadrants[quadrant], onward
-                    num_ends += 1
-                    following[count] = -num_ends
-                    leads_to = count if vertex else -num_ends
-                elif not comes:
-                    if num_heads == len(heads):
-                        heads = longer(heads)
-                    head = heads[num_heads]
-                    head[0], head[1], head[2] = count, pixel + quadrants[quadrant], onward
-                    num_heads += 1
-                if comes and direction <= _SOUTH:
-                    following[before[direction]] = leads_to
-                elif comes:
-                    waiting[direction, col if direction & 1 else 0] = leads_to
-                if goes and onward <= _SOUTH:
-                    waiting[onward, col if onward & 1 else 0] = count
-                elif goes:
-                    following[count] = before[onward]
-                if leads_to == count:
-                    position[count] = pixel + quadrants[2] if comes else _HEAD
-                    count += 1
-    return position[:count], following, heads[:num_heads], ends
+        while counts[0] + 4 * (width + 1) > len(links):
+            links, position = longer(links), longer(position)
+        at_rim = row in (0, height)
+        number = _busy_corners(apron[row], apron[row + 1], at_rim, busy, found)
+        if at_rim:
+            for corner in range(number):
+                _link_rim(apron, row, found[corner], links, position, counts, heads, ends, nodes)
+            continue
+        _link_rim(apron, row, 0, links, position, counts, heads, ends, nodes)
+        counts[0] = _link_inside(
+            apron[row : row + 2], found[1 : number - 1], (row + 1) * line + 1, links, position, counts[0], table
+        )
+        _link_rim(apron, row, width, links, position, counts, heads, ends, nodes)
+    return first, position[: counts[0]], links, heads[: counts[1]], ends
 
 
-@compiled
-def trace(apron: Table, nodes: bool) -> Any:  # noqa: FBT001
+def trace(apron: Table, *, nodes: bool) -> tuple[Int32s, Int64s, Int64s]:
     """Boundaries of a block's labels.
 
     Args:
@@ -149,9 +254,16 @@ def trace(apron: Table, nodes: bool) -> Any:  # noqa: FBT001
         at their first corner, row by row, and are not closed; the first of a label is its exterior, if the label has
         no chain.
     """
+    corners, chains, rings = _trace(apron, nodes, _TURNS_AND_NODES if nodes else _TURNS)
+    return corners, chains, rings
+
+
+@compiled
+def _trace(apron: Table, nodes: bool, table: Any) -> Any:  # noqa: FBT001
+    """See `trace` and `_link`."""
     line, labels = apron.shape[1], apron.ravel()
-    position, following, heads, ends = _link(apron, nodes)
-    corners = np.empty(len(position), np.int32)
+    first, position, following, heads, ends = _link(apron, nodes, table)
+    corners = np.empty(len(position) - first, np.int32)
     chains, rings = np.empty((len(heads), 6), np.int64), np.empty((64, 2), np.int64)
     used = num_rings = 0
     for number in range(len(heads)):
@@ -159,7 +271,7 @@ def trace(apron: Table, nodes: bool) -> Any:  # noqa: FBT001
         used, end = _take(position, following, following[head[0]], corners, used)
         chain[0], chain[1], chain[2], chain[3] = used, labels[head[1]], head[1], head[2]
         chain[4], chain[5] = ends[-1 - end, 0], ends[-1 - end, 1]
-    for start in range(len(position)):
+    for start in range(first, len(position)):
         corner = position[start]
         if corner == _HEAD:
             continue

@@ -115,7 +115,7 @@ class Sweep:
         apron, values, regions, labels = self.survey.labelled(number, read)
         facts = Facts.none_yet(len(values)) if self.measure is None else self.measure(window, apron, len(values))
         self.facts.add(regions, facts.of(labels))
-        corners, chains, rings = boundary_kernels.trace(apron, self.nodes)
+        corners, chains, rings = boundary_kernels.trace(apron, nodes=self.nodes)
         region_of = np.full(len(values), NONE)
         region_of[labels] = regions
         starts = np.concatenate([[0], chains[:, 0], rings[:, 0]])
@@ -138,9 +138,11 @@ class Sweep:
                 self.waiting.setdefault(due, []).append(numbered)
         ring_labels, ring_pieces = rings[~waits, 1], ring_pieces[~waits]
         order = np.argsort(ring_labels, kind="stable")  # the first ring of a label is its exterior
+        ring_labels, ring_pieces = ring_labels[order], ring_pieces[order]
         one_each, origin_xy = np.arange(len(order) + 1), (window.col_off - 1, window.row_off - 1)
-        coords, offsets = boundary_kernels.close_rings(corners, ring_pieces[order], one_each, line, origin_xy)
-        outlines, whole = as_polygons(coords, offsets, ring_labels[order]), np.unique(ring_labels)
+        coords, offsets = boundary_kernels.close_rings(corners, ring_pieces, one_each, line, origin_xy)
+        outlines = as_polygons(coords, offsets, ring_labels)
+        whole = ring_labels[outlines.polygon_offsets[:-1]]
         return Regions(rings=outlines, values=values[whole], facts=facts.of(whole))
 
     def _in_scene(self, numbers: NDArray[np.integer[Any]], line: int, window: Window) -> Ints:
