@@ -233,8 +233,8 @@ def _village(seed: int) -> Mask:
     """Turned houses, some of which touch or nearly do; two classes, and ground of a third where there is one."""
     rng = np.random.default_rng(seed)
     houses = [
-        _turned(shapely.box(x, y, x + rng.integers(6, 16), y + rng.integers(6, 16)), float(rng.integers(0, 90)))
-        for x, y in rng.integers(10, 190, (14, 2))
+        _turned(shapely.box(x, y, x + rng.integers(4, 14), y + rng.integers(4, 14)), float(rng.integers(0, 90)))
+        for x, y in rng.integers(10, 190, (40, 2))
     ]
     return np.where((burnt := _burnt(houses)) == NODATA, NODATA, burnt % 2).astype(np.uint8)
 
