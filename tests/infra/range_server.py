@@ -90,7 +90,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault == "redirect":
             self._send(302, b"", {"Location": self.server.target} if self.server.target else {})
         elif fault in _STATUS or not path.is_file():
-            self._send(int(fault or 404), b"no" if with_body else b"")
+            self._send(int(fault if fault in _STATUS else 404), b"no" if with_body else b"")
         else:
             with contextlib.suppress(ConnectionError):
                 self._send_file(path, fault, with_body=with_body)
