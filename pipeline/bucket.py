@@ -213,8 +213,8 @@ _KEYS = {
     "s3": "check AWS_PROFILE or AWS_ACCESS_KEY_ID and AWS_REGION; public buckets: AWS_NO_SIGN_REQUEST=YES; where the "
     "reader pays: AWS_REQUEST_PAYER=requester",
     "gs": "check GOOGLE_APPLICATION_CREDENTIALS; without it requests are unsigned, as for public buckets",
-    "az": "check AZURE_STORAGE_ACCOUNT and AZURE_STORAGE_ACCESS_KEY or AZURE_STORAGE_SAS_TOKEN; without a key requests "
-    "are unsigned, as for public containers",
+    "az": "check AZURE_STORAGE_CONNECTION_STRING, or AZURE_STORAGE_ACCOUNT with AZURE_STORAGE_ACCESS_KEY or "
+    "AZURE_STORAGE_SAS_TOKEN; without a key requests are unsigned, as for public containers",
 }
 
 

@@ -129,7 +129,7 @@ def with_servers(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--connect-timeout", metavar="S", help="Seconds until a connection must stand."),
         click.option("--retries", metavar="N", help="Further attempts where a server has a passing trouble."),
         click.option("--allow-loopback", is_flag=True, default=None, help="Follow web addresses to this machine."),
-        click.option("--endpoint", metavar="URL", help="Address of an S3-compatible service."),
+        click.option("--endpoint", metavar="URL", help="Address of a service in place of the cloud's own."),
     ):
         option(with_access)
     return with_access

@@ -136,7 +136,7 @@ def output_at(out_dir: str | Path | Location, access: Access, scratch: Path | st
     access = access.resolved()
     place = parse_location(out_dir, schemes=("s3",))
     bucket = Bucket(place.host, access)
-    identity = hashlib.sha256(f"{access.endpoint} {place}".encode()).hexdigest()[:16]
+    identity = hashlib.sha256(f"{access.endpoint_of('s3')} {place}".encode()).hexdigest()[:16]
     name = re.sub(r"[^A-Za-z0-9-]+", "-", place.name or place.host)[:40].strip("-")
     folder = private_folder(_working_root(scratch) / f"{name}-{identity}", option="--scratch")
     return BucketOutput(place, folder, bucket, shared=isinstance(scratch, str))

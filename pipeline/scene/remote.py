@@ -109,7 +109,7 @@ class RemoteFile:
         location = self._ask(0, 1).location
         bucket = f"/vsi{location.scheme}/{location.host}/{location.key}"
         kind = bucket if location.scheme in BUCKETS else f"/vsicurl/{location.url}"
-        identity = f"{self.access.endpoint} {kind}"
+        identity = f"{self.access.endpoint_of(location.scheme)} {kind}"
         anew = _versions.get(identity, version) != version
         _versions[identity] = version
         return open_dataset(kind, driver, self.access.gdal_options(location, anew=anew))
