@@ -277,8 +277,9 @@ class SegmentSettings(BaseModel):
     keep: bool = False
     """Keep the scratch store after success."""
     endpoint: str | None = None
-    """Address of a service that answers as S3 does, for all `s3://` addresses (`gs://`, `az://`: as Google or Azure do);
-    the cloud's own, or for S3 what AWS_ENDPOINT_URL says, if not given. Keys come from where each cloud's tools look."""
+    """Address of a service that answers as S3 does, for all `s3://` addresses (`gs://`, `az://`: as Google or Azure).
+    The cloud's own, or for S3 what AWS_ENDPOINT_URL says, if not given. Keys come from where each cloud's tools
+    look."""
     allow_loopback: bool = False
     """Follow web addresses that lead to this machine."""
     retries: int = Field(default=5, ge=0)
