@@ -24,6 +24,7 @@ from pipeline.vector.area import PixelAreas
 from pipeline.vector.facts import Facts
 from pipeline.vector.faults import disk_errors
 from pipeline.vector.join import Parts, Sweep, assemble, joined
+from pipeline.vector.pieces import Pieces
 from pipeline.vector.seams import Survey, Tile
 from pipeline.vector.spool import Smallest, SpoolWriter, refuse_too_many
 
@@ -256,7 +257,8 @@ def label_block(tracing: Tracing, first: int, stop: int) -> list[Tile]:
     """The tiles from `first` to before `stop`, with what is kept of their borders."""
     with tracing.layer.open() as layer:
         shape_hw = tracing.geobox.shape
-        return [Tile.of(window, layer.read, shape_hw, keep=False) for window in tracing.windows[first:stop]]
+        windows = tracing.windows[first:stop]
+        return [Tile.of(window, Pieces.of(layer.read(window)), shape_hw) for window in windows]
 
 
 def trace_block(tracing: Tracing, block: Block) -> Traced:
