@@ -20,7 +20,7 @@ _METAVARS = {
     "cluster": "NAME|ADDRESS|FILE.yaml", "vectors": "geojson,gpkg,fgb,parquet|none", "class_names": "NAMES",
     "scale": "NUMBERS", "offset": "NUMBERS", "mean": "NUMBERS", "std": "NUMBERS", "threshold": "NUMBERS",
     "halo_tolerance": "P", "stuck_after": "S", "max_flip": "SHARE",
-    "resolution": "native|model|METRES", "crs": "CRS", "align": "FILE", "rpc_height": "METRES",
+    "resolution": "native|model|METRES", "crs": "CRS", "align": "FILE", "rpc_height": "METRES", "rpc_dem": "FILE",
     "endpoint": "URL", "retries": "N", "connect_timeout": "S", "read_timeout": "S",
 }  # fmt: skip
 

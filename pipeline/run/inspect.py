@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 SCENE_SETTINGS = (
     "bands", "aoi", "mask_layer", "mask_values", "nodata", "assume_crs", "resampling", "resolution", "force_resolution",
-    "crs", "align", "warp_gcps", "rpc_height", "values", "trust_model",
+    "crs", "align", "warp_gcps", "rpc_height", "rpc_dem", "values", "trust_model",
     "endpoint", "allow_loopback", "retries", "connect_timeout", "read_timeout",
 )  # fmt: skip
 """Settings of `segment` that say what is read of a scene, and how."""

@@ -302,7 +302,7 @@ def _check_georeference(dataset: Any, path: Path | Location, *, allow_no_crs: bo
             code="IN-008",
             title="Rational polynomial coefficients only",
             where=str(path),
-            fix=f"--warp-gcps --rpc-height METRES; in hilly country: gdalwarp -rpc -to RPC_DEM=dem.tif '{path.name}' …",
+            fix="--warp-gcps --rpc-height METRES; in hilly country --rpc-dem FILE",
         )
 
 

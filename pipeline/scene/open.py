@@ -45,7 +45,9 @@ class Opening:
     warp_gcps: bool = False
     """Take scenes that only control points or RPCs place, on a grid in the CRS of these."""
     rpc_height_m: float | None = None
-    """Height of the ground above the ellipsoid, for RPCs."""
+    """Height of the ground above the ellipsoid, for RPCs; with a DEM what is added to its heights."""
+    rpc_dem: str | None = None
+    """Raster of heights of the ground, for RPCs."""
     class_numbers: bool = False
     """Take a palette image: its numbers are wanted as classes, not as measurements."""
 
@@ -179,10 +181,25 @@ def _open_warped(source: Any, opening: Opening) -> Scene:
 
     scene = open_one(source, replace(opening, allow_no_crs=True, assume_crs=None))
     if isinstance(scene, RasterScene) and scene.geobox.transform.is_identity:
-        warped = warped_by_reference(scene, height_m=opening.rpc_height_m, assume_crs=opening.assume_crs)
+        dem = None if opening.rpc_dem is None else _checked_dem(opening.rpc_dem)
+        warped = warped_by_reference(scene, height_m=opening.rpc_height_m, dem=dem, assume_crs=opening.assume_crs)
         if warped is not None:
             return warped
     return open_one(source, opening)
+
+
+def _checked_dem(path: str) -> str:
+    """The absolute path of what GDAL may open for heights: a raster of one band with a place on Earth."""
+    dem = open_raster(path, nodata=None, assume_crs=None, allow_no_crs=False)
+    if len(dem.bands) != 1:
+        raise InputError(
+            f"{dem.name} has {len(dem.bands)} bands, expected one of heights",
+            code="IN-062",
+            title="No heights",
+            where=dem.path,
+            fix="give a raster of heights in metres, such as a tile of the Copernicus DEM",
+        )
+    return dem.path
 
 
 def _refuse_palette(scene: RasterScene) -> None:

@@ -97,7 +97,13 @@ class Georeference:
     rpcs: Any = None
     """Coefficients, as rasterio reads them."""
     height_m: float = 0.0
-    """Of the ground, with RPCs."""
+    """Of the ground above the ellipsoid, with RPCs; with `dem` what is added to its heights."""
+    dem: str | None = None
+    """Raster of heights of the ground, with RPCs: absolute path."""
+
+    def rpc_options(self) -> dict[str, Any]:
+        """As GDAL's transformer takes them."""
+        return {"RPC_HEIGHT": self.height_m, **({"RPC_DEM": self.dem} if self.dem else {})}
 
     def control_points(self) -> list[GroundControlPoint]:
         """As rasterio takes them, which cannot be compared or hashed."""
@@ -237,14 +243,13 @@ def _pixels_of(source: Affine | Georeference, xs: NDArray[Any], ys: NDArray[Any]
         cols, rows = ~source @ (xs, ys)
         return np.asarray(rows), np.asarray(cols)
     with _transformer(source) as transformer:
-        zs = np.full(xs.shape, source.height_m)
-        rows, cols = transformer.rowcol(xs, ys, zs=zs, op=np.asarray)
+        rows, cols = transformer.rowcol(xs, ys, op=np.asarray)  # no zs: they would be added to the height
     return np.asarray(rows, np.float64), np.asarray(cols, np.float64)
 
 
 def _transformer(source: Georeference) -> Any:
     if source.rpcs is not None:
-        return RPCTransformer(source.rpcs, rpc_height=source.height_m)
+        return RPCTransformer(source.rpcs, **source.rpc_options())
     return GCPTransformer(source.control_points())
 
 

@@ -121,8 +121,16 @@ def rescaled(geobox: GeoBox, factor: float) -> GeoBox:
     return GeoBox(shape=(height, width), transform=geobox.transform @ Affine.scale(factor), crs_wkt=geobox.crs_wkt)
 
 
-def warped_by_reference(scene: RasterScene, *, height_m: float | None, assume_crs: str | None = None) -> Scene | None:
+def warped_by_reference(
+    scene: RasterScene, *, height_m: float | None, dem: str | None = None, assume_crs: str | None = None
+) -> Scene | None:
     """A scene that only control points or RPCs place, on a grid in their CRS; None where it has neither.
+
+    Args:
+        scene: As it is stored.
+        height_m: Of the ground, for RPCs; with `dem` what is added to its heights.
+        dem: Raster of heights that a look has been taken at.
+        assume_crs: Of control points whose CRS the file does not tell.
 
     Raises:
         InputError: IN-008, RPCs, and nobody said how high the ground lies.
@@ -135,15 +143,17 @@ def warped_by_reference(scene: RasterScene, *, height_m: float | None, assume_cr
             crs_wkt=wkt_of(crs), gcps=tuple((float(p.row), float(p.col), p.x, p.y, p.z or 0.0) for p in points)
         )
     elif dataset.rpcs is not None:
-        if height_m is None:
+        if height_m is None and dem is None:
             raise InputError(
                 f"{scene.name} is placed by rational polynomial coefficients, which need the height of the ground",
                 code="IN-008",
                 title="Rational polynomial coefficients only",
                 where=scene.path,
-                fix="add --rpc-height METRES above the ellipsoid; in hilly country: gdalwarp -rpc -to RPC_DEM=dem.tif",
+                fix="add --rpc-height METRES above the ellipsoid, or in hilly country --rpc-dem FILE",
             )
-        reference = Georeference(crs_wkt=wkt_of(CRS.from_epsg(4326)), rpcs=dataset.rpcs, height_m=height_m)
+        reference = Georeference(
+            crs_wkt=wkt_of(CRS.from_epsg(4326)), rpcs=dataset.rpcs, height_m=height_m or 0.0, dem=dem
+        )
     else:
         return None
     plain = replace(scene, warnings=tuple(text for text in scene.warnings if text != IGNORED))
@@ -181,7 +191,7 @@ def _default_grid(part: Part, wkt: str) -> GeoBox:
     else:
         source = CRS.from_wkt(reference.crs_wkt)
         where = (
-            {"rpcs": reference.rpcs, "RPC_HEIGHT": reference.height_m}
+            {"rpcs": reference.rpcs, **reference.rpc_options()}
             if reference.rpcs is not None
             else {"gcps": reference.control_points()}
         )
