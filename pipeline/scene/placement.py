@@ -17,9 +17,11 @@ import numpy as np
 import pyproj
 from affine import Affine
 from rasterio.control import GroundControlPoint
+from rasterio.errors import TransformWarning
 from rasterio.transform import GCPTransformer, RPCTransformer
 
 from pipeline.scene.crs import same_wkt
+from pipeline.scene.datasets import silenced
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -223,7 +225,10 @@ def _largest_error(warped: Warped, target: GeoBox) -> float:
             guess = warped.positions(Window(row_off=row, col_off=col, height=1, width=1))
             exact = warped.at(np.array([[row + 0.5]]), np.array([[col + 0.5]]))
             error = max(abs(float(g[0, 0] - e[0, 0])) for g, e in zip(guess, exact, strict=True))
-            worst = max(worst, error if math.isfinite(error) else 0.0)
+            if not math.isfinite(error):  # beyond the edge of the world, or of a model of heights within the scene
+                has_heights = isinstance(warped.source, Georeference) and warped.source.dem is not None
+                error = math.inf if has_heights and np.isfinite(exact).all() else 0.0
+            worst = max(worst, error)
     return worst
 
 
@@ -242,9 +247,11 @@ def _pixels_of(source: Affine | Georeference, xs: NDArray[Any], ys: NDArray[Any]
     if isinstance(source, Affine):
         cols, rows = ~source @ (xs, ys)
         return np.asarray(rows), np.asarray(cols)
-    with _transformer(source) as transformer:
+    with silenced(TransformWarning), _transformer(source) as transformer:  # it says what is infinite then
         rows, cols = transformer.rowcol(xs, ys, op=np.asarray)  # no zs: they would be added to the height
-    return np.asarray(rows, np.float64), np.asarray(cols, np.float64)
+    found = np.array([rows, cols], np.float64)
+    found[:, ~np.isfinite(found).all(axis=0)] = np.nan
+    return found[0], found[1]
 
 
 def _transformer(source: Georeference) -> Any:

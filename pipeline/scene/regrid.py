@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from pipeline.grid import GeoBox
 from pipeline.scene.crs import parse_crs, same_wkt, wkt_of
 from pipeline.scene.datasets import GDAL_ERRORS, innermost_message
 from pipeline.scene.describe import ground_pixel_m
-from pipeline.scene.placement import Georeference
+from pipeline.scene.placement import Georeference, Warped, place
 from pipeline.scene.raster import IGNORED, RasterScene
 from pipeline.scene.sources import Part, SourcesScene
 
@@ -133,7 +134,7 @@ def warped_by_reference(
         assume_crs: Of control points whose CRS the file does not tell.
 
     Raises:
-        InputError: IN-008, RPCs, and nobody said how high the ground lies.
+        InputError: IN-008, RPCs, and nobody said how high the ground lies; IN-062, `dem` has no heights there.
     """
     dataset = scene.dataset()
     points, crs = dataset.gcps
@@ -160,7 +161,41 @@ def warped_by_reference(
     made = as_sources(plain)
     part = replace(made.parts[0], reference=reference)
     made = replace(made, parts=(part,), kind="raster placed by control points" if points else "raster placed by RPCs")
-    return made.on_grid(grid_in([part], reference.crs_wkt))
+    made = made.on_grid(grid_in([part], reference.crs_wkt))
+    if dem is None:
+        return made
+    share = _share_with_heights(made, reference)
+    if share == 1:
+        return made
+    return replace(made, warnings=(*made.warnings, f"{Path(dem).name} has heights for {share:.0%} of the scene only."))
+
+
+def _share_with_heights(scene: SourcesScene, reference: Georeference) -> float:
+    """Share of places in the scene, spread over it, for which a model of heights has some.
+
+    Raises:
+        InputError: IN-062, none.
+    """
+    (part,) = scene.parts
+    rows, cols = (np.linspace(0.5, n - 0.5, 32) for n in scene.geobox.shape)
+    grid = np.broadcast_arrays(rows[:, None], cols[None, :])
+    found = []
+    for one in (reference, replace(reference, dem=None)):
+        placed = place(scene.geobox, part.scene.geobox, reference=one)
+        assert isinstance(placed, Warped)
+        at = placed.at(*grid)
+        inside = [(at[k] >= 0) & (at[k] < n) for k, n in enumerate(part.scene.geobox.shape)]
+        found.append(np.isfinite(at[0]) if one is reference else inside[0] & inside[1])
+    covered, wanted = found
+    if not (covered & wanted).any():
+        raise InputError(
+            f"{Path(reference.dem or '').name} has no heights where {scene.name} lies",
+            code="IN-062",
+            title="No heights",
+            where=str(reference.dem),
+            fix="give a model of heights that covers the scene; compare both on a map",
+        )
+    return float((covered & wanted).sum() / wanted.sum())
 
 
 def grid_in(parts: Sequence[Part], wkt: str) -> GeoBox:

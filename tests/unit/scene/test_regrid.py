@@ -180,6 +180,13 @@ def test_c7_rpcs_over_hills_take_a_model_of_them(tmp_path: Path) -> None:
     before = scene.fingerprint()
     write_scene(dem, hills + 1, crs="EPSG:4326", transform=place)
     assert scene.fingerprint() != before
+    part = write_scene(tmp_path / "part.tif", hills, crs="EPSG:4326", transform=place @ Affine.translation(40, 0))
+    half = open_one(path, Opening(warp_gcps=True, rpc_dem=str(part)))
+    assert "of the scene only" in half.warnings[0]
+    assert 0.3 < (whole(half) != 0).mean() < 0.7
+    far = write_scene(tmp_path / "far.tif", hills, crs="EPSG:4326", transform=place @ Affine.translation(400, 0))
+    with pytest.raises(InputError, match="IN-062"):
+        open_one(path, Opening(warp_gcps=True, rpc_dem=str(far)))
     two = write_scene(tmp_path / "two.tif", np.concatenate([hills, hills]), crs="EPSG:4326", transform=place)
     for wrong, code in ((two, "IN-062"), (tmp_path / "none.tif", "IN-001")):
         with pytest.raises(InputError, match=code):
