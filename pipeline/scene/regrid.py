@@ -161,35 +161,31 @@ def warped_by_reference(
     made = as_sources(plain)
     part = replace(made.parts[0], reference=reference)
     made = replace(made, parts=(part,), kind="raster placed by control points" if points else "raster placed by RPCs")
-    made = made.on_grid(grid_in([part], reference.crs_wkt))
-    if dem is None:
-        return made
-    share = _share_with_heights(made, reference)
-    if share == 1:
-        return made
-    return replace(made, warnings=(*made.warnings, f"{Path(dem).name} has heights for {share:.0%} of the scene only."))
+    share = 1.0 if dem is None else _share_with_heights(part, reference)
+    if share < 1:
+        text = f"{Path(dem or '').name} has heights for {share:.0%} of the scene only; the rest is left out."
+        made = replace(made, warnings=(*made.warnings, text))
+    return made.on_grid(grid_in([part], reference.crs_wkt))
 
 
-def _share_with_heights(scene: SourcesScene, reference: Georeference) -> float:
-    """Share of places in the scene, spread over it, for which a model of heights has some.
+def _share_with_heights(part: Part, reference: Georeference) -> float:
+    """Share of places spread over a source for which its model of heights has some.
 
     Raises:
         InputError: IN-062, none.
     """
-    (part,) = scene.parts
-    rows, cols = (np.linspace(0.5, n - 0.5, 32) for n in scene.geobox.shape)
-    grid = np.broadcast_arrays(rows[:, None], cols[None, :])
-    found = []
-    for one in (reference, replace(reference, dem=None)):
-        placed = place(scene.geobox, part.scene.geobox, reference=one)
-        assert isinstance(placed, Warped)
-        at = placed.at(*grid)
-        inside = [(at[k] >= 0) & (at[k] < n) for k, n in enumerate(part.scene.geobox.shape)]
-        found.append(np.isfinite(at[0]) if one is reference else inside[0] & inside[1])
-    covered, wanted = found
+    flat = replace(reference, dem=None)
+    box, own = grid_in([replace(part, reference=flat)], reference.crs_wkt), part.scene.geobox
+    rows, cols = (np.linspace(0.5, n - 0.5, 32) for n in box.shape)
+    places = [place(box, own, reference=one) for one in (flat, reference)]
+    (down, along), (known, _) = (
+        one.at(*np.broadcast_arrays(rows[:, None], cols[None, :])) for one in places if isinstance(one, Warped)
+    )
+    wanted = (down >= 0) & (down < own.height) & (along >= 0) & (along < own.width)
+    covered = np.isfinite(known)
     if not (covered & wanted).any():
         raise InputError(
-            f"{Path(reference.dem or '').name} has no heights where {scene.name} lies",
+            f"{Path(reference.dem or '').name} has no heights where {part.scene.name} lies",
             code="IN-062",
             title="No heights",
             where=str(reference.dem),
