@@ -417,7 +417,7 @@ def _refuse_changed_scene(run: SceneRun) -> None:
         raise _changed("scene", run.scene.name)
     layer = run.limits.layer
     if layer is not None and layer.digest() != run.identity["settings"]["mask_layer"]:
-        raise _changed("mask layer", layer.layer.name)
+        raise _changed("mask layer", layer.placed.name)
 
 
 def _changed(what: str, where: str) -> OutputError:

@@ -145,6 +145,6 @@ def test_the_layers_of_a_product_are_found_by_name(safe: Path, pixels: dict[str,
     for name in ("SCL", "scl"):
         layer = open_quality_layer(scene, name, [4], access=None)
         assert not layer.mask(WHOLE).any()
-        assert layer.layer.geobox.shape == MIDDLE
+        assert layer.placed.parts[0].scene.geobox.shape == MIDDLE
     own = open_quality_layer(scene, "B02", [int(pixels["B02"][1][30, 30])], access=None)
     assert np.array_equal(own.mask(WHOLE), pixels["B02"][1] != pixels["B02"][1][30, 30])
