@@ -294,12 +294,6 @@ class SpoolReader:
         empty = np.empty(0, np.int64)
         return np.concatenate([empty, *(b.column(name).to_numpy() for b in self._batches)])
 
-    def whole(self) -> pa.Table:
-        """Everything in canonical order, in memory."""
-        if not self._batches:
-            return SCHEMA.empty_table()
-        return pa.Table.from_batches(self._batches).take(pa.array(self._order))
-
     def __enter__(self) -> Self:
         return self
 
@@ -373,6 +367,10 @@ class SpoolReader:
     def num_bytes(self) -> Ints:
         """Size of each polygon, in canonical order."""
         return self.column("num_bytes")[self._order]
+
+    def rows(self, numbers: Ints) -> NDArray[np.intp]:
+        """Rows of the spool, from canonical numbers."""
+        return np.asarray(self._order[numbers])
 
     def take(self, numbers: Ints) -> PolygonBatch:
         """Polygons by their canonical numbers, in the order given."""
