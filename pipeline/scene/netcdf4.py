@@ -61,11 +61,12 @@ class NetCdf4:
             UsageError: CF-053, the libraries are not installed.
         """
         h5netcdf, h5py = _libraries()
+        _close_files(but=self)
         if self.remote is None:
             file = h5py.File(self.path, "r", locking=False)
         else:
             file = h5py.File(BlockReader(self.remote, self.identity.size, version=self.identity.etag), "r")
-        _files.add(file)
+        _files[self] = file
         _refuse_other_files(file, self.path)
         return _largest(h5netcdf.File(file, "r"))
 
@@ -94,13 +95,21 @@ class NetCdf4:
         yield str(tuple(identify(self.path) if self.remote is None else identify_remote(self.remote)))
 
 
-_files: weakref.WeakSet[Any] = weakref.WeakSet()
-"""That are open. What HDF5 finds open at the end it closes when Python is gone already, and calls it for that."""
+_files: weakref.WeakValueDictionary[NetCdf4, Any] = weakref.WeakValueDictionary()
+"""That are open."""
+
+
+def _close_files(*, but: NetCdf4) -> None:
+    """Close other versions of a file: as long as one is open, HDF5 takes what is opened under its name for the same."""
+    for store, file in list(_files.items()):
+        if store.path == but.path and store != but:
+            file.close()
 
 
 @atexit.register
-def _close_files() -> None:
-    for file in list(_files):
+def _close_all() -> None:
+    """What HDF5 finds open at the end it closes when Python is gone already, and calls it for that."""
+    for file in list(_files.values()):
         file.close()
 
 

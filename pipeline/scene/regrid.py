@@ -106,6 +106,8 @@ def pixel_size_m(geobox: GeoBox) -> float | None:
     if sides is None:
         return None
     ground = math.sqrt(sides[0] * sides[1])
+    if not ground:  # beyond what PROJ can tell apart
+        return None
     crs = CRS.from_wkt(geobox.crs_wkt) if geobox.crs_wkt else None
     if crs is not None and crs.is_projected:
         nominal = math.sqrt(geobox.pixel_area) * float(crs.linear_units_factor[1])

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.fuzz.mutate import damage_json, damage_text, damage_tiff
+from tests.fuzz.mutate import damage_bytes, damage_json, damage_text, damage_tiff
 
 ROOT = Path(__file__).parents[2]
 
@@ -64,6 +64,17 @@ def _tiffs(folder: Path) -> list[bytes]:
                 file.build_overviews([2])
         made.append((folder / "seed.tif").read_bytes())
     return made
+
+
+def _netcdfs(folder: Path) -> list[bytes]:
+    from tests.unit.scene.test_gridded import dataset
+
+    made = []
+    for encoding in ({}, {"chunksizes": (16, 16), "zlib": True}, {"chunksizes": (50, 20), "fletcher32": True}):
+        dataset().to_netcdf(folder / "seed.nc", engine="h5netcdf", encoding={"red": encoding})
+        made.append((folder / "seed.nc").read_bytes())
+    dataset().astype("int16").assign_coords(dataset().coords).to_netcdf(folder / "seed.nc", engine="scipy")
+    return [*made, (folder / "seed.nc").read_bytes()]
 
 
 def _inspect(path: Path) -> object:
@@ -245,6 +256,7 @@ def _look_at_output(out: Path) -> object:
 
 TARGETS = {
     "tiff": Target(seeds=_tiffs, write=_writer("fuzzed.tif", damage_tiff), read=_inspect),
+    "netcdf": Target(seeds=_netcdfs, write=_writer("fuzzed.nc", damage_bytes), read=_inspect),
     "yaml": Target(seeds=_settings, write=_writer("fuzzed.yaml", damage_text), read=_read_settings),
     "csv": Target(seeds=lambda _: [_CSV], write=_writer("fuzzed.csv", damage_text), read=_collect),
     "stac": Target(seeds=_items, write=_writer("fuzzed.json", damage_json), read=_read_items),

@@ -95,6 +95,20 @@ def test_netcdf_of_either_order_of_rows_is_read_from_north_to_south(tmp_path: Pa
     assert scene.geobox.transform.almost_equals(NORTH_UP, 1e-6)
 
 
+def test_a_netcdf_file_that_is_written_anew_is_another_one(tmp_path: Path) -> None:
+    path = tmp_path / "scene.nc"
+    dataset().to_netcdf(path, engine="h5netcdf")
+    old = open_scene(path)
+    assert np.array_equal(old.read(WINDOW), DATA[:2, ROWS, COLS])
+    fresh = tmp_path / "fresh.nc"
+    dataset(values=DATA + 1, names=("red", "nir", "swir")).to_netcdf(fresh, engine="h5netcdf")
+    path.write_bytes(fresh.read_bytes())  # the same file for the system
+    new = open_scene(path)
+    assert np.array_equal(new.read(WINDOW), (DATA + 1)[:, ROWS, COLS])
+    with pytest.raises(InputError, match="IN-015"):
+        old.read(WINDOW)
+
+
 def test_a_projection_told_by_its_numbers_and_variables_in_a_group(tmp_path: Path) -> None:
     numbers = rasterio.crs.CRS.from_string("EPSG:3035").to_wkt()
     told = {key: value for key, value in pyproj.CRS.from_wkt(numbers).to_cf().items() if key != "crs_wkt"}
