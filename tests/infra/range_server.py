@@ -34,6 +34,8 @@ class RangeServer(ThreadingHTTPServer):
         self.fault = ""
         self.after, self.times = 0, 10**9
         self.target = ""
+        self.etags = True
+        """Whether it tells ETags; times are told in any case."""
         self.requests: list[tuple[str, str, str]] = []
         """Method, path with query, range."""
         self.guard = threading.Lock()
@@ -103,6 +105,8 @@ class _Handler(BaseHTTPRequestHandler):
             "Last-Modified": formatdate(path.stat().st_mtime, usegmt=True),
             "Accept-Ranges": "bytes",
         }
+        if not self.server.etags:
+            del headers["ETag"]
         if wanted is None or fault == "whole":
             self._send(200, data, headers, fault=fault, with_body=with_body)
             return
