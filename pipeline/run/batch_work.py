@@ -154,7 +154,7 @@ class BatchWork:
             return True
         if before.status == "failed":
             return before.transient or self.retry_failed
-        return (self.outcomes.root / row.name).read(RUN_FILE) is None  # somebody removed it
+        return not (self.outcomes.root / row.name).has(RUN_FILE)  # somebody removed it
 
     def _too_many(self) -> bool:
         return self._failed_now > self.max_failures

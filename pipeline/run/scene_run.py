@@ -274,7 +274,7 @@ def _new_store(run: SceneRun, plan: Plan, place: Place, scratch: Path) -> TileSt
     """The plan first: at no moment is there a store that no plan tells of."""
     legend = run.model.spec.legend()
     require_room(place, out_dir=run.out_dir, plan=plan, legend=legend)
-    begins = run.home.read(PLAN_FILE) is None
+    begins = not run.home.has(PLAN_FILE)
     document = {
         "format": _FORMAT_VERSION,
         "identity": run.identity,

@@ -136,7 +136,7 @@ class TileStore:
     @property
     def has_probabilities(self) -> bool:
         """Whether probabilities are kept."""
-        return (self.place / "probabilities").read("zarr.json") is not None
+        return (self.place / "probabilities").has("zarr.json")
 
     def write(
         self, window: Window, mask: NDArray[np.generic], probabilities: NDArray[np.uint8] | None = None
