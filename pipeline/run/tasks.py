@@ -30,6 +30,11 @@ _AGAIN = ("lost", "pending")
 """A worker that dies takes the answers with it that nobody fetched; Dask computes them again on another."""
 
 
+_ROUND_S = 1.0
+_MOST_ROUNDS = 20
+"""Workers may be killed often before one lives long enough to unpack a model, and each start takes seconds."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Task:
     """Work for a worker, and who is told of its end. Those who are told run on the client's thread, one at a time."""
@@ -129,6 +134,9 @@ class _Crew:
         self.running: dict[Future, _Running] = {}
         self._connection = connection
         self._finished: queue.Queue[Future] = queue.Queue()
+        self._rounds = 0
+        """In which something shared was made again, without a task that ended well in between."""
+        self._round_at = 0.0
 
     def fill(self, source: Callable[[], Task | None]) -> None:
         """Send as much as keeps all workers busy."""
@@ -153,11 +161,30 @@ class _Crew:
             return None
         one = self.running.pop(future)
         outcome = None if future.status in _AGAIN else _outcome(future)
-        if outcome is None:
+        if isinstance(outcome, _Done):
+            self._rounds = 0
+        if outcome is None or self._is_tried_again(future, outcome):
             self._follow(future, one)
             return None
         lost = not isinstance(outcome, _Done) and future.status != "error" and is_cluster_lost(outcome)
         return _Ended(one.task, one.apart, one.since, outcome, lost)
+
+    def _is_tried_again(self, future: Future, outcome: object) -> bool:
+        """Whether workers died while they made what this task shares with others, so that nothing of it was tried.
+
+        Dask would hold that against all tasks that need it, for ever.
+        """
+        if not isinstance(outcome, KilledWorker) or outcome.task == future.key:
+            return False
+        now = time.monotonic()
+        if now - self._round_at > _ROUND_S:  # all tasks that need it end at once
+            self._round_at = now
+            self._rounds += 1
+        if self._rounds > _MOST_ROUNDS:
+            return False
+        with contextlib.suppress(OSError, TimeoutError, RuntimeError):  # what has no scheduler is told as lost
+            self._connection.client.retry([future])
+        return True
 
     def abandon(self) -> None:
         """Drop what has not started and give what runs a moment to be recorded."""
