@@ -122,6 +122,7 @@ class Ongoing:
             limits=self.run.limits,
             store=self.store,
             ledger=self.ledger,
+            store_id=self._store_id(),
             own_cluster=starts_workers(self.run.settings),
         )
 
@@ -140,8 +141,12 @@ class Ongoing:
             records=self.records,
             out_dir=self.run.out_dir,
             scratch=self.scratch,
+            store_id=self._store_id(),
             delivery=delivery,
         )
+
+    def _store_id(self) -> str | None:
+        return None if on_this_machine(self.run.settings) else self.store.identity
 
     def read_ledger(self, stop: StopFlag, *, share: Share | None = None) -> list[Tile]:
         """Tiles, of a share if one is given, that the ledger does not have, or with pixels that are no longer there."""
