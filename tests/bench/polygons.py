@@ -157,7 +157,7 @@ def measure_simplify(side: int) -> tuple[Rows, dict[str, object]]:
 
 
 def measure_regularize(side: int) -> tuple[Rows, dict[str, object]]:
-    """Straight walls for the regions of one class: peak memory, which was 4.2 GB for 65 000 buildings at once."""
+    """Straight walls for the regions of one class: peak memory."""
     status, peak, seconds, said = vectorized(large_mask(side), "--only", "1", "--regularize", "1")
     assert status == 0, said
     counts = said.strip().splitlines()[-1]
