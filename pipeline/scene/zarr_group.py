@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,8 @@ class ZarrFolder:
 
     path: Path
     """Absolute."""
+    opened_ns: int
+    """When: what a process has kept of an earlier opening counts no more."""
     kind: str = "Zarr"
     north_up: bool = False
 
@@ -73,6 +76,8 @@ class ZarrPrefix:
 
     location: Location
     access: Access
+    opened_ns: int
+    """As of `ZarrFolder`."""
     kind: str = "Zarr"
     north_up: bool = False
 
@@ -114,6 +119,8 @@ class ZarrWeb:
 
     root: RemoteFile
     """Its address; the query, where a signature stands, goes with every request."""
+    opened_ns: int
+    """As of `ZarrFolder`."""
     kind: str = "Zarr"
     north_up: bool = False
 
@@ -177,11 +184,12 @@ _TO_THE_END = 2**40
 
 def zarr_store(place: Path | Location, access: Access) -> ZarrFolder | ZarrPrefix | ZarrWeb:
     """The store at a path or an address."""
+    now = time.time_ns()
     if isinstance(place, Path):
-        return ZarrFolder(place.absolute())
+        return ZarrFolder(place.absolute(), now)
     if place.scheme in BUCKETS:
-        return ZarrPrefix(place, access.resolved())
-    return ZarrWeb(RemoteFile(place, access.resolved()))
+        return ZarrPrefix(place, access.resolved(), now)
+    return ZarrWeb(RemoteFile(place, access.resolved()), now)
 
 
 def _group(where: Any) -> Variables:

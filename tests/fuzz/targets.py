@@ -77,6 +77,17 @@ def _netcdfs(folder: Path) -> list[bytes]:
     return [*made, (folder / "seed.nc").read_bytes()]
 
 
+def _zarrs(folder: Path) -> list[Any]:
+    """What consolidated metadata tell of a group whose chunks stay there."""
+    import zarr
+
+    from tests.unit.scene.test_gridded import dataset
+
+    dataset().to_zarr(folder / "fuzzed.zarr", zarr_format=3, consolidated=False)
+    zarr.consolidate_metadata(str(folder / "fuzzed.zarr"))
+    return [json.loads((folder / "fuzzed.zarr" / "zarr.json").read_text())]
+
+
 def _inspect(path: Path) -> object:
     from pipeline.run.inspect import inspect_target
 
@@ -257,6 +268,9 @@ def _look_at_output(out: Path) -> object:
 TARGETS = {
     "tiff": Target(seeds=_tiffs, write=_writer("fuzzed.tif", damage_tiff), read=_inspect),
     "netcdf": Target(seeds=_netcdfs, write=_writer("fuzzed.nc", damage_bytes), read=_inspect),
+    "zarr": Target(
+        seeds=_zarrs, write=_writer("fuzzed.zarr/zarr.json", damage_json), read=lambda path: _inspect(path.parent)
+    ),
     "yaml": Target(seeds=_settings, write=_writer("fuzzed.yaml", damage_text), read=_read_settings),
     "csv": Target(seeds=lambda _: [_CSV], write=_writer("fuzzed.csv", damage_text), read=_collect),
     "stac": Target(seeds=_items, write=_writer("fuzzed.json", damage_json), read=_read_items),
