@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 _AXES = (("y", "x"), ("lat", "lon"), ("latitude", "longitude"), ("northing", "easting"))
 _REGULAR_PX = 1e-3
+_PHONY = "phony_dim_"
+"""How h5netcdf calls dimensions that have no name."""
 _MOST_COORDINATES = 2**24
 """Along an axis: they are read whole."""
 
@@ -291,7 +293,8 @@ def names_of(array: Any) -> tuple[str, ...]:
         or array.attrs.get("_ARRAY_DIMENSIONS")
         or ()
     )
-    return tuple(str(name) for name in told)
+    names = tuple(str(name) for name in told)
+    return () if any(name.startswith(_PHONY) for name in names) else names
 
 
 def _on_grid(name: str, array: Any, arrays: Mapping[str, Any]) -> bool:
