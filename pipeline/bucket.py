@@ -56,11 +56,25 @@ class Bucket:
             meta = obstore.head(self._store(), key)
         return _facts(meta)
 
-    def get_range(self, key: str, start: int, stop: int) -> bytes:
-        """Bytes `start` to `stop` (excluded), all inside the object."""
+    def get_range(self, key: str, start: int, stop: int, *, etag: str) -> bytes:
+        """Bytes `start` to `stop` (excluded), all inside the object.
+
+        Args:
+            key: Where.
+            start: First byte.
+            stop: The one after the last.
+            etag: Of the object that they must be of, as `head` told it; empty where the store tells none.
+
+        Raises:
+            ConflictError: It is another object by now.
+        """
         obstore = _obstore()
+        condition = {"if_match": etag} if etag else {}
         with self._told(key):
-            return bytes(obstore.get_range(self._store(), key, start=start, end=stop))
+            answer = obstore.get(self._store(), key, options={"range": (start, stop), **condition})
+            if str(answer.meta["e_tag"] or "") != etag:  # a store that knows no conditions
+                raise ConflictError(self.where(key))
+            return bytes(answer.bytes())
 
     def get_part(self, key: str, start: int, stop: int) -> tuple[bytes, ObjectFacts]:
         """As `get_range`, with the facts of the object that they are of; one request."""

@@ -54,7 +54,7 @@ def batch_basis(
     Raises:
         UsageError: CF-020, the batch was begun on a GPU, and there is none.
     """
-    if folder.read(_FILE) is None:
+    if not folder.has(_FILE):
         found = basis_of_a_worker(connection, scene, model, settings, num_pixels=num_pixels, check_stop=check_stop)
         folder.write_first(_FILE, to_bytes(found.to_json()))
     basis = Basis.from_json(dict(read_object(folder, _FILE) or {}))

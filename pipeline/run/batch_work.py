@@ -154,7 +154,7 @@ class BatchWork:
             return True
         if before.status == "failed":
             return before.transient or self.retry_failed
-        return (self.outcomes.root / row.name).read(RUN_FILE) is None  # somebody removed it
+        return not (self.outcomes.root / row.name).has(RUN_FILE)  # somebody removed it
 
     def _too_many(self) -> bool:
         return self._failed_now > self.max_failures
@@ -199,15 +199,15 @@ class BatchWork:
             basis = self._basis(connection, total_px, stop)
             if basis is None:
                 return
-            admit(connection, self.settings, engine=basis.engine.spec, seen=(tiles,))
+            admit(connection, engine=basis.engine.spec, seen=(tiles,))
             self._crew = _Crew(connection=connection, model=connection.share(self.model), basis=basis, stop=stop)
             watch = Watch(stop=stop, tell=self.listener, stuck_after_s=self.settings.stuck_after, dump_to=folder)
             try:
                 run_tasks(connection, self._next, watch=watch)
             finally:
                 with contextlib.suppress(OSError, TimeoutError, RuntimeError):
-                    connection.client.run(abandon)
-                    connection.client.run(forget)
+                    connection.client.run(abandon, on_error="ignore")
+                    connection.client.run(forget, on_error="ignore")
 
     def _basis(self, connection: Connection, total_px: int, stop: StopFlag) -> Basis | None:
         """What all scenes are planned on, sampled on the largest that can be read; None where none can."""

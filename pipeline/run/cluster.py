@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import dask
 
 from pipeline.run.clusters.address import client_of, connected
-from pipeline.run.clusters.admission import require_workers
 from pipeline.run.clusters.jobqueue import job_workers
 from pipeline.run.clusters.kubernetes import pod_workers
+from pipeline.run.clusters.latecomers import Door
 from pipeline.run.clusters.local import in_process, processes
 from pipeline.run.clusters.options import (
     AddressOptions,
     JobQueueOptions,
     KubernetesOptions,
     LocalOptions,
-    StartedOptions,
     cluster_options,
 )
 from pipeline.run.clusters.tuning import tuning
-from pipeline.run.workers import tiles_in_flight, workers_wanted
+from pipeline.run.workers import on_this_machine, tiles_in_flight, workers_wanted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -43,6 +42,8 @@ class Connection:
     slots: int
     in_process: bool = False
     """Whether tiles run in this process, so that nothing travels and no worker can die alone."""
+    door: Door | None = None
+    """Who is let in, of workers on other hosts; None where all of them share this machine."""
 
     def share(self, value: object) -> Future:
         """A future of `value` that every worker can have, also after any of them died.
@@ -53,7 +54,12 @@ class Connection:
         if self.in_process:
             return cast("Future", self.client.scatter(value, hash=False))
         with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 TB"}):  # weights are large
-            return self.client.submit(_itself, value, pure=False)
+            return self.client.submit(_itself, value, pure=False, **self.asked_first())
+
+    def asked_first(self) -> dict[str, Any]:
+        """Arguments of `submit` for what is to run on a worker that was asked, if there is any."""
+        known = frozenset() if self.door is None else self.door.known
+        return {"workers": sorted(known), "allow_other_workers": True} if known else {}
 
 
 def _itself(value: object) -> object:
@@ -110,24 +116,22 @@ def connect(
         else:
             cluster = stack.enter_context(in_process(threads) if here else processes(settings, threads, device))
             client = stack.enter_context(client_of(cluster, timeout_s=30, security=None))
-        connection = Connection(client, max(least, sum(client.nthreads().values())), in_process=here)
-        admit(connection, settings, engine=engine, seen=seen)
+        door = None if on_this_machine(settings) else Door(client, allow_skew=settings.allow_version_skew)
+        connection = Connection(client, max(least, sum(client.nthreads().values())), in_process=here, door=door)
+        admit(connection, engine=engine, seen=seen)
         yield connection
 
 
-def admit(
-    connection: Connection, settings: SegmentSettings, *, engine: EngineSpec | None = None, seen: Sequence[Place] = ()
-) -> None:
+def admit(connection: Connection, *, engine: EngineSpec | None = None, seen: Sequence[Place] = ()) -> None:
     """Ask workers on other hosts whether they can do the work.
 
     Args:
         connection: To them.
-        settings: Which cluster.
         engine: What they must be able to run; not asked for if not given.
         seen: What they must see, as this process does.
 
     Raises:
         UsageError: CL-012 to CL-015.
     """
-    if isinstance(cluster_options(settings), AddressOptions | StartedOptions):
-        require_workers(connection.client, engine=engine, places=seen, allow_skew=settings.allow_version_skew)
+    if connection.door is not None:
+        connection.door.require(engine=engine, places=seen)

@@ -126,7 +126,7 @@ def run_tiles(
         run_tasks(connection, feed.next, watch=watch)
     finally:
         with contextlib.suppress(OSError, TimeoutError, RuntimeError):
-            connection.client.run(forget, job.key)
+            connection.client.run(forget, job.key, on_error="ignore")
     failure = feed.failure()
     if failure is not None:
         raise failure

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.access import Access
 from pipeline.bucket import Bucket, NoObjectError
-from pipeline.errors import InputError, OutputError
+from pipeline.errors import InputError, OutputError, PipelineError
 from pipeline.location import is_remote, parse_location
 from pipeline.scene.remote import remote_file
 from pipeline.store.files import disk_full_as_error
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pipeline.scene.remote import RemoteFile
 
 _PART_BYTES = 8 * 2**20
+_CHANGED = "IN-015"
 
 
 class Workplace:
@@ -48,20 +49,22 @@ class Workplace:
         path = self.folder() / (file.location.name or "file")
         _download(file, path)
         for ending in beside:
-            location = file.location.parent / (file.location.name + ending)
-            with contextlib.suppress(InputError):  # most files have none
-                _download(remote_file(location, self._access), path.with_name(path.name + ending))
+            self.fetch(file.location.parent / (file.location.name + ending), path.with_name(path.name + ending))
         return path
 
     def fetch(self, place: Path | Location, path: Path) -> None:
-        """Copy a file to `path`, if there is one."""
-        with contextlib.suppress(NoObjectError):
-            location = parse_location(place)
-            bucket = Bucket(location.host, self._access.resolved())
-            size = bucket.head(location.key).size
-            with disk_full_as_error(path.parent, needed_bytes=size), path.open("xb") as out:
-                for start in range(0, size, _PART_BYTES):
-                    out.write(bucket.get_range(location.key, start, min(start + _PART_BYTES, size)))
+        """Copy a file to `path`, if there is one.
+
+        Raises:
+            InputError: IN-015, it changed while it was read.
+            ResourceError: RS-001, no space.
+            InfrastructureError: ST-010 to ST-013.
+        """
+        try:
+            _download(remote_file(place, self._access), path)
+        except InputError as error:
+            if error.code == _CHANGED:
+                raise
 
     def folder(self) -> Path:
         """A new folder in it."""
@@ -95,10 +98,15 @@ def workplace(access: Access | None) -> Iterator[Workplace]:
 
 
 def _download(file: RemoteFile, path: Path) -> None:
+    """All parts of one version, or nothing."""
     facts = file.facts()
-    with disk_full_as_error(path.parent, needed_bytes=facts.size), path.open("xb") as out:
-        for start in range(0, facts.size, _PART_BYTES):
-            out.write(file.read(start, min(start + _PART_BYTES, facts.size), version=facts.etag))
+    try:
+        with disk_full_as_error(path.parent, needed_bytes=facts.size), path.open("xb") as out:
+            for start in range(0, facts.size, _PART_BYTES):
+                out.write(file.read(start, min(start + _PART_BYTES, facts.size), version=facts))
+    except PipelineError:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def _refuse_existing(bucket: Bucket, location: Location) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import Interrupted
+from pipeline.run.clusters.latecomers import require_seen
 from pipeline.run.events import Event, StageFinished
 from pipeline.run.results import Recipe, make_files
 from pipeline.run.travel import portable
@@ -90,6 +91,7 @@ def _make(recipe: Recipe, model: Model, check: _Check) -> Made:
         if isinstance(event, StageFinished):
             timings[event.name] = round(event.seconds, 3)
 
+    require_seen(recipe.store, recipe.store_id, folder=None if recipe.delivery else recipe.out_dir / SCRATCH_FOLDER)
     apart = f"-{secrets.token_hex(8)}"  # a worker that was given up may still be making the same files
     with contextlib.ExitStack() as stack:
         out_dir, scratch = recipe.out_dir, recipe.scratch

@@ -56,7 +56,7 @@ def freeze_batch(
         OutputError: BA-004, the batch was begun with something else.
     """
     root, place = _root(out_root, settings)
-    begun = (place / FOLDER).read(LIST) is not None
+    begun = (place / FOLDER).has(LIST)
     given = collect(scenes, lists, asset=asset) if scenes or lists or not begun else []
     _refuse_signatures(given)
     if not isinstance(model, Model):

@@ -68,7 +68,7 @@ def remove_staged(scratch: Path) -> None:
 def finish_cleaning(output: Output, access: Access) -> None:
     """Clean up after a finished run whose process was killed before it could; does nothing where it was not."""
     scratch = output.folder / SCRATCH_FOLDER
-    if not scratch.is_dir() and output.home.read(PLAN_FILE) is None:
+    if not scratch.is_dir() and not output.home.has(PLAN_FILE):
         return
     with contextlib.suppress(PipelineError, OSError), RunLock(scratch) as lock, output.locked():  # else overwritten now
         state = output.inspect(overwrite=False)

@@ -129,7 +129,7 @@ class Outcomes:
             OutputError: BA-004, the batch was begun with another model, other settings, or another scene of that name;
             BA-005, the list is there and cannot be read.
         """
-        if self.folder.read(LIST) is None:
+        if not self.folder.has(LIST):
             document = {"format": _FORMAT, "identity": dict(identity), "scenes": [asdict(row) for row in rows]}
             self.folder.write_first(LIST, to_bytes(document))  # of two that begin at once, the second compares itself
         before = read_object(self.folder, LIST)

@@ -43,7 +43,7 @@ from pipeline.store.runfile import (
 from pipeline.store.sealed import sealed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from pipeline.access import Access
@@ -235,7 +235,7 @@ class BucketOutput:
         """In the bucket where tiles lie in one, or where another machine has begun so; else in `folder`."""
         if self._home is None:
             there = Prefix.at(self.place / SCRATCH_FOLDER, self.bucket)
-            shared = self.shared or there.read(PLAN_FILE) is not None
+            shared = self.shared or there.has(PLAN_FILE)
             self._home = there if shared else Folder(self.folder / SCRATCH_FOLDER)
         return self._home
 
@@ -245,12 +245,13 @@ class BucketOutput:
 
     def look(self) -> OutputState:
         """See `Output`."""
-        run = read_object(Prefix.at(self.place, self.bucket), RUN_FILE)
+        place = Prefix.at(self.place, self.bucket)
+        run = read_object(place, RUN_FILE)
         plan = read_object(self.home, PLAN_FILE)
         told = run is not None or plan is not None
 
         def find_names() -> tuple[str, ...]:
-            return () if told else tuple(name for name in RESULT_NAMES if self._exists(name))
+            return () if told else tuple(name for name in RESULT_NAMES if place.has(name))
 
         return state_of(run, plan, find_names)
 
@@ -266,10 +267,13 @@ class BucketOutput:
         """See `Output`."""
         return BucketLock(self.bucket, self.key(LOCK)).holder()
 
-    def locked(self) -> AbstractContextManager[object]:
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
         """See `Output`."""
         self.lock = BucketLock(self.bucket, self.key(LOCK))
-        return self.lock
+        with self.lock:
+            self._home = None  # another machine may have begun, or ended, since it was chosen
+            yield
 
     def staging(self) -> Staging:
         """See `Output`."""
@@ -307,13 +311,6 @@ class BucketOutput:
     def key(self, name: str) -> str:
         """Key of a result."""
         return self.place.child(name).key
-
-    def _exists(self, name: str) -> bool:
-        try:
-            self.bucket.head(self.key(name))
-        except NoObjectError:
-            return False
-        return True
 
     def _is_same(self, name: str, told: Mapping[str, object]) -> bool:
         try:

@@ -43,7 +43,8 @@ def basis_of_a_worker(
         if on_this_machine(settings)
         else settings.model_copy(update={"cluster": "local", "workers": 1, "memory": memory})
     )
-    future = connection.client.submit(find_basis_there, scene, shared, alone, num_pixels, cores, pure=False)
+    asked = connection.asked_first()
+    future = connection.client.submit(find_basis_there, scene, shared, alone, num_pixels, cores, pure=False, **asked)
     while not future.done():
         check_stop()
         time.sleep(_LOOK_EVERY_S)

@@ -39,6 +39,8 @@ class Recipe:
     """Of all tiles."""
     out_dir: Path
     scratch: Path
+    store_id: str | None = None
+    """By which workers on other hosts know the store; None on this machine."""
     delivery: Delivery | None = None
     """For a worker that makes files on its own machine and sends them; None where it makes them in `out_dir`."""
 

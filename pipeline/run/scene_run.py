@@ -123,6 +123,7 @@ class Ongoing:
             limits=self.run.limits,
             store=self.store,
             ledger=self.ledger,
+            store_id=self._store_id(),
             own_cluster=starts_workers(self.run.settings),
         )
 
@@ -141,8 +142,12 @@ class Ongoing:
             records=self.records,
             out_dir=self.run.out_dir,
             scratch=self.scratch,
+            store_id=self._store_id(),
             delivery=delivery,
         )
+
+    def _store_id(self) -> str | None:
+        return None if on_this_machine(self.run.settings) else self.store.identity
 
     def read_ledger(self, stop: StopFlag, *, share: Share | None = None) -> list[Tile]:
         """Tiles, of a share if one is given, that the ledger does not have, or with pixels that are no longer there."""
@@ -278,7 +283,7 @@ def _new_store(run: SceneRun, plan: Plan, place: Place, scratch: Path) -> TileSt
     """The plan first: at no moment is there a store that no plan tells of."""
     legend = run.model.spec.legend()
     require_room(place, out_dir=run.out_dir, plan=plan, legend=legend)
-    begins = run.home.read(PLAN_FILE) is None
+    begins = not run.home.has(PLAN_FILE)
     document = {
         "format": _FORMAT_VERSION,
         "identity": run.identity,

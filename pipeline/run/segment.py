@@ -141,7 +141,7 @@ class _Cluster:
     def ready_for(self, ongoing: Ongoing) -> Connection:
         """The workers, asked whether they can do what the plan says."""
         connection = self.connection(device=ongoing.plan.engine.device)
-        admit(connection, self._settings, engine=ongoing.plan.engine, seen=(ongoing.store.place,))
+        admit(connection, engine=ongoing.plan.engine, seen=(ongoing.store.place,))
         return connection
 
     def hands(self, watch: Watch, *, device: str) -> Hands | None:

@@ -16,6 +16,7 @@ from distributed import get_worker
 from pipeline.errors import ResourceError
 from pipeline.infer import Predictor, device_thread, is_device_lost
 from pipeline.model import make_engine
+from pipeline.run.clusters.latecomers import require_seen
 from pipeline.run.picture import Picture
 from pipeline.run.travel import portable
 from pipeline.scene import decode_on, limit_block_cache
@@ -42,6 +43,8 @@ class Job:
     limits: Limits
     store: TileStore
     ledger: Place
+    store_id: str | None = None
+    """By which workers on other hosts know the store; None on this machine."""
     own_cluster: bool = False
     """Whether the workers were started for this run, so that their threads are ours."""
 
@@ -218,6 +221,8 @@ _MOST_RUNS = 4
 
 @contextlib.contextmanager
 def _tools_for(job: Job, model: Model) -> Iterator[_Tools]:
+    if job.key not in _tools:
+        require_seen(job.store, job.store_id)
     with _guard:
         if job.key not in _tools:
             limit_block_cache()

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from pipeline.bucket import Bucket, NoObjectError, ObjectFacts, failed, no_access
+from pipeline.bucket import Bucket, ConflictError, NoObjectError, ObjectFacts, failed, no_access
 from pipeline.errors import InputError, PipelineError
 from pipeline.location import BUCKETS, Location, parse_location
 from pipeline.scene.datasets import open_dataset
@@ -69,27 +69,21 @@ class RemoteFile:
         """
         return self._ask(0, 1).facts
 
-    def read(self, start: int, stop: int, *, version: str | None = None) -> bytes:
+    def read(self, start: int, stop: int, *, version: ObjectFacts | None = None) -> bytes:
         """Bytes `start` to `stop` (excluded); fewer at the end of the file.
 
         Args:
             start: First byte.
             stop: The one after the last.
-            version: ETag of the version that they must be of; any if None.
+            version: Facts of the version that they must be of; any if None.
 
         Raises:
             InputError: As `facts`; IN-015, it is another version.
             InfrastructureError: As `facts`.
         """
         answer = self._ask(start, stop)
-        if version is not None and answer.facts.etag != version:
-            raise InputError(
-                f"{self} changed while it was read",
-                code="IN-015",
-                title="Scene changed",
-                where=str(self),
-                fix="leave files alone while they are read, and run again",
-            )
+        if version is not None and not _is_same(answer.facts, version):
+            raise self._changed()
         return answer.body
 
     def ends(self, count: int) -> tuple[bytes, bytes, ObjectFacts]:
@@ -141,6 +135,17 @@ class RemoteFile:
                 where=str(self),
                 fix="check bucket, key and --endpoint" if self.location.scheme in BUCKETS else "check the address",
             ) from None
+        except ConflictError:
+            raise self._changed() from None
+
+    def _changed(self) -> InputError:
+        return InputError(
+            f"{self} changed while it was read",
+            code="IN-015",
+            title="Scene changed",
+            where=str(self),
+            fix="leave files alone while they are read, and run again",
+        )
 
     def _ask_bucket(self, start: int, stop: int) -> _Answer:
         bucket = Bucket(self.location.host, self.access, self.location.scheme)
@@ -149,8 +154,13 @@ class RemoteFile:
             return _Answer(*bucket.get_part(key, start, stop), self.location)
         facts = bucket.head(key)
         stop = min(stop, facts.size)
-        body = bucket.get_range(key, start, stop) if stop > start else b""
+        body = bucket.get_range(key, start, stop, etag=facts.etag) if stop > start else b""
         return _Answer(body, facts, self.location)
+
+
+def _is_same(one: ObjectFacts, other: ObjectFacts) -> bool:
+    """By ETag; where a server tells none, by size and time."""
+    return one.etag == other.etag if one.etag or other.etag else one == other
 
 
 _versions: dict[str, str] = {}
@@ -198,12 +208,11 @@ class BlockReader(RangeReader):
 
     Args:
         file: Which.
-        size: Its bytes.
-        version: ETag of the version that is meant.
+        version: Facts of the version that is meant.
     """
 
-    def __init__(self, file: RemoteFile, size: int, *, version: str) -> None:
-        super().__init__(file, size)
+    def __init__(self, file: RemoteFile, version: ObjectFacts) -> None:
+        super().__init__(file, version.size)
         self._version = version
         self._blocks: OrderedDict[int, bytes] = OrderedDict()
 

@@ -57,6 +57,14 @@ class Place(Protocol):
         """
         ...
 
+    def has(self, name: str) -> bool:
+        """Whether something lies there under a name, without reading it.
+
+        Raises:
+            InfrastructureError: ST-010 to ST-013.
+        """
+        ...
+
     def read(self, name: str) -> bytes | None:
         """What lies there under a name; None where there is nothing, or nothing that can be read."""
         ...
@@ -125,6 +133,12 @@ class Folder:
     def make(self, *, option: str = "-o") -> None:
         """See `Place`."""
         private_folder(self.path, option=option)
+
+    def has(self, name: str) -> bool:
+        """See `Place`."""
+        with contextlib.suppress(OSError):
+            return (self.path / name).is_file()
+        return False
 
     def read(self, name: str) -> bytes | None:
         """See `Place`."""
@@ -203,6 +217,13 @@ class Prefix:
 
     def make(self, *, option: str = "-o") -> None:
         """Nothing: prefixes need not be made."""
+
+    def has(self, name: str) -> bool:
+        """See `Place`."""
+        with contextlib.suppress(NoObjectError):
+            self.bucket.head((self / name).key)
+            return True
+        return False
 
     def read(self, name: str) -> bytes | None:
         """See `Place`."""

@@ -7,6 +7,7 @@ pixels, so a shard has one writer and a record in the ledger. Without crc32c mos
 from __future__ import annotations
 
 import asyncio
+import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -101,7 +102,7 @@ class TileStore:
         # whose shard is damaged can be written again.
         stored = tuple(min(t, -(-s // _SHARD_UNIT_PX) * _SHARD_UNIT_PX) for t, s in zip(shard_hw, shape, strict=True))
         padded = tuple(-(-s // t) * t for s, t in zip(shape, stored, strict=True))
-        attributes = {"shape": list(shape), "tile_hw": list(shard_hw)}
+        attributes = {"shape": list(shape), "tile_hw": list(shard_hw), "id": secrets.token_hex(8)}
         with place.failures():
             bands = () if mask_bands is None else (mask_bands,)
             mask, shard = (*bands, *padded), (*bands, *stored)
@@ -134,9 +135,14 @@ class TileStore:
         return _scene(_array(self.place / "mask")).shape
 
     @property
+    def identity(self) -> str:
+        """By which a process knows that it sees this store, and not another one under the same path."""
+        return str(_array(self.place / "mask").attrs.get("id", ""))
+
+    @property
     def has_probabilities(self) -> bool:
         """Whether probabilities are kept."""
-        return (self.place / "probabilities").read("zarr.json") is not None
+        return (self.place / "probabilities").has("zarr.json")
 
     def write(
         self, window: Window, mask: NDArray[np.generic], probabilities: NDArray[np.uint8] | None = None

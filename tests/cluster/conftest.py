@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.cluster.running import ROOT, Known, make_known
+from tests.cluster.running import ROOT, Known, await_lines, dask, free_port, make_known, process
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,6 +19,15 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="session")
 def known(tmp_path_factory: pytest.TempPathFactory) -> Known:
     return make_known(tmp_path_factory.mktemp("known"))
+
+
+@pytest.fixture(scope="module")
+def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """Address and log of a scheduler without workers."""
+    address, log = f"tcp://127.0.0.1:{free_port()}", tmp_path_factory.mktemp("scheduler") / "log"
+    with process(dask("scheduler", "--host", "127.0.0.1", "--port", address.rpartition(":")[2]), log):
+        await_lines(log, "Scheduler at")
+        yield address, log
 
 
 @pytest.fixture

@@ -91,6 +91,38 @@ def await_lines(log: Path, text: str, count: int = 1, *, timeout_s: float = 90) 
     pytest.fail(f"no {text!r} in:\n{log.read_text(errors='replace')[-3000:]}")
 
 
+OTHER_NUMPY = """
+import importlib.util, numpy
+numpy.__version__ = numpy.__version__ + "9"
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *more: None if name == "openvino" else found(name, *more)
+"""
+NO_SCENEMASK = "import sys; sys.modules['pipeline'] = None\n"
+
+
+@contextlib.contextmanager
+def odd_worker(
+    scheduler: tuple[str, Path], folder: Path, customize: str = "", *before: str
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A worker whose Python runs `customize` when it starts; the scheduler has it for the block alone."""
+    address, log = scheduler
+    site = folder / "site"
+    site.mkdir(parents=True)
+    (site / "sitecustomize.py").write_text(customize)
+    command = [*before, *dask("worker", address, "--nthreads", "2", "--no-nanny", "--host", "127.0.0.1")]
+    come, gone = (log.read_text().count(text) for text in ("Register worker", "Remove worker"))
+    path = f"{site}{os.pathsep}{environment()['PYTHONPATH']}"
+    with process(command, folder / "worker.log", PYTHONPATH=path) as child:
+        await_lines(log, "Register worker", come + 1)
+        yield child
+    await_lines(log, "Remove worker", gone + 1)
+
+
+def with_another_disk(path: Path) -> list[str]:
+    """What a command is begun with so that it sees another disk under a path, as a host that forgot to mount it."""
+    return ["unshare", "-m", "sh", "-c", f'mount -t tmpfs none "{path}" && exec "$@"', "sh"]
+
+
 def make_certificates(folder: Path) -> Path:
     """An authority and a certificate of it, as an administrator would make them: ca.pem, cert.pem, key.pem."""
     folder.mkdir()

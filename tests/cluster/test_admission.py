@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from typing import TYPE_CHECKING
 
@@ -16,46 +15,13 @@ from pipeline.model import EngineSpec
 from pipeline.run.cluster import connect
 from pipeline.run.clusters.admission import same_but_for_patch, versions, why_not
 from pipeline.run.settings import make_settings
-from tests.cluster.running import ROOT, Known, await_lines, can_mount, dask, environment, free_port, process
+from tests.cluster.running import NO_SCENEMASK, OTHER_NUMPY, ROOT, Known, can_mount, odd_worker, with_another_disk
 from tests.scenes import sha256
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 ENGINE = EngineSpec(backend="torch", device="cpu", precision="float32", threads=2, one_size=True)
-
-
-@pytest.fixture(scope="module")
-def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
-    address, log = f"tcp://127.0.0.1:{free_port()}", tmp_path_factory.mktemp("scheduler") / "log"
-    with process(dask("scheduler", "--host", "127.0.0.1", "--port", address.rpartition(":")[2]), log):
-        await_lines(log, "Scheduler at")
-        yield address, log
-
-
-@contextlib.contextmanager
-def _worker(scheduler: tuple[str, Path], folder: Path, customize: str, *before: str) -> Iterator[None]:
-    """A worker whose Python runs `customize` when it starts; the scheduler has it alone."""
-    address, log = scheduler
-    site = folder / "site"
-    site.mkdir()
-    (site / "sitecustomize.py").write_text(customize)
-    command = [*before, *dask("worker", address, "--nthreads", "2", "--no-nanny", "--host", "127.0.0.1")]
-    come, gone = (log.read_text().count(text) for text in ("Register worker", "Remove worker"))
-    path = f"{site}{os.pathsep}{environment()['PYTHONPATH']}"
-    with process(command, folder / "worker.log", PYTHONPATH=path):
-        await_lines(log, "Register worker", come + 1)
-        yield
-    await_lines(log, "Remove worker", gone + 1)
-
-
-ODD = """
-import importlib.util, numpy
-numpy.__version__ = numpy.__version__ + "9"
-found = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *more: None if name == "openvino" else found(name, *more)
-"""
 
 
 def test_a13_other_patch_levels_are_refused_in_a_table_and_can_be_allowed(
@@ -64,7 +30,7 @@ def test_a13_other_patch_levels_are_refused_in_a_table_and_can_be_allowed(
     address, _ = scheduler
     options = {**known.options, "cluster": address}
     other = np.__version__ + "9"
-    with _worker(scheduler, tmp_path, ODD):
+    with odd_worker(scheduler, tmp_path, OTHER_NUMPY):
         with pytest.raises(UsageError) as caught:
             sm.segment(known.scene, known.model, tmp_path / "out", **options)
         assert caught.value.code == "CL-012"
@@ -92,7 +58,7 @@ def _check_engines(settings: object) -> None:
 def test_a13_other_minor_versions_are_never_taken(scheduler: tuple[str, Path], tmp_path: Path) -> None:
     settings = make_settings({"cluster": scheduler[0], "allow_version_skew": True})
     with (
-        _worker(scheduler, tmp_path, "import zarr; zarr.__version__ = '3.0.1'\n"),
+        odd_worker(scheduler, tmp_path, "import zarr; zarr.__version__ = '3.0.1'\n"),
         pytest.raises(UsageError, match=rf"CL-012.*\n +zarr +{zarr.__version__} here, 3\.0\.1 at tcp://") as caught,
         connect(settings, engine=ENGINE),
     ):
@@ -102,9 +68,8 @@ def test_a13_other_minor_versions_are_never_taken(scheduler: tuple[str, Path], t
 
 
 def test_a_worker_without_scenemask_is_named(scheduler: tuple[str, Path], tmp_path: Path) -> None:
-    hidden = "import sys; sys.modules['pipeline'] = None\n"
     with (
-        _worker(scheduler, tmp_path, hidden),
+        odd_worker(scheduler, tmp_path, NO_SCENEMASK),
         pytest.raises(
             UsageError, match=r"worker tcp://127\.0\.0\.1:\d+ cannot say what it is: \w+: .*pipeline"
         ) as caught,
@@ -121,9 +86,8 @@ def test_a_worker_that_does_not_see_the_output_is_named(
     """It has another disk under the same path, as a host has that forgot to mount it."""
     out = tmp_path / "out"
     out.mkdir()
-    elsewhere = ["unshare", "-m", "sh", "-c", f'mount -t tmpfs none "{out}" && exec "$@"', "sh"]
     with (
-        _worker(scheduler, tmp_path, "", *elsewhere),
+        odd_worker(scheduler, tmp_path, "", *with_another_disk(out)),
         pytest.raises(UsageError) as caught,
     ):
         sm.segment(known.scene, known.model, out, cluster=scheduler[0], **known.options)

@@ -287,6 +287,31 @@ def test_b8_another_machine_does_not_join_in(folder: Path, prefix: str, endpoint
     assert objects(endpoint, prefix) == {}
 
 
+def test_b8_what_another_machine_begins_before_this_one_has_the_lock_is_continued(
+    folder: Path, prefix: str, endpoint: str, starter: Starter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This one has looked, and found nothing; then the other keeps its plan in the bucket, and is cut off."""
+    theirs = ["segment", folder / "scene.tif", "-m", folder / "model", "-o", f"{prefix}/out", *FLAGS]
+    theirs += ["--endpoint", endpoint, "--scratch", f"{prefix}/scratch"]
+    acquire, began = BucketLock.acquire, []
+
+    def late(lock: BucketLock) -> None:
+        if not began:
+            began.append(starter.run(theirs, kill_at="after-append:4").code)
+        acquire(lock)
+
+    monkeypatch.setattr(BucketLock, "acquire", late)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    heard: list[Any] = []
+    more = {"endpoint": endpoint, "listener": heard.append, **OPTIONS}
+    sm.segment(folder / "scene.tif", folder / "model", f"{prefix}/out", **more)
+    assert began == [-signal.SIGKILL]
+    assert next(e for e in heard if isinstance(e, StageStarted) and e.name == "infer").done >= 3
+    left = objects(endpoint, prefix)
+    assert same(folder, {name.removeprefix("out/"): data for name, data in left.items()})
+    assert not [name for name in left if not name.startswith("out/") or ".scenemask" in name]
+
+
 def test_a_batch_in_a_bucket(folder: Path, prefix: str, endpoint: str, tmp_path: Path, starter: Starter) -> None:
     """Killed once, continued by another machine; files are made and sent by worker processes."""
     for number in range(3):

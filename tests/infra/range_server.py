@@ -36,6 +36,8 @@ class RangeServer(ThreadingHTTPServer):
         self.fault = ""
         self.after, self.times = 0, 10**9
         self.target = ""
+        self.etags = True
+        """Whether it tells ETags; times are told in any case."""
         self.requests: list[tuple[str, str, str]] = []
         """Method, path with query, range."""
         self.guard = threading.Lock()
@@ -107,6 +109,8 @@ class RangeHandler(BaseHTTPRequestHandler):
             "Last-Modified": formatdate(path.stat().st_mtime, usegmt=True),
             "Accept-Ranges": "bytes",
         }
+        if not self.server.etags:
+            del headers["ETag"]
         if wanted is None or fault == "whole":
             self.reply(200, data, headers, fault=fault, with_body=with_body)
             return

@@ -1,4 +1,4 @@
-"""What is asked of workers before the first tile: the same packages, an engine that runs there, folders that they see.
+"""What is asked of workers: the same packages, an engine that runs there, folders that they see.
 
 Asked by functions that run in each worker: only there is known what it imports and which files it finds.
 """
@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 
     from distributed import Client
 
-    from pipeline.model import EngineSpec
     from pipeline.store import Place
 
+Engine = tuple[str, str, str]
+"""Backend, device and precision of a plan."""
 _PACKAGES = ("torch", "rasterio", "numpy", "zarr", "dask", "distributed")
 _MOST_NAMED = 3
 """Workers that a message names; the others are counted."""
@@ -44,8 +45,8 @@ class Answer:
 
 
 def require_workers(
-    client: Client, *, engine: EngineSpec | None = None, places: Sequence[Place] = (), allow_skew: bool = False
-) -> None:
+    client: Client, *, engine: Engine | None = None, places: Sequence[Place] = (), allow_skew: bool = False
+) -> frozenset[str]:
     """Ask all workers that are there, and refuse to start with any that cannot do the work.
 
     Args:
@@ -54,47 +55,86 @@ def require_workers(
         places: What they must see under the same path or address as this process.
         allow_skew: Take packages that differ in the patch level only.
 
+    Returns:
+        Their addresses.
+
     Raises:
         UsageError: CL-012 packages differ; CL-013 the engine does not run there; CL-014 a place is not seen; CL-015
             the worker cannot even answer.
     """
-    described = None if engine is None else (engine.backend, engine.device, engine.precision)
     tokens = {place: _leave_token(place) for place in dict.fromkeys(places)}
     try:
-        given: dict[str, Any] = client.run(answer, described, tokens, on_error="return")
+        given: dict[str, Any] = client.run(answer, engine, tokens, on_error="return")
     finally:
         for place, token in tokens.items():
             place.delete(token)
-    answers = _answers(given)
+    for address, told in given.items():
+        if not isinstance(told, Answer):
+            raise cannot_answer(address, told)
+    refuse_misfits(given, engine=engine, mine=versions(engine), allow_skew=allow_skew)
+    return frozenset(given)
+
+
+def refuse_misfits(
+    answers: Mapping[str, Answer], *, engine: Engine | None, mine: Mapping[str, str], allow_skew: bool
+) -> None:
+    """Judge what workers have said of themselves.
+
+    Args:
+        answers: Address of a worker -> what it said.
+        engine: What it must be able to run.
+        mine: Versions of the client.
+        allow_skew: Take packages that differ in the patch level only.
+
+    Raises:
+        UsageError: CL-012 to CL-014.
+    """
     for address, told in answers.items():
         if told.cannot is not None:
             raise UsageError(
                 f"worker {address} on {told.host} cannot run the plan: {told.cannot}",
                 code="CL-013",
                 title="Worker cannot run the plan",
-                where="" if engine is None else f"{engine.backend}, {engine.device}, {engine.precision}",
+                where=", ".join(engine or ()),
                 fix="install there what is missing, leave the worker out, or plan for all of them with --backend, "
                 "--device or --precision and --overwrite",
             )
-    _refuse_other_packages(answers, versions(described), allow_skew=allow_skew)
+    _refuse_other_packages(answers, mine, allow_skew=allow_skew)
     for address, told in answers.items():
         if told.unseen:
-            raise UsageError(
-                f"worker {address} on {told.host} does not see {told.unseen[0]}",
-                code="CL-014",
-                title="Worker does not see the place of the tiles",
-                where=told.host,
-                fix="choose -o and --scratch on a disk that all hosts mount under the same path, with rights for the "
-                "user that workers run as; or --scratch s3://bucket/prefix, with keys where workers find them",
-            )
+            raise unseen_place(address, told.host, told.unseen[0])
 
 
-async def answer(engine: tuple[str, str, str] | None, tokens: Mapping[Place, str]) -> Answer:
+def unseen_place(address: str, host: str, place: str) -> UsageError:
+    """CL-014."""
+    return UsageError(
+        f"worker {address} on {host} does not see {place}",
+        code="CL-014",
+        title="Worker does not see the place of the tiles",
+        where=host,
+        fix="choose -o and --scratch on a disk that all hosts mount under the same path, with rights for the "
+        "user that workers run as; or --scratch s3://bucket/prefix, with keys where workers find them",
+    )
+
+
+def cannot_answer(address: str, error: object) -> UsageError:
+    """CL-015."""
+    return UsageError(
+        f"worker {address} cannot say what it is: {type(error).__name__}: {_line(error)}",
+        code="CL-015",
+        title="Worker does not answer",
+        where=address,
+        fix="install the same scenemask there, in the environment that starts the worker",
+    )
+
+
+async def answer(engine: Engine | None, tokens: Mapping[Place, str]) -> Answer:
     """Run in a worker, beside its loop: imports may take seconds, in which it must go on to say that it lives."""
-    return await asyncio.to_thread(_answer, engine, tokens)
+    return await asyncio.to_thread(answer_here, engine, tokens)
 
 
-def _answer(engine: tuple[str, str, str] | None, tokens: Mapping[Place, str]) -> Answer:
+def answer_here(engine: Engine | None, tokens: Mapping[Place, str]) -> Answer:
+    """What this process says of itself."""
     unseen = tuple(why for place, token in tokens.items() if (why := _why_unseen(place, token)) is not None)
     return Answer(
         host=socket.gethostname(),
@@ -104,7 +144,7 @@ def _answer(engine: tuple[str, str, str] | None, tokens: Mapping[Place, str]) ->
     )
 
 
-def versions(engine: tuple[str, str, str] | None = None) -> dict[str, str]:
+def versions(engine: Engine | None = None) -> dict[str, str]:
     """Versions that decide results, of what is imported here; with those of the engine's own library."""
     import rasterio  # noqa: PLC0415 - heavy; the client has them by then, workers not yet
 
@@ -154,19 +194,6 @@ def _why_unseen(place: Place, token: str) -> str | None:
     except (PipelineError, OSError) as error:
         return f"{place} ({_line(error)})"
     return None if found == token.encode() else f"{place} (another one has that path there)"
-
-
-def _answers(given: Mapping[str, Any]) -> dict[str, Answer]:
-    for address, told in given.items():
-        if not isinstance(told, Answer):
-            raise UsageError(
-                f"worker {address} cannot say what it is: {type(told).__name__}: {_line(told)}",
-                code="CL-015",
-                title="Worker does not answer",
-                where=address,
-                fix="install the same scenemask there, in the environment that starts the worker",
-            )
-    return dict(given)
 
 
 def _line(error: object) -> str:

@@ -172,6 +172,52 @@ def test_a10_workers_that_stand_still_are_started_anew(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("stuck-*")), "all has ended in the end"
 
 
+class _Deadly:
+    """A shared value, which a worker does not survive before it was made so often."""
+
+    def __init__(self, marker: Path, *, times: int) -> None:
+        self.state = (marker, times, os.getpid())
+
+    def __reduce__(self) -> Any:
+        return _unpacked, self.state
+
+
+def _unpacked(marker: Path, times: int, client: int) -> _Deadly:
+    if os.getpid() != client:
+        with marker.open("a") as file:
+            file.write("x")
+        if len(marker.read_text()) <= times:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return _Deadly(marker, times=times)
+
+
+def _use(_shared: _Deadly, number: int) -> int:
+    return number
+
+
+@pytest.mark.parametrize("times", [2, pytest.param(10**6, marks=pytest.mark.slow)])
+def test_a2_workers_that_die_of_what_tasks_share_are_not_held_against_these(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    """As where they are killed before a model is unpacked; what is always deadly ends the tasks in the end."""
+    monkeypatch.setattr("pipeline.run.tasks._MOST_ROUNDS", 4)
+    done: list[int] = []
+    failed: list[BaseException] = []
+    with connect(make_settings({"workers": 2})) as connection:
+        shared = connection.share(_Deadly(tmp_path / "made", times=times))
+        tasks = iter(
+            Task(name=f"{n}", function=_use, arguments=(shared, n), on_done=done.append, on_failed=failed.append)
+            for n in range(6)
+        )
+        run_tasks(connection, lambda: next(tasks, None), watch=_watch(tmp_path))
+    if times == 2:
+        assert sorted(done) == list(range(6))
+        assert not failed
+    else:
+        assert len(failed) == 6
+        assert as_failure(failed[0], where="0").code == "RS-003"
+
+
 class _Scene:
     name = "scene"
 

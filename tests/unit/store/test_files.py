@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ResourceError, UsageError
-from pipeline.store import atomic_write_bytes, atomic_write_json, read_json, require_free_space
+from pipeline.store import Folder, atomic_write_bytes, atomic_write_json, read_json, require_free_space
 from pipeline.store.files import disk_full_as_error, free_bytes, human_bytes, private_folder
 
 from .helpers import tiny_disk
@@ -25,6 +25,18 @@ def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
     assert path.read_text() == '{\n  "z": 2,\n  "a": "x"\n}\n'
     assert [p.name for p in tmp_path.iterdir()] == ["run.json"]
     assert read_json(path) == {"z": 2, "a": "x"}
+
+
+def test_a_folder_has_files_and_nothing_else(tmp_path: Path) -> None:
+    place = Folder(tmp_path)
+    place.write("plan.json", b"")
+    (place / "store").make()
+    assert [place.has(name) for name in ("plan.json", "store", "none", "plan.json/below")] == [
+        True,
+        False,
+        False,
+        False,
+    ]
 
 
 def test_nan_is_refused_and_the_old_file_stays(tmp_path: Path) -> None:
