@@ -86,7 +86,8 @@ def inspect_output(out_dir: Path) -> OutputState:
     elif plan is not None:
         kind = "unfinished"
     elif names:
-        kind = "foreign"
+        run = read_json(out_dir / RUN_FILE)  # or it came, and the plan went, since we looked
+        kind = "foreign" if run is None else "complete"
     return OutputState(kind=kind, run=run, plan=plan, names=names)
 
 
