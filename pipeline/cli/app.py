@@ -20,6 +20,7 @@ from pipeline.cli.batch import batch
 from pipeline.cli.evaluate import evaluate
 from pipeline.cli.options import (
     Place,
+    SceneCommand,
     SettingsCommand,
     config_option,
     given_settings,
@@ -35,13 +36,19 @@ if TYPE_CHECKING:
     import types
     from collections.abc import Iterator
 
+
+def _one_or_all(_context: click.Context, _parameter: click.Parameter, given: tuple[Any, ...]) -> Any:
+    """One alone is itself."""
+    return given if len(given) > 1 else given[0]
+
+
 _SCENE = click.argument(
     "scene",
     type=Place(),
     nargs=-1,
     required=True,
     metavar="SCENE...",
-    callback=lambda _context, _parameter, given: given if len(given) > 1 else given[0],
+    callback=_one_or_all,
 )
 _OUT_DIR = click.argument("out", type=Place())
 
@@ -132,35 +139,28 @@ def plan(
         show_plan(summary)
 
 
-@app.command()
-@click.argument("target", type=Place(), metavar="SCENE|MODEL")
-@click.option("--assume-crs", metavar="CRS", help="CRS of a scene that has none.")
-@click.option("--nodata", metavar="V", type=float, help="Value that means no data.")
-@click.option("--trust-model", is_flag=True, help="Run a TorchScript or torch.export model, which is a program.")
+@app.command(cls=SceneCommand)
+@click.argument("target", type=Place(), nargs=-1, required=True, metavar="SCENE...|MODEL", callback=_one_or_all)
+@click.option("-m", "--model", type=click.Path(path_type=Path), help="Show the bands and values that it would get.")
 @click.option("--write", is_flag=True, help="Write what was measured of a model into its model.json.")
-@with_servers
 @with_common_options
 def inspect(
-    target: Path | str,
+    target: Path | str | tuple[Path | str, ...],
     *,
-    assume_crs: str | None,
-    nodata: float | None,
-    trust_model: bool,
+    model: Path | None,
     write: bool,
-    access: Any,
     verbose: int,
     quiet: bool,
     as_json: bool,
     debug: bool,
+    **settings: Any,
 ) -> None:
-    """Show what is understood of a scene (bands, CRS, valid area) or a model (classes, stride, halo)."""
+    """Show what `segment` would read of a scene (bands, CRS, grid, valid area), or what a model does (stride, halo)."""
     del verbose, quiet, debug
     from pipeline.cli.show import show_facts
     from pipeline.run.inspect import inspect_target
 
-    facts = inspect_target(
-        target, assume_crs=assume_crs, nodata=nodata, trust_model=trust_model, write=write, access=access
-    )
+    facts = inspect_target(target, model=model, write=write, **given_settings(settings, None))
     if as_json:
         click.echo(json.dumps(facts, indent=1, ensure_ascii=False, default=str))
     else:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 _METAVARS = {
     "overlap": "PX", "patch": "PX", "tile": "PX", "bands": "NAMES|NUMBERS", "aoi": "FILE", "nodata": "V",
@@ -20,7 +20,7 @@ _METAVARS = {
     "cluster": "NAME|ADDRESS|FILE.yaml", "vectors": "geojson,gpkg,fgb,parquet|none", "class_names": "NAMES",
     "scale": "NUMBERS", "offset": "NUMBERS", "mean": "NUMBERS", "std": "NUMBERS", "threshold": "NUMBERS",
     "halo_tolerance": "P", "stuck_after": "S", "max_flip": "SHARE",
-    "resolution": "native|model|METRES", "crs": "CRS", "align": "FILE", "rpc_height": "METRES",
+    "resolution": "native|model|METRES", "crs": "CRS", "align": "FILE", "rpc_height": "METRES", "rpc_dem": "FILE",
     "endpoint": "URL", "retries": "N", "connect_timeout": "S", "read_timeout": "S",
 }  # fmt: skip
 
@@ -50,27 +50,47 @@ config_option = click.option(
 
 
 class SettingsCommand(click.Command):
-    """A command whose options are the fields of `SegmentSettings`, added when it is first looked at.
+    """A command whose options are fields of `SegmentSettings`, added when it is first looked at.
 
     Building them needs pydantic, which `scenemask --help` does not.
     """
 
     _complete = False
 
+    def settings(self) -> Iterable[str] | None:
+        """Which fields; all if None."""
+        return None
+
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """Own parameters, then one option per setting."""
         if not self._complete:
             self._complete = True
-            self.params += settings_options()
+            self.params += settings_options(self.settings())
         return super().get_params(ctx)
 
 
-def settings_options() -> list[click.Option]:
-    """One option per field of the settings, with its description and default."""
+class SceneCommand(SettingsCommand):
+    """A command with those options of `segment` that say what is read of a scene."""
+
+    def settings(self) -> Iterable[str]:
+        """See `SettingsCommand`."""
+        from pipeline.run.inspect import SCENE_SETTINGS
+
+        return SCENE_SETTINGS
+
+
+def settings_options(names: Iterable[str] | None = None) -> list[click.Option]:
+    """One option per field of the settings, with its description and default.
+
+    Args:
+        names: Fields; all if None.
+    """
     from pipeline.run.settings import SegmentSettings
 
     options = []
     for name, info in SegmentSettings.model_fields.items():
+        if names is not None and name not in names:
+            continue
         flag = "--" + name.replace("_", "-")
         text = " ".join((info.description or "").split())
         if info.annotation is bool:
@@ -129,7 +149,7 @@ def with_servers(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--connect-timeout", metavar="S", help="Seconds until a connection must stand."),
         click.option("--retries", metavar="N", help="Further attempts where a server has a passing trouble."),
         click.option("--allow-loopback", is_flag=True, default=None, help="Follow web addresses to this machine."),
-        click.option("--endpoint", metavar="URL", help="Address of an S3-compatible service."),
+        click.option("--endpoint", metavar="URL", help="Address of a service in place of the cloud's own."),
     ):
         option(with_access)
     return with_access

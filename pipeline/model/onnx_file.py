@@ -22,7 +22,8 @@ def self_contained(content: bytes, path: Path) -> bytes:
         path: Where it lies; references are followed inside its folder only.
 
     Raises:
-        ModelError: MD-015 a reference leaves the folder or its file is missing, MD-001 damaged, MD-014 no `onnx`.
+        ModelError: MD-015 a reference leaves the folder, as a hard link may, or its file is missing, MD-001 damaged,
+            MD-014 no `onnx`.
     """
     if _MARK not in content:
         return content
@@ -80,4 +81,12 @@ def _check_inside(location: str, path: Path) -> None:
             title="Weights lie outside the model's folder",
             where=str(path),
             fix="copy all files of the model into one folder",
+        )
+    if target.stat().st_nlink > 1:
+        raise ModelError(
+            f"the network reads its weights from {location!r}, a hard link: the file has another name elsewhere",
+            code="MD-015",
+            title="Weights lie outside the model's folder",
+            where=str(path),
+            fix=f"make it a copy of its own: cp '{location}' copy && mv copy '{location}'",
         )

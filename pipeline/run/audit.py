@@ -12,7 +12,7 @@ from pipeline.errors import OutputError
 from pipeline.run.fetch import workplace
 from pipeline.run.output import FolderOutput, output_at
 from pipeline.store import changed_files, damaged_blocks, foreign_output
-from pipeline.store.runfile import described_files
+from pipeline.store.runfile import described_files, refuse_changed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -76,7 +76,8 @@ def audit(out_dir: str | Path | Location, *, access: Access | None = None) -> Au
         access: How a bucket is reached.
 
     Raises:
-        OutputError: OU-015, no run has ended there; OU-001, results without the record of a run.
+        OutputError: OU-015, no run has ended there; OU-001, results without the record of a run; OU-017, a record that
+            was changed.
         UsageError: CF-002, the folder cannot be read.
         InfrastructureError: ST-010 to ST-013.
     """
@@ -97,6 +98,7 @@ def audit(out_dir: str | Path | Location, *, access: Access | None = None) -> Au
 def _record_of(output: Output) -> Mapping[str, Any]:
     """`run.json` of a finished run."""
     out_dir, state = output.place, output.look()
+    refuse_changed(out_dir, state)
     if state.kind == "foreign":
         raise foreign_output(out_dir, state)
     if state.run is None:

@@ -5,47 +5,76 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.errors import UsageError
 from pipeline.location import is_remote
-from pipeline.scene import describe_scene, open_scene
+from pipeline.run.settings import make_settings
+from pipeline.scene import describe_scene
 
 if TYPE_CHECKING:
-    from pipeline.access import Access
     from pipeline.model import ModelSpec
+    from pipeline.run.settings import SegmentSettings
 
+SCENE_SETTINGS = (
+    "bands", "aoi", "mask_layer", "mask_values", "nodata", "assume_crs", "resampling", "resolution", "force_resolution",
+    "crs", "align", "warp_gcps", "rpc_height", "rpc_dem", "values", "trust_model",
+    "endpoint", "allow_loopback", "retries", "connect_timeout", "read_timeout",
+)  # fmt: skip
+"""Settings of `segment` that say what is read of a scene, and how."""
 _MODEL_SUFFIXES = {".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".onnx", ".pt2", ".torchscript"}
 
 
 def inspect_target(
-    target: str | Path,
-    *,
-    assume_crs: str | None = None,
-    nodata: float | None = None,
-    trust_model: bool = False,
-    write: bool = False,
-    access: Access | None = None,
+    target: Any, *, model: str | Path | None = None, write: bool = False, **options: Any
 ) -> dict[str, Any]:
-    """Facts of a scene, or of a model when `target` is a model folder or a network file.
+    """Facts of a scene as `segment` would read it; or of a model when `target` is a model folder or a network file.
 
     Args:
-        target: Scene or model.
-        assume_crs: For a scene without CRS.
-        nodata: For a scene that declares none or a wrong one.
-        trust_model: Run TorchScript and torch.export files.
+        target: Path, address, several of them side by side, or a model.
+        model: Whose bands, pixels and values are wanted of the scene; all that is in it, as it is, if not given.
         write: Write what was measured into the model's `model.json`.
-        access: How servers are reached, for a scene that is not on disk.
+        **options: Fields of `SegmentSettings` among `SCENE_SETTINGS`. A scene without CRS is taken.
 
     Raises:
         PipelineError: It is neither, or cannot be used.
     """
-    if is_remote(target):
-        return describe_scene(
-            open_scene(target, assume_crs=assume_crs, nodata=nodata, allow_no_crs=assume_crs is None, access=access)
+    settings = make_settings(options | ({} if options.get("assume_crs") else {"allow_no_crs": True}))
+    if isinstance(target, str | Path) and not is_remote(target) and _is_model(Path(target)):
+        given = [name for name in options if name != "trust_model"]
+        if given or model is not None:
+            raise UsageError(
+                f"{', '.join(given) or 'model'} given for {Path(target).name}, which is a model; expected a scene",
+                code="CF-005",
+                title="Setting is wrong",
+                fix="leave them out, or name the scene first and the model with -m",
+            )
+        return describe_model(Path(target), trust_model=settings.trust_model, write=write)
+    return _describe(target, model, settings)
+
+
+def _describe(target: Any, path: str | Path | None, settings: SegmentSettings) -> dict[str, Any]:
+    from pipeline.run.resolve import bare_options, resolve_limits, resolve_scene  # noqa: PLC0415 - not for a model
+    from pipeline.run.values import range_warning, say_values  # noqa: PLC0415
+
+    if settings.resolution == "model" and path is None:
+        raise UsageError(
+            "--resolution model was given, and no model",
+            code="CF-090",
+            title="Model has no resolution",
+            where="--resolution",
+            fix="add -m MODEL, or give metres",
         )
-    target = Path(target)
-    if _is_model(target):
-        return describe_model(target, trust_model=trust_model, write=write)
-    scene = open_scene(target, assume_crs=assume_crs, nodata=nodata, allow_no_crs=assume_crs is None)
-    facts: dict[str, Any] = describe_scene(scene)
+    model = None
+    if path is not None:
+        from pipeline.model import load_model  # noqa: PLC0415 - torch is not needed for a scene alone
+
+        model = load_model(Path(path), bare=bare_options(settings), trust_model=settings.trust_model)
+    scene = resolve_scene(target, model, settings)
+    limits = resolve_limits(scene, settings)
+    facts: dict[str, Any] = describe_scene(scene, limits)
+    facts["warnings"] += limits.warnings
+    if model is not None:
+        facts["values"] = say_values(scene, model)
+        facts["warnings"] += filter(None, [range_warning(scene, model)])
     return facts
 
 

@@ -37,7 +37,10 @@ from pipeline.store.runfile import (
     SCRATCH_FOLDER,
     described_files,
     is_result_name,
+    refuse_changed,
+    state_of,
 )
+from pipeline.store.sealed import sealed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -136,7 +139,7 @@ def output_at(out_dir: str | Path | Location, access: Access, scratch: Path | st
     access = access.resolved()
     place = parse_location(out_dir, schemes=("s3",))
     bucket = Bucket(place.host, access)
-    identity = hashlib.sha256(f"{access.endpoint} {place}".encode()).hexdigest()[:16]
+    identity = hashlib.sha256(f"{access.endpoint_of('s3')} {place}".encode()).hexdigest()[:16]
     name = re.sub(r"[^A-Za-z0-9-]+", "-", place.name or place.host)[:40].strip("-")
     folder = private_folder(_working_root(scratch) / f"{name}-{identity}", option="--scratch")
     return BucketOutput(place, folder, bucket, shared=isinstance(scratch, str))
@@ -243,12 +246,14 @@ class BucketOutput:
     def look(self) -> OutputState:
         """See `Output`."""
         place = Prefix.at(self.place, self.bucket)
+        plan = read_object(self.home, PLAN_FILE)  # first: where it has gone, run.json has come
         run = read_object(place, RUN_FILE)
-        plan = read_object(self.home, PLAN_FILE)
-        if run is not None or plan is not None:
-            return OutputState(kind="unfinished" if run is None else "complete", run=run, plan=plan, names=())
-        names = tuple(name for name in RESULT_NAMES if place.has(name))
-        return OutputState(kind="foreign" if names else "empty", run=None, plan=None, names=names)
+        told = run is not None or plan is not None
+
+        def find_names() -> tuple[str, ...]:
+            return () if told else tuple(name for name in RESULT_NAMES if place.has(name))
+
+        return state_of(run, plan, find_names)
 
     def sizes(self, names: Sequence[str]) -> dict[str, int]:
         """See `Output`."""
@@ -317,6 +322,8 @@ class BucketOutput:
 
 def _looked_at(output: Output, *, overwrite: bool) -> OutputState:
     state = output.look()
+    if not overwrite:
+        refuse_changed(output.place, state)
     if state.kind == "foreign" and not overwrite:
         raise foreign_output(output.place, state)
     return state
@@ -395,7 +402,7 @@ class BucketStaging(Staging):
         files = run.get("files")
         if isinstance(files, dict):
             run = {**run, "files": {name: {**told, "etag": etags.get(name, "")} for name, told in files.items()}}
-        bucket.put(key(RUN_FILE), to_bytes(run))
+        bucket.put(key(RUN_FILE), to_bytes(sealed(run)))
         self.begun.unlink(missing_ok=True)
         self.clear()
 

@@ -70,6 +70,7 @@ def opening_of(settings: SegmentSettings) -> Opening:
         any_grid=settings.align is not None or settings.crs is not None,
         warp_gcps=settings.warp_gcps,
         rpc_height_m=settings.rpc_height,
+        rpc_dem=None if settings.rpc_dem is None else str(settings.rpc_dem),
     )
 
 

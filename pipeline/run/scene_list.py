@@ -203,11 +203,13 @@ def _asset_href(path: Path, item: dict[str, Any], asset: str | None) -> str:
     itself = [link for link in item.get("links") or () if link.get("rel") == "self" and link.get("href")]
     if len(data) > 1 and itself:
         return str(itself[0]["href"])
+    if len(data) > 1 and item.get("id"):
+        return f"{path.absolute()}#{item['id']}"
     if len(data) != 1:
         raise _unreadable(
             path,
             f"item {item.get('id')} has {len(data)} rasters ({', '.join(data) or 'none'}), expected one",
-            "name the asset with --asset KEY; or give items one by one, or with a link to themselves",
+            "name the asset with --asset KEY; or give items one by one, or with an id",
         )
     return str(next(iter(data.values()))["href"])
 

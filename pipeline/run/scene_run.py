@@ -45,7 +45,8 @@ from pipeline.store import (
     scan_ledger,
     to_bytes,
 )
-from pipeline.store.runfile import PLAN_FILE
+from pipeline.store.runfile import PLAN_FILE, refuse_changed, state_of
+from pipeline.store.sealed import sealed, unsealed
 from pipeline.syncpoint import reached
 
 if TYPE_CHECKING:
@@ -242,9 +243,12 @@ def adopt(run: SceneRun, scratch: Path, *, overwrite: bool, alone: bool = True) 
         alone: Whether nobody else computes tiles of it, so that half-written ones are leftovers.
 
     Raises:
-        OutputError: OU-011, it was begun with something else.
+        OutputError: OU-011, it was begun with something else; OU-017, its plan was changed.
     """
-    document = read_object(run.home, PLAN_FILE)
+    state = state_of(None, read_object(run.home, PLAN_FILE), tuple)
+    if not overwrite:
+        refuse_changed(run.out_dir, state)
+    document = state.plan
     if document is None:
         return None
     if document.get("format") == _FORMAT_VERSION:
@@ -266,7 +270,7 @@ def adopt(run: SceneRun, scratch: Path, *, overwrite: bool, alone: bool = True) 
 
 def begin(run: SceneRun, plan: Plan, scratch: Path) -> Ongoing:
     """A new run: the frozen plan kept, and an empty store; a run that lies there is removed."""
-    replaced = read_object(run.home, PLAN_FILE)
+    replaced = unsealed(read_object(run.home, PLAN_FILE))
     if replaced is not None:
         from_record(replaced.get("store"), scratch, access_of(run.settings)).remove()
     for leftover in ("store", "ledger"):  # what is staged is cleared before it is used
@@ -288,7 +292,7 @@ def _new_store(run: SceneRun, plan: Plan, place: Place, scratch: Path) -> TileSt
         "store": to_record(place, scratch),
         "inputs": {"scene": _places_of(run.scene), "model": _path_of(run.model)},
     }
-    run.home.write(PLAN_FILE, to_bytes(document))
+    run.home.write(PLAN_FILE, to_bytes(sealed(document)))
     try:
         return create_store(place, plan=plan, legend=legend)
     except PipelineError:
@@ -418,7 +422,7 @@ def _refuse_changed_scene(run: SceneRun) -> None:
         raise _changed("scene", run.scene.name)
     layer = run.limits.layer
     if layer is not None and layer.digest() != run.identity["settings"]["mask_layer"]:
-        raise _changed("mask layer", layer.layer.name)
+        raise _changed("mask layer", layer.placed.name)
 
 
 def _changed(what: str, where: str) -> OutputError:

@@ -192,7 +192,10 @@ class SegmentSettings(BaseModel):
     warp_gcps: bool = False
     """Take a scene that only ground control points or RPCs place, and move its pixels to where they belong."""
     rpc_height: Annotated[float, _quantity("m")] | None = None
-    """Height of the ground above the ellipsoid in metres, for a scene that RPCs place."""
+    """Height of the ground above the ellipsoid in metres, for a scene that RPCs place; with rpc_dem what is added to
+    it, such as the geoid's height."""
+    rpc_dem: AbsolutePath | None = None
+    """Raster of heights of the ground, for a scene that RPCs place."""
     values: Literal["auto", "model", "scene"] = "auto"
     """Whose word on scale and offset counts: model, stored values go in as they are; scene, they are converted by the
     scene's own scale and offset; auto: the scene's where it has both in the model's units."""
@@ -277,8 +280,9 @@ class SegmentSettings(BaseModel):
     keep: bool = False
     """Keep the scratch store after success."""
     endpoint: str | None = None
-    """Address of an S3-compatible service, for all `s3://` addresses; AWS, or what AWS_ENDPOINT_URL says, if not given.
-    Keys come from where AWS's tools look: environment, profile, role."""
+    """Address of a service that answers as S3 does, for all `s3://` addresses (`gs://`, `az://`: as Google or Azure).
+    The cloud's own, or for S3 what AWS_ENDPOINT_URL says, if not given. Keys come from where each cloud's tools
+    look."""
     allow_loopback: bool = False
     """Follow web addresses that lead to this machine."""
     retries: int = Field(default=5, ge=0)
@@ -332,8 +336,8 @@ class SegmentSettings(BaseModel):
             problems.append("align says what grid it is; crs and resolution would say it again")
         if self.mask_grid == "scene" and (self.align is not None or self.crs is not None):
             problems.append("align and crs say where the mask lies; mask_grid: scene goes with resolution only")
-        if self.rpc_height is not None and not self.warp_gcps:
-            problems.append("rpc_height belongs to warp_gcps")
+        if (self.rpc_height is not None or self.rpc_dem is not None) and not self.warp_gcps:
+            problems.append("rpc_height and rpc_dem belong to warp_gcps")
         return problems
 
     @model_validator(mode="after")

@@ -16,7 +16,7 @@ from pipeline.run.plan import Plan
 from pipeline.run.scratch import digest_of, from_record, ledger_of, open_store
 from pipeline.run.settings import SegmentSettings
 from pipeline.store import RunLock, scan_ledger
-from pipeline.store.runfile import BEGUN_FILE, SCRATCH_FOLDER
+from pipeline.store.runfile import BEGUN_FILE, SCRATCH_FOLDER, refuse_changed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -107,6 +107,7 @@ def status_of(
 
     Raises:
         UsageError: CF-002, it is no folder or cannot be read.
+        OutputError: OU-017, its records were changed.
         InfrastructureError: ST-010 to ST-013.
     """
     access = (access or Access()).resolved()
@@ -119,6 +120,7 @@ def status_of(
 
 def _status(output: Output, access: Access, lock: RunLock) -> Status:
     state = output.look()
+    refuse_changed(output.place, state)
     run: Mapping[str, Any] = state.run or {}
     held = lock.holder() or output.holder()
     holder = None

@@ -92,7 +92,8 @@ def check_transform(transform: Affine, *, where: str) -> None:
     Raises:
         InputError: IN-016.
     """
-    if not all(math.isfinite(v) for v in transform[:6]) or transform.determinant == 0:
+    usable = all(math.isfinite(v) for v in transform[:6]) and transform.determinant != 0
+    if not usable or not all(math.isfinite(v) for v in (~transform)[:6]):
         raise InputError(
             f"the geotransform {tuple(transform[:6])} gives pixels no area",
             code="IN-016",

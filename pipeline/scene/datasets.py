@@ -69,14 +69,19 @@ _lock = threading.Lock()
 
 
 @contextlib.contextmanager
-def without_georeference() -> Iterator[None]:
-    """Silences rasterio's warning that pixels have no place on Earth.
+def silenced(category: type[Warning]) -> Iterator[None]:
+    """Silences a warning of rasterio's.
 
     `warnings.catch_warnings` swaps a list that all threads share, hence the lock.
     """
     with _lock, warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        warnings.simplefilter("ignore", category)
         yield
+
+
+def without_georeference() -> contextlib.AbstractContextManager[None]:
+    """Silences the one that pixels have no place on Earth."""
+    return silenced(NotGeoreferencedWarning)
 
 
 _ALWAYS = {

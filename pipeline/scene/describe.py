@@ -16,23 +16,27 @@ from pipeline.scene.raster import RasterScene
 from pipeline.scene.sources import SourcesScene
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from pipeline.grid import GeoBox
     from pipeline.scene.base import Band, Json, Scene
+    from pipeline.scene.limits import Limits
 
 _LOOKS = 16  # windows per side in which validity is counted
 _LOOK_PX = 32  # side of these windows
 
 
-def describe_scene(scene: Scene) -> dict[str, Json]:
+def describe_scene(scene: Scene, limits: Limits | None = None) -> dict[str, Json]:
     """Everything that decides what a run makes of a scene.
 
     Keys: `name`, `driver`, `height`, `width`, `dtype`, `nodata`, `bands` (one object each), `crs` (`name`, `authority`,
     `units`, `geographic`; null without), `transform` (GDAL order), `orientation`, `pixel_size` (row step, column step,
     CRS units), `pixel_size_m` (the same on the ground, at the centre; null without CRS), `footprint_lonlat` (closed
-    ring; null without), `valid_frac` (share of pixels usable in all bands, an estimate for large scenes), `warnings`;
-    for files also `path`, `file_bytes`, `block_hw`, `overviews`, `alpha`, `mask`, `compression`.
+    ring; null without), `valid_frac` (share of pixels usable in all bands, an estimate for large scenes), `wanted_frac`
+    (share for which a result is wanted, where `limits` say so), `warnings`; for files also `path`, `file_bytes`,
+    `block_hw`, `overviews`, `alpha`, `mask`, `compression`.
 
     Raises:
         InputError: IN-005 when a block cannot be decoded.
@@ -52,9 +56,11 @@ def describe_scene(scene: Scene) -> dict[str, Json]:
         "pixel_size": list(geobox.pixel_size),
         "pixel_size_m": _ground_size(geobox, crs),
         "footprint_lonlat": _footprint(geobox, crs),
-        "valid_frac": _valid_share(scene),
-        "warnings": list(scene.warnings),
+        "valid_frac": _share(scene, lambda window: scene.read_block(window).valid_everywhere()),
     }
+    if limits is not None and (limits.aoi or limits.layer):
+        described["wanted_frac"] = _share(scene, limits.mask)
+    described["warnings"] = list(scene.warnings)
     if isinstance(scene, SourcesScene):
         return described | {"path": scene.path, **scene.describe()}
     return described | (
@@ -169,8 +175,8 @@ def _footprint(geobox: GeoBox, crs: pyproj.CRS | None) -> list[list[float]] | No
     return [[round(float(x), 7), round(float(y), 7)] for x, y in zip(lon, lat, strict=True)]
 
 
-def _valid_share(scene: Scene) -> float:
-    """Share of pixels usable in all bands; exact for small scenes.
+def _share(scene: Scene, mask: Callable[[Window], NDArray[np.bool_] | None]) -> float:
+    """Share of pixels that a mask of windows lets through (None: all of them); exact for small scenes.
 
     Large ones are divided into equal parts with one window at a random place in each (the same at each call): fixed
     places, such as the middles, would miss the thin collars that scenes have along their borders.
@@ -186,7 +192,8 @@ def _valid_share(scene: Scene) -> float:
                 col_off = int(rng.integers(col, max(col_stop - _LOOK_PX, col) + 1))
                 look = Window(row_off=row_off, col_off=col_off, height=_LOOK_PX, width=_LOOK_PX)
                 window = look.intersect(window)
-            valid += int(scene.read_block(window).valid_everywhere().sum())
+            found = mask(window)
+            valid += window.num_pixels if found is None else int(found.sum())
             total += window.num_pixels
     return valid / total
 

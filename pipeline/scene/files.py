@@ -233,18 +233,32 @@ def _check_complete(
 
 
 def _check_limits(dataset: Any, path: Path | Location) -> None:
-    height, width = dataset.shape
     itemsize = max(np.dtype(_numpy_name(d)).itemsize for d in dataset.dtypes)
-    block_bytes = max(h * w for h, w in dataset.block_shapes) * itemsize
+    refuse_size(path, dataset.shape, dataset.count, max(h * w for h, w in dataset.block_shapes) * itemsize)
+
+
+def refuse_size(path: object, shape: tuple[int, int], count: int, block_bytes: int) -> None:
+    """Refuse what no scene has, before anything of that size is allocated.
+
+    Args:
+        path: With a `name`.
+        shape: Rows and columns.
+        count: Bands.
+        block_bytes: Of the largest decoded block or chunk.
+
+    Raises:
+        InputError: IN-013.
+    """
+    height, width = shape
     reasons = (
         (height * width > MAX_PIXELS, f"{height} x {width} pixels, at most 2**40 in all"),
-        (dataset.count > MAX_BANDS, f"{dataset.count} bands, at most {MAX_BANDS}"),
+        (count > MAX_BANDS, f"{count} bands, at most {MAX_BANDS}"),
         (block_bytes > MAX_BLOCK_BYTES, f"blocks of {block_bytes / 1e6:.0f} MB, at most {MAX_BLOCK_BYTES // 10**6} MB"),
     )
     for too_large, what in reasons:
         if too_large:
             raise InputError(
-                f"{path.name} has {what}",
+                f"{getattr(path, 'name', path)} has {what}",
                 code="IN-013",
                 title="Scene too large",
                 where=str(path),
@@ -288,7 +302,7 @@ def _check_georeference(dataset: Any, path: Path | Location, *, allow_no_crs: bo
             code="IN-008",
             title="Rational polynomial coefficients only",
             where=str(path),
-            fix=f"--warp-gcps --rpc-height METRES; in hilly country: gdalwarp -rpc -to RPC_DEM=dem.tif '{path.name}' …",
+            fix="--warp-gcps --rpc-height METRES; in hilly country --rpc-dem FILE",
         )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import InputError
 from pipeline.location import is_remote
-from pipeline.scene.folder import is_archive, is_zarr, list_folder
+from pipeline.scene.folder import is_archive, is_compressed_tar, is_zarr, list_folder, unusable
 from pipeline.scene.landsat import open_landsat
 from pipeline.scene.netcdf import is_netcdf, open_netcdf
 from pipeline.scene.perband import open_bands, rasters_of
@@ -42,6 +42,12 @@ def find_sources(source: Any, access: Access) -> Product | list[Any] | None:
 def _on_disk(path: Path) -> Product | list[Any] | None:
     if is_netcdf(path):
         return open_netcdf(path)
+    if is_compressed_tar(path) and os.path.isfile(path):  # noqa: PTH113
+        raise unusable(
+            path,
+            "it is compressed as a whole, so no window can be read without all that lies before it",
+            f"unpack it: mkdir product && tar -xf '{path}' -C product; folders, .tar and .zip are read as they are",
+        )
     # os.path: False, not an error, for names that no file can have
     is_folder = os.path.isdir(path) and not is_zarr(path)  # noqa: PTH112
     if is_folder or (is_archive(path) and os.path.isfile(path)):  # noqa: PTH113

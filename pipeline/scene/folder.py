@@ -20,6 +20,7 @@ _MOST_BYTES = 16 * 2**20
 MARK = "!/"
 """Between an archive and what is in it, in the text form of a member."""
 _ARCHIVES = (".zip", ".tar")
+_COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 CONTAINERS = (".nc", ".nc4", ".cdf")
 """NetCDF: files with several rasters, which GDAL finds by name."""
 
@@ -64,6 +65,11 @@ class Folder:
 def is_archive(path: Path) -> bool:
     """Whether a file is a zip or tar by its name; what is in it is another matter."""
     return path.suffix.lower() in _ARCHIVES
+
+
+def is_compressed_tar(path: Path) -> bool:
+    """Whether a file is a tar that is compressed as a whole, by its name: no part of it can be read by itself."""
+    return path.name.lower().endswith(_COMPRESSED_TARS)
 
 
 def is_zarr(path: Path) -> bool:
@@ -145,12 +151,12 @@ def read_member(archive: Path, name: str, most: int) -> bytes:
         raise OSError(f"there is no {name} in it") from error
 
 
-def unusable(path: Path, why: str) -> InputError:
+def unusable(path: Path, why: str, fix: str = "check that it is whole") -> InputError:
     """IN-058."""
     return InputError(
         f"{path.name} cannot be used: {why}",
         code="IN-058",
         title="Folder or archive cannot be used",
         where=str(path),
-        fix="check that it is whole; compressed tar files have to be unpacked first",
+        fix=fix,
     )

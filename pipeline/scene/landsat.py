@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -105,9 +106,25 @@ def _scaling(number: str, groups: Groups, *, warm: bool) -> tuple[float, float, 
     key = f"{'TEMPERATURE' if warm else 'REFLECTANCE'}_%s_BAND_{'ST_B' if warm else ''}{number}"
     for group in (_WARMTH,) if warm else (_SURFACE, _TOP):
         scale, offset = (to_float(groups.get(group, {}).get(key % part)) for part in ("MULT", "ADD"))
-        if scale is not None:
-            return scale, offset or 0.0, f"MTL: {group}" + (", sun angle left as it is" if group == _TOP else "")
+        if scale is None:
+            continue
+        if group == _TOP:
+            sine, remark = _sun(groups)
+            return scale / sine, (offset or 0.0) / sine, f"MTL: {group}{remark}"
+        return scale, offset or 0.0, f"MTL: {group}"
     return 1.0, 0.0, "file"
+
+
+def _sun(groups: Groups) -> tuple[float, str]:
+    """What level 1's constants are divided by, and how that is said.
+
+    They give reflectance as if the sun stood in the zenith; the scene's own has the sine of its elevation in it, at the
+    centre of the scene. Source: Landsat 8-9 OLI/TIRS Collection 2 Level 1 Data Format Control Book.
+    """
+    told = to_float(groups.get("IMAGE_ATTRIBUTES", {}).get("SUN_ELEVATION"))
+    if told is None or not 0 < told <= 90:  # noqa: PLR2004 - degrees
+        return 1.0, ", sun angle left as it is: no SUN_ELEVATION"
+    return math.sin(math.radians(told)), f", over the sine of SUN_ELEVATION {told:g}"
 
 
 def _layer(file: str) -> Band:

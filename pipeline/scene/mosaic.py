@@ -33,6 +33,8 @@ def make_mosaic(scenes: Sequence[Scene], *, path: str | None, resampling: str, a
     for scene in scenes[1:]:
         if [(b.name, b.scale, b.offset) for b in scene.bands] != [(b.name, b.scale, b.offset) for b in first.bands]:
             raise _refused(scene, first, "other bands, or bands scaled in another way", "put like with like")
+    if len(scenes) > 1:
+        _refuse_nowhere(scenes)
     numbers = tuple(band.index for band in first.bands)
     windows = [_window(scene, first) for scene in scenes]
     parts = [
@@ -44,7 +46,7 @@ def make_mosaic(scenes: Sequence[Scene], *, path: str | None, resampling: str, a
         geobox = first.geobox.window(_union(on_lattice, first))
     else:
         odd = scenes[windows.index(None)]
-        if not any_grid or any(scene.geobox.crs_wkt is None for scene in scenes):
+        if not any_grid:
             fix = "say on which grid they are to be read: --crs EPSG:xxxx, or --align FILE"
             raise _refused(odd, first, "another CRS, other pixels, or pixels that do not coincide", fix)
         from pipeline.scene.regrid import grid_in  # noqa: PLC0415 - needs more of PROJ than most mosaics do
@@ -64,6 +66,21 @@ def make_mosaic(scenes: Sequence[Scene], *, path: str | None, resampling: str, a
         warnings=tuple(dict.fromkeys(text for scene in scenes for text in scene.warnings)),
     )
     return made.on_grid(geobox)
+
+
+def _refuse_nowhere(scenes: Sequence[Scene]) -> None:
+    """Files without a place would all lie on one another."""
+    for scene in scenes:
+        lacks = "no CRS" if scene.geobox.crs_wkt is None else "no geotransform"
+        if scene.geobox.crs_wkt is None or scene.geobox.transform.is_identity:
+            raise InputError(
+                f"{scene.name} has {lacks}, so nothing says where it lies beside the other files",
+                code="IN-059",
+                title="Files make no mosaic",
+                where=getattr(scene, "path", None) or scene.name,
+                fix="--assume-crs EPSG:xxxx if all lie in that CRS; else write it into the files, or segment them one "
+                "by one: scenemask batch",
+            )
 
 
 def _union(windows: Sequence[Window], first: Scene) -> Window:

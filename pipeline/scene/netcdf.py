@@ -1,4 +1,4 @@
-"""Variables of a NetCDF file as a product: those on its largest grid, by name. GDAL knows the CF conventions."""
+"""Variables of a classic NetCDF file as a product: those on its largest grid, by name. GDAL reads it (not NetCDF-4)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pipeline.scene.product import Offer, Product, numbered
 if TYPE_CHECKING:
     from pathlib import Path
 
-_MAGIC = (b"CDF\x01", b"CDF\x02", b"CDF\x05", b"\x89HDF\r\n\x1a\n")
+_MAGIC = (b"CDF\x01", b"CDF\x02", b"CDF\x05")
 _MOST_VARIABLES = 256
 
 
 def is_netcdf(path: Path) -> bool:
-    """Whether a file is called NetCDF and begins like one."""
+    """Whether a file is called NetCDF and begins like one of the classic format."""
     if path.suffix.lower() not in CONTAINERS:
         return False
     try:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.access import Access
 from pipeline.errors import InputError
-from pipeline.location import BUCKETS, is_remote, parse_location
+from pipeline.location import Location, is_remote, parse_location
 from pipeline.scene.files import open_raster, open_remote
 from pipeline.scene.find import find_sources
-from pipeline.scene.folder import is_zarr
+from pipeline.scene.folder import CONTAINERS, is_zarr
 from pipeline.scene.product import Product
 from pipeline.scene.raster import RasterScene
 from pipeline.scene.remote import remote_file
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     import xarray as xr
 
-    from pipeline.location import Location
     from pipeline.scene.base import Scene
 
 
@@ -46,7 +45,9 @@ class Opening:
     warp_gcps: bool = False
     """Take scenes that only control points or RPCs place, on a grid in the CRS of these."""
     rpc_height_m: float | None = None
-    """Height of the ground above the ellipsoid, for RPCs."""
+    """Height of the ground above the ellipsoid, for RPCs; with a DEM what is added to its heights."""
+    rpc_dem: str | None = None
+    """Raster of heights of the ground, for RPCs."""
     class_numbers: bool = False
     """Take a palette image: its numbers are wanted as classes, not as measurements."""
 
@@ -136,11 +137,9 @@ def open_one(source: Any, opening: Opening) -> Scene:
         "allow_no_crs": opening.allow_no_crs,
     }
     scene: Scene
-    group = _zarr_group(source)
-    if group is not None:
-        from pipeline.scene.gridded import open_zarr  # noqa: PLC0415 - for the few that need it
-
-        scene = open_zarr(group, access=opening.access, **options)
+    gridded = _open_gridded(source, opening.access, options)
+    if gridded is not None:
+        scene = gridded
     elif is_remote(source):
         scene = open_remote(remote_file(source, opening.access), **options)
     elif isinstance(source, (str, os.PathLike)):
@@ -154,12 +153,26 @@ def open_one(source: Any, opening: Opening) -> Scene:
     return scene
 
 
-def _zarr_group(source: Any) -> Path | Location | None:
-    """Where the Zarr group lies that a source is: in a bucket by its name, on disk by what is in it; None without."""
-    if is_remote(source):
-        place = parse_location(source)
-        return place if place.suffix == ".zarr" and place.scheme in BUCKETS else None
-    return Path(source) if isinstance(source, str | os.PathLike) and is_zarr(Path(source)) else None
+def _open_gridded(source: Any, access: Access, options: dict[str, Any]) -> Scene | None:
+    """A Zarr group (on a server by its name, on disk by what is in it) or NetCDF-4 file; None for all else."""
+    if not (is_remote(source) or isinstance(source, str | os.PathLike)):
+        return None
+    place = parse_location(source) if is_remote(source) else Path(source)
+    is_group = place.suffix == ".zarr" if isinstance(place, Location) else is_zarr(place)
+    if not is_group and place.suffix.lower() not in CONTAINERS:
+        return None
+    from pipeline.scene.gridded import open_gridded  # noqa: PLC0415 - for the few that need it
+
+    if not is_group:
+        from pipeline.scene.netcdf4 import netcdf4_at  # noqa: PLC0415
+
+        file = netcdf4_at(source, access)
+        return None if file is None else open_gridded(file, **options)
+    from pipeline.scene.zarr_group import UNLISTED, ZarrWeb, zarr_store  # noqa: PLC0415
+
+    store = zarr_store(place, access)
+    warnings = (UNLISTED.format(store.name),) if isinstance(store, ZarrWeb) else ()
+    return open_gridded(store, **options, warnings=warnings)
 
 
 def _open_warped(source: Any, opening: Opening) -> Scene:
@@ -168,10 +181,25 @@ def _open_warped(source: Any, opening: Opening) -> Scene:
 
     scene = open_one(source, replace(opening, allow_no_crs=True, assume_crs=None))
     if isinstance(scene, RasterScene) and scene.geobox.transform.is_identity:
-        warped = warped_by_reference(scene, height_m=opening.rpc_height_m, assume_crs=opening.assume_crs)
+        dem = None if opening.rpc_dem is None else _checked_dem(opening.rpc_dem)
+        warped = warped_by_reference(scene, height_m=opening.rpc_height_m, dem=dem, assume_crs=opening.assume_crs)
         if warped is not None:
             return warped
     return open_one(source, opening)
+
+
+def _checked_dem(path: str) -> str:
+    """The absolute path of what GDAL may open for heights: a raster of one band with a place on Earth."""
+    dem = open_raster(path, nodata=None, assume_crs=None, allow_no_crs=False)
+    if len(dem.bands) != 1:
+        raise InputError(
+            f"{dem.name} has {len(dem.bands)} bands, expected one of heights",
+            code="IN-062",
+            title="No heights",
+            where=dem.path,
+            fix="give a raster of heights in metres, such as a tile of the Copernicus DEM",
+        )
+    return dem.path
 
 
 def _refuse_palette(scene: RasterScene) -> None:

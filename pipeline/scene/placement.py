@@ -17,9 +17,11 @@ import numpy as np
 import pyproj
 from affine import Affine
 from rasterio.control import GroundControlPoint
+from rasterio.errors import TransformWarning
 from rasterio.transform import GCPTransformer, RPCTransformer
 
 from pipeline.scene.crs import same_wkt
+from pipeline.scene.datasets import silenced
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -97,7 +99,13 @@ class Georeference:
     rpcs: Any = None
     """Coefficients, as rasterio reads them."""
     height_m: float = 0.0
-    """Of the ground, with RPCs."""
+    """Of the ground above the ellipsoid, with RPCs; with `dem` what is added to its heights."""
+    dem: str | None = None
+    """Raster of heights of the ground, with RPCs: absolute path."""
+
+    def rpc_options(self) -> dict[str, Any]:
+        """As GDAL's transformer takes them."""
+        return {"RPC_HEIGHT": self.height_m, **({"RPC_DEM": self.dem} if self.dem else {})}
 
     def control_points(self) -> list[GroundControlPoint]:
         """As rasterio takes them, which cannot be compared or hashed."""
@@ -217,7 +225,10 @@ def _largest_error(warped: Warped, target: GeoBox) -> float:
             guess = warped.positions(Window(row_off=row, col_off=col, height=1, width=1))
             exact = warped.at(np.array([[row + 0.5]]), np.array([[col + 0.5]]))
             error = max(abs(float(g[0, 0] - e[0, 0])) for g, e in zip(guess, exact, strict=True))
-            worst = max(worst, error if math.isfinite(error) else 0.0)
+            if not math.isfinite(error):  # beyond the edge of the world, or of a model of heights within the scene
+                has_heights = isinstance(warped.source, Georeference) and warped.source.dem is not None
+                error = math.inf if has_heights and np.isfinite(exact).all() else 0.0
+            worst = max(worst, error)
     return worst
 
 
@@ -236,15 +247,16 @@ def _pixels_of(source: Affine | Georeference, xs: NDArray[Any], ys: NDArray[Any]
     if isinstance(source, Affine):
         cols, rows = ~source @ (xs, ys)
         return np.asarray(rows), np.asarray(cols)
-    with _transformer(source) as transformer:
-        zs = np.full(xs.shape, source.height_m)
-        rows, cols = transformer.rowcol(xs, ys, zs=zs, op=np.asarray)
-    return np.asarray(rows, np.float64), np.asarray(cols, np.float64)
+    with silenced(TransformWarning), _transformer(source) as transformer:  # it says what is infinite then
+        rows, cols = transformer.rowcol(xs, ys, op=np.asarray)  # no zs: they would be added to the height
+    found = np.array([rows, cols], np.float64)
+    found[:, ~np.isfinite(found).all(axis=0)] = np.nan
+    return found[0], found[1]
 
 
 def _transformer(source: Georeference) -> Any:
     if source.rpcs is not None:
-        return RPCTransformer(source.rpcs, rpc_height=source.height_m)
+        return RPCTransformer(source.rpcs, **source.rpc_options())
     return GCPTransformer(source.control_points())
 
 

@@ -1,8 +1,8 @@
 """Quality layer: class numbers of another raster, or of a band of the scene, that take pixels out of the result.
 
 Clouds and shadows in Sentinel-2's SCL, for instance. It may have any resolution and CRS: each pixel of the scene takes
-the layer's pixel in which its centre lies, window by window, so that no resampled file is needed and the answer does
-not depend on the window.
+the layer's pixel in which its centre lies, read as the sources of a scene are: window by window, without a resampled
+file, and with an answer that does not depend on the window.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import shapely
 from pyproj.exceptions import CRSError, ProjError
 
 from pipeline.errors import InputError, UsageError
-from pipeline.grid import Window
 from pipeline.scene.crs import same_wkt
 from pipeline.scene.open import open_scene
 from pipeline.scene.placement import transformer_between
+from pipeline.scene.regrid import as_sources
 from pipeline.scene.rescale import RescaledScene
 from pipeline.scene.sources import SourcesScene
 from pipeline.scene.validity import can_occur
@@ -33,27 +33,23 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.access import Access
-    from pipeline.grid import GeoBox
+    from pipeline.grid import GeoBox, Window
     from pipeline.scene.base import Scene
 
     Mapping = Callable[[NDArray[Any], NDArray[Any]], tuple[NDArray[Any], NDArray[Any]]]
     """Columns and rows in one grid -> columns and rows in another; the two arrays broadcast against each other."""
 
-_MOST_PX = 4 * 2**20  # pixels that are looked up, or read from the layer, at a time
-_TIE_PX = 1e-6  # a centre this near to the edge of two of the layer's pixels lies in the right or lower one
 _SIDE_PARTS = 64  # vertices per side of the scene's outline in the layer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class QualityLayer:
-    """Class numbers on a grid of their own, and those that take pixels of a scene out; picklable."""
+    """Class numbers, and those that take pixels of a scene out; picklable."""
 
-    layer: Scene
-    """One band."""
+    placed: SourcesScene
+    """The layer on the scene's grid: one band, nothing of it nodata."""
     values: tuple[int, ...]
     """Class numbers of pixels that are left out. Where the layer ends, nothing is left out."""
-    geobox: GeoBox
-    """Of the scene that it is laid over."""
     warnings: tuple[str, ...] = ()
     """What a person should know, one sentence each."""
 
@@ -65,54 +61,14 @@ class QualityLayer:
         Raises:
             InputError: IN-005, IN-015 the layer cannot be read, or has changed.
         """
-        if self.layer.geobox == self.geobox:
-            return self._wanted(self.layer.read(window)[0])
-        kept = np.ones(window.shape, bool)
-        self._fill(kept, window, window, _to_layer(self.geobox, self.layer.geobox))
+        block = self.placed.read_block(window)
+        kept: NDArray[np.bool_] = ~(np.isin(block.data[0], self.values) & block.valid[0])
         return kept
 
     def digest(self) -> str:
         """BLAKE2b of the layer's identity, read anew, 128 bit."""
-        text = json.dumps(self.layer.fingerprint(), sort_keys=True)
+        text = json.dumps(self.placed.fingerprint(), sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-    def _wanted(self, stored: NDArray[Any]) -> NDArray[np.bool_]:
-        wanted: NDArray[np.bool_] = np.isin(stored, self.values, invert=True)
-        return wanted
-
-    def _fill(self, kept: NDArray[np.bool_], outer: Window, part: Window, to_layer: Mapping) -> None:
-        """Write the part's mask into `kept`, which covers `outer`; in quarters where it is too much at once."""
-        if part.num_pixels == 0:
-            return
-        if part.num_pixels > _MOST_PX:
-            self._fill_quarters(kept, outer, part, to_layer)
-            return
-        cols, rows = (
-            np.arange(start, start + count) + 0.5
-            for start, count in ((part.col_off, part.width), (part.row_off, part.height))
-        )
-        x, y = to_layer(cols[np.newaxis, :], rows[:, np.newaxis])
-        height, width = self.layer.geobox.shape
-        with np.errstate(invalid="ignore"):
-            x, y = np.floor(x + _TIE_PX), np.floor(y + _TIE_PX)
-            inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)  # False for what cannot be reprojected
-        if not inside.any():
-            return
-        col, row = (np.broadcast_to(v, inside.shape)[inside].astype(np.int64) for v in (x, y))
-        found = Window.from_bounds(int(row.min()), int(col.min()), int(row.max()) + 1, int(col.max()) + 1)
-        if found.num_pixels > _MOST_PX and part.num_pixels > 1:
-            self._fill_quarters(kept, outer, part, to_layer)
-            return
-        wanted = self._wanted(self.layer.read(found)[0])
-        kept[part.slices_in(outer)][inside] = wanted[row - found.row_off, col - found.col_off]
-
-    def _fill_quarters(self, kept: NDArray[np.bool_], outer: Window, part: Window, to_layer: Mapping) -> None:
-        rows = part.row_off, part.row_off + (part.height + 1) // 2, part.row_stop
-        cols = part.col_off, part.col_off + (part.width + 1) // 2, part.col_stop
-        for i in (0, 1):
-            for j in (0, 1):
-                quarter = Window.from_bounds(rows[i], cols[j], rows[i + 1], cols[j + 1])
-                self._fill(kept, outer, quarter, to_layer)
 
 
 def open_quality_layer(scene: Scene, source: str, values: Sequence[int], *, access: Access | None) -> QualityLayer:
@@ -149,9 +105,18 @@ def open_quality_layer(scene: Scene, source: str, values: Sequence[int], *, acce
             where="--mask-values",
             fix="give class numbers of the layer; `scenemask inspect` shows its type",
         )
-    return QualityLayer(
-        layer=layer, values=tuple(values), geobox=scene.geobox, warnings=_coverage_warning(scene, layer, source)
-    )
+    warnings = _coverage_warning(scene, layer, source)
+    placed = as_sources(_as_stored(layer)).on_grid(scene.geobox, resampling="nearest", fixed=True)
+    return QualityLayer(placed=placed, values=tuple(values), warnings=warnings)
+
+
+def _as_stored(layer: Scene) -> Scene:
+    """With nodata as a number like others: whoever lists it wants it left out."""
+    if isinstance(layer, SourcesScene):
+        layer = replace(layer, parts=tuple(replace(part, scene=_as_stored(part.scene)) for part in layer.parts))
+    made: Any = layer
+    bands, all_bands = (tuple(replace(b, nodata=None) for b in some) for some in (made.bands, made.all_bands))
+    return cast("Scene", replace(made, bands=bands, all_bands=all_bands))
 
 
 def _layer_of(scene: Scene, name: str, access: Access | None) -> Scene | None:

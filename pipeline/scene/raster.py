@@ -175,7 +175,7 @@ class RasterScene:
         return borrow_dataset(DatasetKey(self.within or self.path, self.driver, status.st_size, status.st_mtime_ns))
 
     def _remote_key(self, file: RemoteFile) -> DatasetKey:
-        who = f"{file.access.endpoint} {file.location} {file.location.query}"
+        who = f"{file.access.endpoint_of(file.location.scheme)} {file.location} {file.location.query}"
         return DatasetKey(who, self.driver, self.size, self.mtime_ns, self.etag)
 
     def _open_remote(self) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from pipeline.grid import GeoBox
 from pipeline.scene.crs import parse_crs, same_wkt, wkt_of
 from pipeline.scene.datasets import GDAL_ERRORS, innermost_message
 from pipeline.scene.describe import ground_pixel_m
-from pipeline.scene.placement import Georeference
+from pipeline.scene.placement import Georeference, Warped, place
 from pipeline.scene.raster import IGNORED, RasterScene
 from pipeline.scene.sources import Part, SourcesScene
 
@@ -105,6 +106,8 @@ def pixel_size_m(geobox: GeoBox) -> float | None:
     if sides is None:
         return None
     ground = math.sqrt(sides[0] * sides[1])
+    if not ground:  # beyond what PROJ can tell apart
+        return None
     crs = CRS.from_wkt(geobox.crs_wkt) if geobox.crs_wkt else None
     if crs is not None and crs.is_projected:
         nominal = math.sqrt(geobox.pixel_area) * float(crs.linear_units_factor[1])
@@ -121,11 +124,19 @@ def rescaled(geobox: GeoBox, factor: float) -> GeoBox:
     return GeoBox(shape=(height, width), transform=geobox.transform @ Affine.scale(factor), crs_wkt=geobox.crs_wkt)
 
 
-def warped_by_reference(scene: RasterScene, *, height_m: float | None, assume_crs: str | None = None) -> Scene | None:
+def warped_by_reference(
+    scene: RasterScene, *, height_m: float | None, dem: str | None = None, assume_crs: str | None = None
+) -> Scene | None:
     """A scene that only control points or RPCs place, on a grid in their CRS; None where it has neither.
 
+    Args:
+        scene: As it is stored.
+        height_m: Of the ground, for RPCs; with `dem` what is added to its heights.
+        dem: Raster of heights that a look has been taken at.
+        assume_crs: Of control points whose CRS the file does not tell.
+
     Raises:
-        InputError: IN-008, RPCs, and nobody said how high the ground lies.
+        InputError: IN-008, RPCs, and nobody said how high the ground lies; IN-062, `dem` has no heights there.
     """
     dataset = scene.dataset()
     points, crs = dataset.gcps
@@ -135,22 +146,54 @@ def warped_by_reference(scene: RasterScene, *, height_m: float | None, assume_cr
             crs_wkt=wkt_of(crs), gcps=tuple((float(p.row), float(p.col), p.x, p.y, p.z or 0.0) for p in points)
         )
     elif dataset.rpcs is not None:
-        if height_m is None:
+        if height_m is None and dem is None:
             raise InputError(
                 f"{scene.name} is placed by rational polynomial coefficients, which need the height of the ground",
                 code="IN-008",
                 title="Rational polynomial coefficients only",
                 where=scene.path,
-                fix="add --rpc-height METRES above the ellipsoid; in hilly country: gdalwarp -rpc -to RPC_DEM=dem.tif",
+                fix="add --rpc-height METRES above the ellipsoid, or in hilly country --rpc-dem FILE",
             )
-        reference = Georeference(crs_wkt=wkt_of(CRS.from_epsg(4326)), rpcs=dataset.rpcs, height_m=height_m)
+        reference = Georeference(
+            crs_wkt=wkt_of(CRS.from_epsg(4326)), rpcs=dataset.rpcs, height_m=height_m or 0.0, dem=dem
+        )
     else:
         return None
     plain = replace(scene, warnings=tuple(text for text in scene.warnings if text != IGNORED))
     made = as_sources(plain)
     part = replace(made.parts[0], reference=reference)
     made = replace(made, parts=(part,), kind="raster placed by control points" if points else "raster placed by RPCs")
+    share = 1.0 if dem is None else _share_with_heights(part, reference)
+    if share < 1:
+        text = f"{Path(dem or '').name} has heights for {share:.0%} of the scene only; the rest is left out."
+        made = replace(made, warnings=(*made.warnings, text))
     return made.on_grid(grid_in([part], reference.crs_wkt))
+
+
+def _share_with_heights(part: Part, reference: Georeference) -> float:
+    """Share of places spread over a source for which its model of heights has some.
+
+    Raises:
+        InputError: IN-062, none.
+    """
+    flat = replace(reference, dem=None)
+    box, own = grid_in([replace(part, reference=flat)], reference.crs_wkt), part.scene.geobox
+    rows, cols = (np.linspace(0.5, n - 0.5, 32) for n in box.shape)
+    places = [place(box, own, reference=one) for one in (flat, reference)]
+    (down, along), (known, _) = (
+        one.at(*np.broadcast_arrays(rows[:, None], cols[None, :])) for one in places if isinstance(one, Warped)
+    )
+    wanted = (down >= 0) & (down < own.height) & (along >= 0) & (along < own.width)
+    covered = np.isfinite(known)
+    if not (covered & wanted).any():
+        raise InputError(
+            f"{Path(reference.dem or '').name} has no heights where {part.scene.name} lies",
+            code="IN-062",
+            title="No heights",
+            where=str(reference.dem),
+            fix="give a model of heights that covers the scene; compare both on a map",
+        )
+    return float((covered & wanted).sum() / wanted.sum())
 
 
 def grid_in(parts: Sequence[Part], wkt: str) -> GeoBox:
@@ -181,7 +224,7 @@ def _default_grid(part: Part, wkt: str) -> GeoBox:
     else:
         source = CRS.from_wkt(reference.crs_wkt)
         where = (
-            {"rpcs": reference.rpcs, "RPC_HEIGHT": reference.height_m}
+            {"rpcs": reference.rpcs, **reference.rpc_options()}
             if reference.rpcs is not None
             else {"gcps": reference.control_points()}
         )

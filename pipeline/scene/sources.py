@@ -14,6 +14,7 @@ import numpy as np
 from pipeline.grid import Window
 from pipeline.scene.base import Band, Block, assert_inside, make_block, shared_nodata
 from pipeline.scene.placement import AlongAxes, Georeference, Kernel, Placement, place
+from pipeline.scene.raster import identify
 from pipeline.scene.select import select_bands
 from pipeline.scene.validity import as_stored
 
@@ -168,7 +169,12 @@ class SourcesScene:
             "kernels": [part.describe()["resampling"] for part in self.needed()],
             "bands": [band.index for band in self.bands],
             **sources,
+            **{f"heights {dem}": identify(dem).digest for dem in self._dems()},
         }
+
+    def _dems(self) -> list[str]:
+        found = {part.reference.dem for part in self.needed() if part.reference is not None}
+        return sorted(dem for dem in found if dem is not None)
 
     def describe(self) -> dict[str, Json]:
         """What is read from where, for `inspect`."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urljoin
@@ -35,25 +36,36 @@ _LAYERS = frozenset({"scl", "qa_pixel", "qa_radsat", "qa_aerosol", "qa", "cloud"
 _CLASSES = frozenset({"cloud", "cloud-shadow", "snow-ice", "water-mask", "saturation", "data-mask"})
 
 
+_CHOSEN = re.compile(r"(?P<document>.*\.(?:geo)?json(?:\?[^#]*)?)#(?P<id>.+)", re.IGNORECASE | re.DOTALL)
+
+
 def is_item(source: str | os.PathLike[str] | Location) -> bool:
-    """Whether a path or an address is meant as an item: it ends in `.json` or `.geojson`."""
-    name = source.name if isinstance(source, Location) else os.fspath(source)
+    """Whether a path or an address is meant as an item: it ends in `.json` or `.geojson`, or that and `#ID`."""
+    name = source.name if isinstance(source, Location) else _split(source)[0]
     return name.partition("?")[0].lower().endswith((".json", ".geojson"))
+
+
+def _split(source: str | os.PathLike[str]) -> tuple[str, str | None]:
+    """Where a document lies, and which of its items is meant; None without a choice."""
+    text = os.fspath(source)
+    match = _CHOSEN.fullmatch(text)
+    return (text, None) if match is None else (match["document"], match["id"])
 
 
 def open_item(source: str | os.PathLike[str] | Location, access: Access) -> Product:
     """The product that an item describes.
 
     Args:
-        source: Path or address of the item, or of an ItemCollection with one item.
+        source: Path or address of the item, or of an ItemCollection with one item; of several, followed by `#ID`.
         access: How servers are reached.
 
     Raises:
         InputError: IN-001, IN-040 to IN-042, it is not there; IN-050, it is no item; IN-052, it holds several;
             IN-053, an asset lies where this item may not point to; IN-054, it has no band.
     """
-    where = parse_location(source) if is_remote(source) else Path(source).absolute()  # type: ignore[arg-type]
-    item = _item_in(_document(where, access), str(where))
+    document, chosen = (source, None) if isinstance(source, Location) else _split(source)
+    where = parse_location(document) if is_remote(document) else Path(document).absolute()  # type: ignore[arg-type]
+    item = _item_in(_document(where, access), str(where), chosen)
     properties = _dict(item.get("properties"))
     offers: list[Offer] = []
     layers: list[Offer] = []
@@ -71,7 +83,7 @@ def open_item(source: str | os.PathLike[str] | Location, access: Access) -> Prod
         )
     return Product(
         name=str(item.get("id") or Path(str(where)).stem),
-        path=str(where),
+        path=str(where) if chosen is None else f"{where}#{chosen}",
         kind="STAC item",
         offers=numbered(offers),
         layers=tuple(layers),
@@ -104,19 +116,23 @@ def _document(where: Path | Location, access: Access) -> object:
         raise _no_item(str(where), f"it is no JSON: {str(error)[:100]}") from error
 
 
-def _item_in(document: object, where: str) -> dict[str, Any]:
+def _item_in(document: object, where: str, chosen: str | None) -> dict[str, Any]:
     item = _dict(document)
-    if item.get("type") == "FeatureCollection":
-        features = _list(item.get("features"))
-        if len(features) != 1:
+    if item.get("type") == "FeatureCollection" or chosen is not None:
+        found = [_dict(feature) for feature in _list(item.get("features"))]
+        wanted = [one for one in found if chosen is None or one.get("id") == chosen]
+        if len(wanted) != 1:
+            ids = ", ".join(str(one.get("id"))[:80] for one in found[:5])
+            called = "" if chosen is None else f" called {chosen[:80]!r}"
             raise InputError(
-                f"the collection holds {len(features)} items, expected one scene",
+                f"the collection holds {len(wanted)} items{called}, expected one scene; its items are {ids or 'none'}"
+                f"{', …' if len(found) > 5 else ''}",  # noqa: PLR2004
                 code="IN-052",
                 title="Several items",
                 where=where,
-                fix="scenemask batch --list takes them all; or save one item in a file of its own",
+                fix="scenemask batch --list takes them all; for one of them put #ID behind the file's name",
             )
-        item = _dict(features[0])
+        item = wanted[0]
     if item.get("type") != "Feature" or "assets" not in item:
         raise _no_item(
             where, f"its type is {str(item.get('type'))[:40]!r} and it has {'' if 'assets' in item else 'no '}assets"

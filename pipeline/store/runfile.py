@@ -21,10 +21,11 @@ from pipeline.store.files import (
     read_json,
     remove_temporaries,
 )
+from pipeline.store.sealed import sealed, unsealed
 from pipeline.syncpoint import reached
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from pipeline.location import Location
 
@@ -56,6 +57,8 @@ class OutputState:
     """Parsed `.scenemask/plan.json`. Beside a `run` it means that an overwriting run was cut off."""
     names: tuple[str, ...]
     """Files in the folder that carry names of our results, sorted."""
+    changed: tuple[str, ...] = ()
+    """Records that are there and do not match their checksum; they count as absent."""
 
 
 def is_result_name(name: str) -> bool:
@@ -78,17 +81,47 @@ def inspect_output(out_dir: Path) -> OutputState:
         return OutputState(kind="absent", run=None, plan=None, names=())
     except OSError as error:
         raise cannot_write(out_dir, error.strerror or str(error)) from error
-    run = read_json(out_dir / RUN_FILE)
-    plan = read_json(out_dir / SCRATCH_FOLDER / PLAN_FILE)
-    kind: OutputKind = "empty"
+    plan = read_json(out_dir / SCRATCH_FOLDER / PLAN_FILE)  # first: where it has gone, run.json has come
+    return state_of(read_json(out_dir / RUN_FILE), plan, lambda: names)
+
+
+def state_of(
+    run: dict[str, object] | None, plan: dict[str, object] | None, find_names: Callable[[], tuple[str, ...]]
+) -> OutputState:
+    """What records say; those that somebody has changed say nothing.
+
+    Args:
+        run: Parsed `run.json`.
+        plan: Parsed `plan.json`.
+        find_names: Finds results; asked where no record tells.
+    """
+    found = ((RUN_FILE, run), (PLAN_FILE, plan))
+    changed = [name for name, told in found if told is not None and unsealed(told) is None]
+    run, plan = (unsealed(told) for _, told in found)
+    names = find_names()
+    kind: OutputKind = "foreign" if names else "empty"
     if run is not None:
         kind = "complete"
     elif plan is not None:
         kind = "unfinished"
-    elif names:
-        run = read_json(out_dir / RUN_FILE)  # or it came, and the plan went, since we looked
-        kind = "foreign" if run is None else "complete"
-    return OutputState(kind=kind, run=run, plan=plan, names=names)
+    return OutputState(kind=kind, run=run, plan=plan, names=names, changed=tuple(changed))
+
+
+def refuse_changed(where: object, state: OutputState) -> None:
+    """Refuse an output whose records were changed.
+
+    Raises:
+        OutputError: OU-017.
+    """
+    if state.changed:
+        raise OutputError(
+            f"{' and '.join(state.changed)} of this output do not match their checksum: changed since, or of another "
+            "version",
+            code="OU-017",
+            title="Record of a run was changed",
+            where=str(where),
+            fix="restore the file; or begin anew with another -o, or with --overwrite",
+        )
 
 
 def foreign_output(out_dir: Path | Location, state: OutputState) -> OutputError:
@@ -233,7 +266,7 @@ class Staging:
                     reached("after-rename")
         fsync_path(self.out_dir)
         remove_temporaries(self.out_dir, RUN_FILE)
-        atomic_write_json(self.out_dir / RUN_FILE, run)
+        atomic_write_json(self.out_dir / RUN_FILE, sealed(run))
         reached("before-remove")
         self.begun.unlink()
         reached("after-remove")

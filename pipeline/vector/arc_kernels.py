@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from pipeline.vector.kernels import _compiled as compiled
+from pipeline.vector.compiled import compiled
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from pipeline.vector.kernels import Int64s
+    from pipeline.vector.compiled import Int64s
 
 _EAST, _SOUTH, _WEST, _NORTH = 1, 2, 4, 8
 _NOTHING, _FREE, _JUNCTION = 0, 1, 2

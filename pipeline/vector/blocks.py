@@ -24,6 +24,7 @@ from pipeline.vector.area import PixelAreas
 from pipeline.vector.facts import Facts
 from pipeline.vector.faults import disk_errors
 from pipeline.vector.join import Parts, Sweep, assemble, joined
+from pipeline.vector.pieces import Pieces
 from pipeline.vector.seams import Survey, Tile
 from pipeline.vector.spool import Smallest, SpoolWriter, refuse_too_many
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from pipeline.vector.layer import Layer
     from pipeline.vector.rings import Ints
 
-_TILES = 4
+_TILES = 8
 """In a block, where that does not make too many blocks."""
 _MOST_BLOCKS = 64
 """Each leaves up to two files that are open together later."""
@@ -165,7 +166,7 @@ class _Course:
     num_regions: int
     _runs: list[tuple[int, int]] = field(init=False)
     """First tile of each block, and the one after its last."""
-    _num_tiles: int = field(init=False)
+    _windows: list[Window] = field(init=False)
     _steps: int = 0
     _tiles: dict[int, list[Tile]] = field(default_factory=dict)
     """Block -> its tiles, labelled."""
@@ -178,9 +179,10 @@ class _Course:
     """Block -> those that left parts for it."""
 
     def __post_init__(self) -> None:
-        self._num_tiles = len(self.tracing.windows)
-        size = max(_TILES, -(-self._num_tiles // _MOST_BLOCKS))
-        self._runs = [(first, min(first + size, self._num_tiles)) for first in range(0, self._num_tiles, size)]
+        self._windows = self.tracing.windows
+        count = len(self._windows)
+        size = max(_TILES, -(-count // _MOST_BLOCKS))
+        self._runs = [(first, min(first + size, count)) for first in range(0, count, size)]
         self._waiting = deque(range(len(self._runs)))
         self._missing = set(self._waiting)
 
@@ -226,7 +228,7 @@ class _Course:
 
     def _reading(self, first: int, stop: int) -> Tracing:
         """For a piece that reads the tiles from `first` to before `stop`: without what was sieved in others."""
-        windows = self.tracing.windows[first:stop]
+        windows = self._windows[first:stop]
         sieves = tuple({window: changes[window] for window in windows} for changes in self.tracing.layer.sieves)
         return dataclasses.replace(self.tracing, layer=dataclasses.replace(self.tracing.layer, sieves=sieves))
 
@@ -249,14 +251,15 @@ class _Course:
         first, stop = self._runs[number]
         self._steps += stop - first
         if self.progress is not None:
-            self.progress(self._steps, 2 * self._num_tiles)
+            self.progress(self._steps, 2 * len(self._windows))
 
 
 def label_block(tracing: Tracing, first: int, stop: int) -> list[Tile]:
     """The tiles from `first` to before `stop`, with what is kept of their borders."""
     with tracing.layer.open() as layer:
         shape_hw = tracing.geobox.shape
-        return [Tile.of(window, layer.read, shape_hw, keep=False) for window in tracing.windows[first:stop]]
+        windows = tracing.windows[first:stop]
+        return [Tile.of(window, Pieces.of(layer.read(window)), shape_hw) for window in windows]
 
 
 def trace_block(tracing: Tracing, block: Block) -> Traced:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from pipeline.vector.pieces import Cells, Labels
     from pipeline.vector.rings import Ints
-    from pipeline.vector.seams import Cells, Labels
 
 _NODATA, _SUM, _LEAST, _UNSURE = range(4)
 _MOST_STEPS = 255

@@ -17,7 +17,7 @@ import numpy as np
 from pipeline.grid import Window, iter_windows
 from pipeline.vector.facts import Facts
 from pipeline.vector.rings import as_polygons, take_ragged
-from pipeline.vector.seams import NONE, Cells, Survey
+from pipeline.vector.seams import NONE, Survey
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.vector.facts import Measure
+    from pipeline.vector.pieces import Cells
     from pipeline.vector.rings import Geometries, Ints, Rings
 
 
@@ -108,13 +109,13 @@ class Sweep:
 
     def trace(self, number: int, read: Callable[[Window], Cells]) -> Regions:
         """Walk a tile; regions that touch no seam are finished."""
-        from pipeline.vector import kernels  # noqa: PLC0415 - see `label_cells`
+        from pipeline.vector import boundary_kernels  # noqa: PLC0415 - Numba takes half a second to import
 
         window = self.survey.tiles[number].window
         apron, values, regions, labels = self.survey.labelled(number, read)
         facts = Facts.none_yet(len(values)) if self.measure is None else self.measure(window, apron, len(values))
         self.facts.add(regions, facts.of(labels))
-        corners, chains, rings = kernels.trace(apron, self.nodes)
+        corners, chains, rings = boundary_kernels.trace(apron, nodes=self.nodes)
         region_of = np.full(len(values), NONE)
         region_of[labels] = regions
         starts = np.concatenate([[0], chains[:, 0], rings[:, 0]])
@@ -137,9 +138,11 @@ class Sweep:
                 self.waiting.setdefault(due, []).append(numbered)
         ring_labels, ring_pieces = rings[~waits, 1], ring_pieces[~waits]
         order = np.argsort(ring_labels, kind="stable")  # the first ring of a label is its exterior
+        ring_labels, ring_pieces = ring_labels[order], ring_pieces[order]
         one_each, origin_xy = np.arange(len(order) + 1), (window.col_off - 1, window.row_off - 1)
-        coords, offsets = kernels.close_rings(corners, ring_pieces[order], one_each, line, origin_xy)
-        outlines, whole = as_polygons(coords, offsets, ring_labels[order]), np.unique(ring_labels)
+        coords, offsets = boundary_kernels.close_rings(corners, ring_pieces, one_each, line, origin_xy)
+        outlines = as_polygons(coords, offsets, ring_labels)
+        whole = ring_labels[outlines.polygon_offsets[:-1]]
         return Regions(rings=outlines, values=values[whole], facts=facts.of(whole))
 
     def _in_scene(self, numbers: NDArray[np.integer[Any]], line: int, window: Window) -> Ints:
@@ -202,10 +205,10 @@ def assemble(whole: Parts, values: Ints, facts: Facts, *, shape_hw: tuple[int, i
         facts: Of each region.
         shape_hw: Height and width of the mask.
     """
-    from pipeline.vector import kernels  # noqa: PLC0415 - see `label_cells`
+    from pipeline.vector import boundary_kernels  # noqa: PLC0415 - see `Sweep.trace`
 
     following = _followers(whole.first_keys, whole.next_keys)
-    members, ends = kernels.cycles(following)
+    members, ends = boundary_kernels.cycles(following)
     firsts = np.concatenate([np.zeros(1, np.int64), ends])[: len(ends)]
     pieces = np.concatenate([whole.chains[members], whole.rings])
     num_pieces = np.concatenate([ends - firsts, np.ones(len(whole.rings), np.int64)])
@@ -216,7 +219,7 @@ def assemble(whole: Parts, values: Ints, facts: Facts, *, shape_hw: tuple[int, i
     order = np.lexsort((lowest, regions))
     sorted_pieces = take_ragged(pieces, np.stack([starts, num_pieces], axis=1)[order])
     rings = np.concatenate([[0], np.cumsum(num_pieces[order])])
-    coords, offsets = kernels.close_rings(whole.corners, sorted_pieces, rings, shape_hw[1] + 2, (-1, -1))
+    coords, offsets = boundary_kernels.close_rings(whole.corners, sorted_pieces, rings, shape_hw[1] + 2, (-1, -1))
     found = np.unique(regions)
     return Regions(rings=as_polygons(coords, offsets, regions[order]), values=values[found], facts=facts.of(found))
 

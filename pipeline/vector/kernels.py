@@ -1,10 +1,6 @@
-"""Compiled loops: 4-connected components of a block, and the boundaries between them. Knows arrays only.
+"""Compiled loops: 4-connected pieces of a block, and sums over labels. Knows arrays only.
 
-Import it where it is first needed: Numba takes half a second. What it compiles is kept on disk.
-
-Words: a *crack* is an edge between two pixels, or between a pixel and the outside. Cracks are walked with the region on
-the right: 0 east, 1 south, 2 west, 3 north. A block's labels come with an *apron* of one pixel, the labels around it,
-so that each crack is decided once, by the block that holds the pixel on its right.
+A block's labels come with an *apron* of one pixel, the labels around it.
 """
 
 from __future__ import annotations
@@ -12,26 +8,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numba import njit
+
+from pipeline.vector.compiled import compiled, longer, numbers_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from numpy.typing import NDArray
 
-    Int32s = NDArray[np.int32]
-    Int64s = NDArray[np.int64]
+    from pipeline.vector.compiled import Int32s, Int64s
+
+_STEP = 16
+"""Pixels written at once, the room that `fill` needs beyond the last one."""
 
 
-def _compiled(function: Callable[..., Any]) -> Any:
-    """Compiled when first called, and kept on disk where there is a place for it: beside this file, or in a cache."""
-    try:
-        return njit(cache=True, nogil=True)(function)
-    except RuntimeError:  # an installation that cannot be written to, and no home
-        return njit(nogil=True)(function)
-
-
-@_compiled
+@compiled
 def _find(parent: Int32s, node: int) -> int:
     while parent[node] != node:
         parent[node] = parent[parent[node]]
@@ -39,14 +28,17 @@ def _find(parent: Int32s, node: int) -> int:
     return node
 
 
-@_compiled
-def _longer(values: Any) -> Any:
-    grown = np.empty((2 * len(values),) + values.shape[1:], values.dtype)  # noqa: RUF005 - as Numba reads it
-    grown[: len(values)] = values
-    return grown
+@compiled
+def _united(parent: Int32s, one: int, other: int) -> int:
+    """Make two nodes one piece, if they are not; a node of it. Node 0 is none."""
+    if one == 0 or one == other:  # noqa: PLR1714 - as Numba reads it
+        return other
+    first, second = _find(parent, one), _find(parent, other)
+    parent[max(first, second)] = min(first, second)
+    return one
 
 
-@_compiled
+@compiled
 def _numbered(parent: Int32s, values: Int64s, count: int) -> int:
     """Make trees of nodes final: each node's entry becomes minus its new number; returns how many there are."""
     kept = 0
@@ -60,281 +52,108 @@ def _numbered(parent: Int32s, values: Int64s, count: int) -> int:
     return kept
 
 
-@_compiled
-def label(block: NDArray[np.generic], wanted: NDArray[np.bool_], labels: Int32s) -> Int64s:
-    """Number the 4-connected pieces of equal values, in the order of their first pixels.
+@compiled
+def _begin_runs(line: Any, wanted: NDArray[np.bool_], begins: NDArray[np.uint8], starts: Int32s) -> int:
+    """Write the columns at which something else begins into `starts`; returns how many there are."""
+    here, before, begin = line[1:], line[:-1], begins[1:]
+    for col in range(len(begin)):
+        begin[col] = here[col] != before[col]
+    if wanted.size:
+        now, earlier = wanted[1:], wanted[:-1]
+        for col in range(len(begin)):
+            begin[col] |= now[col] != earlier[col]
+    begins[0] = 1
+    return int(numbers_of(begins, starts))
+
+
+@compiled
+def label_runs(block: NDArray[np.generic], wanted: NDArray[np.bool_]) -> Any:  # noqa: C901 - slices for calls cost more
+    """Number the 4-connected pieces of equal values, in the order of their first pixels, run by run.
 
     Args:
         block: Shape `(y, x)`, integers.
-        wanted: The same shape, False where a pixel belongs to no piece; of size 0 where all do.
-        labels: The same shape, written: 0 for no piece, else 1, 2, 3, …
+        wanted: The same shape, False where a pixel belongs to no piece; of shape `(0, 0)` where all do.
 
     Returns:
-        Value of each piece, shape (piece + 1,); the first entry belongs to no piece.
+        (where the runs of each row begin among all, shape `(y + 1,)`; first column of each run; its label: 0 for no
+        piece, else 1, 2, 3, …; value of each piece, shape `(piece + 1,)`, the first entry belongs to no piece).
+        A run ends where the next one of its row begins.
     """
     height, width = block.shape
-    parent = np.zeros(1024, np.int32)
-    values = np.zeros(1024, np.int64)
-    count = 0
+    offsets = np.zeros(height + 1, np.int64)
+    starts, labels = np.empty(4096 + width, np.int32), np.empty(4096 + width, np.int32)
+    begins, nothing = np.empty(width, np.uint8), np.empty(0, np.bool_)
+    parent, values = np.zeros(1024, np.int32), np.zeros(1024, np.int64)
+    count = above = 0
     for row in range(height):
-        for col in range(width):
-            if wanted.size and not wanted[row, col]:
-                labels[row, col] = 0
+        first = offsets[row]
+        while first + width > len(starts):
+            starts, labels = longer(starts), longer(labels)
+        line_wanted = wanted[row] if wanted.size else nothing
+        stop = first + _begin_runs(block[row], line_wanted, begins, starts[first:])
+        offsets[row + 1] = stop
+        for run in range(first, stop):
+            begin, end = starts[run], starts[run + 1] if run + 1 < stop else width
+            while above + 1 < first and starts[above + 1] <= begin:
+                above += 1
+            labels[run] = 0
+            if wanted.size and not wanted[row, begin]:
                 continue
-            value = block[row, col]
-            left = labels[row, col - 1] if col > 0 and block[row, col - 1] == value else 0
-            up = labels[row - 1, col] if row > 0 and block[row - 1, col] == value else 0
-            if left == 0 and up == 0:
+            value, at, own = block[row, begin], above, 0
+            while at < first and starts[at] < end:
+                if labels[at] != 0 and block[row - 1, starts[at]] == value:
+                    own = _united(parent, own, labels[at])
+                at += 1
+            if own == 0:
                 count += 1
                 if count == len(parent):
-                    parent, values = _longer(parent), _longer(values)
-                parent[count], values[count] = count, value
-                labels[row, col] = count
-                continue
-            labels[row, col] = left or up
-            # Where the pixel before had the same two labels, they are joined already.
-            if left and up and up != left and labels[row - 1, col - 1] != up:
-                one, other = _find(parent, left), _find(parent, up)
-                parent[max(one, other)] = min(one, other)
+                    parent, values = longer(parent), longer(values)
+                own = parent[count] = count
+                values[count] = value
+            labels[run] = own
+        above = first
     kept = _numbered(parent, values, count)
+    for run in range(offsets[height]):
+        labels[run] = -parent[labels[run]]
+    return offsets, starts[: offsets[height]].copy(), labels[: offsets[height]].copy(), values[: kept + 1].copy()
+
+
+@compiled
+def fill(offsets: Int64s, starts: Int32s, labels: Int32s, new: Int32s, line: int) -> Int32s:
+    """Pixels from runs, with an apron of zeros.
+
+    Args:
+        offsets: Where the runs of each row begin among all, shape `(y + 1,)`.
+        starts: First column of each run.
+        labels: Label of each run.
+        new: What is written for each label.
+        line: Pixels in a row, the apron included.
+
+    Returns:
+        Shape `((y + 2) * line,)`.
+    """
+    height, width = len(offsets) - 1, line - 2
+    size = (height + 2) * line
+    out = np.empty(size + _STEP, np.int32)
+    out[:line] = 0
     for row in range(height):
-        for col in range(width):
-            labels[row, col] = -parent[labels[row, col]]
-    return values[: kept + 1].copy()
+        begin = (row + 1) * line
+        out[begin] = 0
+        for run in range(offsets[row], offsets[row + 1]):
+            at = begin + 1 + starts[run]
+            stop = begin + 1 + (starts[run + 1] if run + 1 < offsets[row + 1] else width)
+            value = new[labels[run]]
+            while at < stop:  # what is written beyond the end is written over by what follows
+                some = out[at : at + _STEP]
+                for pixel in range(_STEP):
+                    some[pixel] = value
+                at += _STEP
+        out[begin + line - 1] = 0
+    out[size - line : size] = 0
+    return out[:size]
 
 
-@_compiled
-def relabel(labels: Int32s, new: Int32s) -> None:
-    """Replace each label by `new[label]`, in place."""
-    for row in range(labels.shape[0]):
-        for col in range(labels.shape[1]):
-            labels[row, col] = new[labels[row, col]]
-
-
-_SEEN, _RIM = 1, 2
-
-
-@_compiled
-def _steps(line: int) -> Int64s:
-    """Offsets in a flat array with such lines, `(3, direction)`.
-
-    To the next pixel; from there to the one on its left; from a pixel to the number of the corner at which the crack on
-    its left-hand side ends. A corner has the number of the pixel to the lower right of it.
-    """
-    return np.array([[1, line, -1, -line], [-line, 1, line, -1], [1, line + 1, line, 0]])
-
-
-@_compiled
-def _walk(
-    labels: Int32s, flags: NDArray[np.uint8], steps: Int64s, start: tuple[int, int], corners: Int32s, count: int,
-    nodes: bool,  # noqa: FBT001
-) -> Any:  # fmt: skip
-    """Follow a boundary from a crack until it closes or leaves the block.
-
-    Args:
-        labels: Flat, with the apron.
-        flags: Flat: whether a pixel's top crack was walked, and whether it belongs to the apron.
-        steps: Of these arrays.
-        start: The pixel on the right of the first crack, and its direction.
-        corners: Vertices, written behind the first `count`.
-        count: Vertices so far.
-        nodes: See `trace`.
-
-    Returns:
-        (corners, grown if need be; vertices used; pixel and direction of the crack after the last).
-    """
-    pixel, direction = start
-    own = labels[pixel]
-    while True:
-        if direction == 0:
-            flags[pixel] |= _SEEN
-        ahead = pixel + steps[0, direction]
-        beside = ahead + steps[1, direction]
-        corner = pixel + steps[2, direction]
-        keep = True
-        if labels[beside] == own:  # an inner corner, or the region touches itself: on to the other pixel
-            pixel, direction = beside, (direction + 3) & 3
-        elif labels[ahead] == own:
-            keep = nodes and labels[beside] != labels[pixel + steps[1, direction]]
-            pixel = ahead
-        else:
-            direction = (direction + 1) & 3
-        if keep:
-            if count == len(corners):
-                corners = _longer(corners)
-            corners[count] = corner
-            count += 1
-        if flags[pixel] & _RIM or (pixel == start[0] and direction == start[1]):
-            return corners, count, pixel, direction
-
-
-@_compiled
-def _begins_chain(labels: Int32s, flags: NDArray[np.uint8], steps: Int64s, pixel: int, direction: int) -> bool:
-    """Whether there is a crack on this side of a pixel, and the one before it is another block's."""
-    own = labels[pixel]
-    if own == 0 or labels[pixel + steps[1, direction]] == own:
-        return False
-    before = pixel - steps[0, direction]
-    beside = before + steps[1, direction]
-    if labels[beside] == own:  # it came from there: round an inner corner, or across a touch of the region itself
-        return bool(flags[beside] & _RIM)
-    if labels[before] == own:  # straight on
-        return bool(flags[before] & _RIM)
-    return False  # round an outer corner of the same pixel
-
-
-@_compiled
-def _rim_pixel(number: int, height: int, width: int) -> tuple[int, int]:
-    """Pixels along the rim of a block, each once: first and last row, then what is left of first and last column."""
-    if number < width:
-        return 0, number
-    if number < 2 * width and height > 1:
-        return height - 1, number - width
-    beside = number - 2 * width
-    if width == 1:
-        return 1 + beside, 0
-    return 1 + beside // 2, (width - 1) * (beside % 2)
-
-
-@_compiled
-def _count_rim(height: int, width: int) -> int:
-    if height == 1:
-        return width
-    return 2 * width + (height - 2) * (2 if width > 1 else 1)
-
-
-@_compiled
-def _trace_chains(
-    labels: Int32s,
-    flags: NDArray[np.uint8],
-    shape: tuple[int, int],
-    corners: Int32s,
-    nodes: bool,  # noqa: FBT001
-) -> Any:
-    """Boundaries that enter the block: (corners, number used, table of chains)."""
-    height, width = shape
-    line = width + 2
-    steps = _steps(line)
-    chains = np.empty((64, 6), np.int64)
-    count = num_chains = 0
-    for number in range(_count_rim(height, width)):
-        row, col = _rim_pixel(number, height, width)
-        pixel = (row + 1) * line + col + 1
-        for direction in range(4):
-            if not _begins_chain(labels, flags, steps, pixel, direction):
-                continue
-            corners, count, after, turned = _walk(labels, flags, steps, (pixel, direction), corners, count, nodes)
-            if num_chains == len(chains):
-                chains = _longer(chains)
-            chain = chains[num_chains]
-            chain[0], chain[1] = count, labels[pixel]
-            chain[2], chain[3] = pixel, direction
-            chain[4], chain[5] = after, turned
-            num_chains += 1
-    return corners, count, chains[:num_chains].copy()
-
-
-@_compiled
-def trace(apron: Int32s, nodes: bool) -> Any:  # noqa: FBT001
-    """Walk all cracks of a block.
-
-    Args:
-        apron: Labels `(y + 2, x + 2)`: the block's, with those of the pixels around it; 0 for no region. Contiguous.
-        nodes: Also keep corners on a straight line at which what lies on the other side changes.
-
-    Returns:
-        (corners of all chains, then all rings, by their numbers: of the pixels to the lower right, in the flat apron;
-        table of chains `(chain, 6)`: end in the corners, label, pixel (in the flat apron) and direction of the
-        first crack, the same of the crack after the last, which is another block's;
-        table of rings `(ring, 2)`: end in the corners, label).
-        A chain is cut where the boundary leaves the block; it has its turns, the one at its end included. Rings begin
-        anywhere and are not closed; the first of a label is its exterior, if the label has no chain.
-    """
-    height, width = apron.shape[0] - 2, apron.shape[1] - 2
-    line = width + 2
-    labels = apron.ravel()
-    around = np.zeros(apron.shape, np.uint8)
-    around[0], around[-1], around[:, 0], around[:, -1] = _RIM, _RIM, _RIM, _RIM
-    flags, steps = around.ravel(), _steps(line)
-    corners, count, chains = _trace_chains(labels, flags, (height, width), np.empty(4096, np.int32), nodes)
-    rings = np.empty((64, 2), np.int64)
-    num_rings = 0
-    for row in range(1, height + 1):
-        for pixel in range(row * line + 1, row * line + 1 + width):
-            own = labels[pixel]
-            if own == 0 or labels[pixel - line] == own or flags[pixel] & _SEEN:
-                continue
-            corners, count, _, _ = _walk(labels, flags, steps, (pixel, 0), corners, count, nodes)
-            if num_rings == len(rings):
-                rings = _longer(rings)
-            rings[num_rings, 0], rings[num_rings, 1] = count, own
-            num_rings += 1
-    return corners[:count], chains, rings[:num_rings].copy()
-
-
-@_compiled
-def close_rings(corners: Any, pieces: Int64s, rings: Int64s, line: int, origin_xy: tuple[int, int]) -> Any:
-    """Rings as Shapely wants them, each from its pieces.
-
-    Args:
-        corners: Numbers of corners, row by row.
-        pieces: `(piece, 2)`: where a piece begins among the corners and how long it is.
-        rings: `(ring + 1,)`: ring `i` is made of the pieces from `rings[i]` to `rings[i + 1]`.
-        line: Corners in a row.
-        origin_xy: Where corner 0 lies.
-
-    Returns:
-        (coordinates `(vertex, 2)` float64, each ring closed; where each begins, `(ring + 1,)`).
-    """
-    total = 0
-    for number in range(len(pieces)):
-        total += pieces[number, 1]
-    closed = np.empty((total + len(rings) - 1, 2), np.float64)
-    offsets = np.zeros(len(rings), np.int64)
-    count = 0
-    for ring in range(len(rings) - 1):
-        for piece in range(rings[ring], rings[ring + 1]):
-            start, length = pieces[piece]
-            for vertex in range(start, start + length):
-                corner = corners[vertex]
-                row = corner // line
-                closed[count, 0] = corner - row * line + origin_xy[0]
-                closed[count, 1] = row + origin_xy[1]
-                count += 1
-        closed[count] = closed[offsets[ring]]
-        count += 1
-        offsets[ring + 1] = count
-    return closed, offsets
-
-
-@_compiled
-def cycles(following: Int64s) -> tuple[Int64s, Int64s]:
-    """Cycles of a permutation.
-
-    Args:
-        following: What comes after each, shape (chain,).
-
-    Returns:
-        (all members in the order of their cycles, each cycle from its smallest; ends of the cycles in that order).
-    """
-    members, ends = np.empty(len(following), np.int64), np.empty(len(following), np.int64)
-    used = np.zeros(len(following), np.bool_)
-    count = num_cycles = 0
-    for start in range(len(following)):
-        at = start
-        if used[at]:
-            continue
-        while not used[at]:
-            used[at] = True
-            members[count] = at
-            count += 1
-            at = following[at]
-        ends[num_cycles] = count
-        num_cycles += 1
-    return members, ends[:num_cycles].copy()
-
-
-@_compiled
+@compiled
 def sum_by_label(labels: Int32s, rows: Int64s, cols: Int64s, cells: Int64s, count: int) -> Int64s:
     """Sum of `cells[rows[y], cols[x]]` over the pixels of each label, shape `(count,)`; label 0 included."""
     total = np.zeros(count, np.int64)
@@ -344,7 +163,7 @@ def sum_by_label(labels: Int32s, rows: Int64s, cols: Int64s, cells: Int64s, coun
     return total
 
 
-@_compiled
+@compiled
 def borders(apron: Int32s, small: NDArray[np.bool_]) -> Int32s:
     """Cracks between regions one of which is small, each once: those to the right of a block's pixels and below them.
 
@@ -366,13 +185,13 @@ def borders(apron: Int32s, small: NDArray[np.bool_]) -> Int32s:
                     continue
                 if small[own] or small[other]:
                     if count == len(pairs):
-                        pairs = _longer(pairs)
+                        pairs = longer(pairs)
                     pairs[count, 0], pairs[count, 1] = own, other
                     count += 1
     return pairs[:count].copy()
 
 
-@_compiled
+@compiled
 def meets(apron: Int32s, absent: NDArray[np.bool_], count: int) -> Int64s:
     """1 for each label with a pixel that shares an edge with an absent one, shape `(count,)`; label 0 means nothing.
 
@@ -390,7 +209,7 @@ def meets(apron: Int32s, absent: NDArray[np.bool_], count: int) -> Int64s:
     return found
 
 
-@_compiled
+@compiled
 def add_steps(labels: Int32s, steps: NDArray[np.uint8], unsure_below: int, table: Int64s) -> None:
     """Sum and least of the steps of each label's pixels, and how many are below a limit.
 

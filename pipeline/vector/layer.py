@@ -13,7 +13,7 @@ import numpy as np
 from pipeline.vector.confidence import open_probabilities
 from pipeline.vector.facts import UNSURE_BELOW, Measure
 from pipeline.vector.mask_file import open_masks
-from pipeline.vector.seams import Cells
+from pipeline.vector.pieces import Cells
 from pipeline.vector.sieve import Sieved
 
 if TYPE_CHECKING:

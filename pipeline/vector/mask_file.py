@@ -16,7 +16,7 @@ from rasterio.windows import Window as RasterioWindow
 from pipeline.errors import InputError
 from pipeline.grid import GeoBox
 from pipeline.vector.mosaic import MaskSource, mosaic
-from pipeline.vector.seams import Cells
+from pipeline.vector.pieces import Cells
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -16,7 +16,7 @@ from rasterio.crs import CRS
 from pipeline.errors import InputError
 from pipeline.grid import GeoBox, Window
 from pipeline.scene.crs import check_transform, crs_label, same_crs
-from pipeline.vector.seams import Cells
+from pipeline.vector.pieces import Cells
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -9,15 +9,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import shapely
 from pyproj import Geod
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from pipeline.errors import ResourceError
+from pipeline.vector.faults import disk_errors
 from pipeline.vector.lonlat import ToLonLat, is_on_earth
+from pipeline.vector.neighbourhoods import neighbourhoods
 from pipeline.vector.outlines import Outlines
+from pipeline.vector.spool import SCHEMA, SpoolReader
 from pipeline.vector.walls import Arcs, Directions, Walls, choose_directions, measure_walls, place_corners
-from pipeline.vector.whole import coverages, read_whole, write_whole
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,6 +41,11 @@ _FARTHEST = 4.0
 _NEAR = 2.0
 """Times the tolerance: buildings that close have directions in common, so that the walls between them do not cross."""
 _ROUNDS = 16
+_CORNER_BYTES = 16
+_AT_ONCE = 1_000_000
+"""Vertices of outlines that are worked on at once."""
+_MOST = 16_000_000
+"""The same where they cannot be taken apart."""
 _LOOSENINGS = 4
 """Rounds in which walls at corners that moved too far are let go, before their buildings are."""
 
@@ -68,6 +77,13 @@ class Outcome(NamedTuple):
     """Least intersection over union with what was traced, of those with straight walls; None if there are none."""
     iou_median: float | None = None
 
+    @classmethod
+    def of(cls, straight: int, kept: int, iou: Floats) -> Outcome:
+        """From the numbers of both, and what was measured of those with straight walls."""
+        if not len(iou):
+            return cls(straight, kept)
+        return cls(straight, kept, round(float(iou.min()), 4), round(float(np.median(iou)), 4))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grid:
@@ -77,6 +93,11 @@ class Grid:
     """Height and width of the scene."""
     aspect: float
     """Width of a pixel divided by its height, on the ground, in the middle of the scene."""
+
+    @property
+    def stretch(self) -> float:
+        """Pixels along the shorter side of one to the side of a square as large."""
+        return float(max(self.aspect, 1 / self.aspect) ** 0.5)
 
     @classmethod
     def of(cls, geobox: GeoBox) -> Grid:
@@ -109,30 +130,72 @@ def regularize_spool(
     Args:
         path: The spool, traced with nodes.
         simplified: The same simplified, or the same.
-        target: The new one, in canonical order.
+        target: The new one.
         wanted: Which polygons, and how far.
         grid: The pixels.
         tolerance_px: See `regularize_coverage`.
         by_class: Classes overlap, so that each is a coverage of its own.
 
     Raises:
-        ResourceError: RS-006, more than can be regularized at once; RS-002, the disk is full.
+        ResourceError: RS-006, more buildings close to each other than can be regularized at once; RS-002, the disk is
+            full.
     """
-    table, traced = read_whole(path)
-    polygons = traced.copy() if simplified == path else read_whole(simplified)[1]
-    buildings = np.isin(table.column("class_id").to_numpy(), list(wanted.classes))
-    kept = np.zeros(len(traced), bool)
-    for rows in coverages(table, by_class=by_class):
-        polygons[rows], kept[rows] = regularize_coverage(
-            traced[rows], polygons[rows], buildings[rows],
-            grid=grid, min_iou=wanted.min_iou, tolerance_px=max(tolerance_px, LEAST_TOLERANCE_PX),
-        )  # fmt: skip
-    write_whole(table, polygons, target)
-    straight = buildings & ~kept
-    iou = _iou(polygons[straight], traced[straight])
-    if not len(iou):
-        return Outcome(0, int(kept.sum()))
-    return Outcome(len(iou), int(kept.sum()), round(float(iou.min()), 4), round(float(np.median(iou)), 4))
+    tolerance = max(tolerance_px, LEAST_TOLERANCE_PX)
+    straight, kept, iou = 0, 0, [np.empty(0)]
+    with (
+        SpoolReader(path) as traced,
+        SpoolReader(simplified) as simple,
+        disk_errors(target),
+        pa.ipc.new_file(str(target), SCHEMA) as file,
+    ):
+        for numbers in _coverages(traced.class_ids, by_class=by_class):
+            left = np.ones(len(numbers), bool)
+            for part in _parts(traced, numbers, wanted.classes, reach=2 * _FARTHEST * tolerance * grid.stretch):
+                left[part] = False
+                batch, before = simple.take(numbers[part]), traced.take(numbers[part]).polygons
+                buildings = np.isin(batch.class_ids, list(wanted.classes))
+                done = regularize_coverage(
+                    before, batch.polygons, buildings,
+                    grid=grid, min_iou=wanted.min_iou, tolerance_px=tolerance,
+                )  # fmt: skip
+                file.write_batch(batch.record(done.polygons))
+                changed = buildings & ~done.kept
+                straight, kept = straight + int(changed.sum()), kept + int(done.kept.sum())
+                iou.append(_iou(done.polygons[changed], before[changed]))
+            for batch in simple.iter_batches(order=simple.rows(numbers[left])):
+                file.write_batch(batch.record(batch.polygons))
+    return Outcome.of(straight, kept, np.concatenate(iou))
+
+
+def _coverages(class_ids: Ints, *, by_class: bool) -> list[Ints]:
+    """Numbers of the polygons that do not overlap: all, or those of each class."""
+    if not by_class:
+        return [np.arange(len(class_ids))]
+    return [np.flatnonzero(class_ids == value) for value in np.unique(class_ids)]
+
+
+def _parts(spool: SpoolReader, numbers: Ints, classes: frozenset[int], *, reach: float) -> list[Ints]:
+    """Which of some polygons are looked at together, see `neighbourhoods`.
+
+    Raises:
+        ResourceError: RS-006.
+    """
+    batches = spool.iter_batches(order=spool.rows(numbers))
+    boxes = np.concatenate([np.empty((0, 4)), *(shapely.bounds(batch.polygons) for batch in batches)])
+    corners = spool.num_bytes[numbers] // _CORNER_BYTES
+    buildings = np.isin(spool.class_ids[numbers], list(classes))
+    parts = neighbourhoods(boxes, buildings, corners, reach=reach, most=_AT_ONCE)
+    largest = max((int(corners[part].sum()) for part in parts), default=0)
+    if largest > _MOST:
+        raise ResourceError(
+            f"buildings that touch or nearly do, and what touches them, have {largest:,} vertices; "
+            f"at most {_MOST:,} can be regularized at once",
+            code="RS-006",
+            title="Too many polygons to regularize",
+            fix="drop small ones with --min-area, take the classes one by one with `scenemask vectorize --only`, or "
+            "leave --regularize out",
+        )
+    return parts
 
 
 def regularize_coverage(

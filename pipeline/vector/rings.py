@@ -52,6 +52,18 @@ class Rings:
         last[self.ring_offsets[1:] - 1] = True
         return last
 
+    def take(self, kept: NDArray[np.bool_]) -> Rings:
+        """Some of the polygons; `kept` is of shape (polygon,)."""
+        if kept.all():
+            return self
+        ring_kept = kept[self.polygon_of_ring]
+        lengths = np.diff(self.ring_offsets)
+        return Rings(
+            coords=self.coords[np.repeat(ring_kept, lengths)],
+            ring_offsets=np.concatenate([[0], np.cumsum(lengths[ring_kept])]),
+            polygon_offsets=np.concatenate([[0], np.cumsum(np.diff(self.polygon_offsets)[kept])]),
+        )
+
     def to_shapely(self, coords: NDArray[np.float64] | None = None) -> Geometries:
         """Shapely polygons, shape (polygon,); with `coords` (vertex, 2) in place of the pixel coordinates if given."""
         if not len(self):

@@ -1,4 +1,4 @@
-"""The first sweep over a mask: pieces of tiles, and which of them are one region across seams. Knows no geometry."""
+"""The first sweep over a mask: which pieces of its tiles are one region across seams. Knows no geometry."""
 
 from __future__ import annotations
 
@@ -10,44 +10,21 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from pipeline.grid import Window, iter_windows
+from pipeline.grid import iter_windows
+from pipeline.vector.pieces import Pieces
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
+    from pipeline.grid import Window
+    from pipeline.vector.pieces import Cells, Labels
     from pipeline.vector.rings import Ints
 
-    Labels = NDArray[np.int32]
 
-
-class Cells(NamedTuple):
-    """Pixels of one window, with the class of each."""
-
-    values: NDArray[np.generic]
-    """Shape `(y, x)`, any integer type."""
-    wanted: NDArray[np.bool_] | None
-    """The same shape, False where a pixel belongs to no region; None where all do."""
-    valid: NDArray[np.bool_] | None = None
-    """The same shape, False where a pixel has no class; None where all have one."""
-
-
-def label_cells(cells: Cells) -> tuple[Labels, Ints]:
-    """(labels `(y + 2, x + 2)` with an apron of zeros, value of each label from 0)."""
-    from pipeline.vector import kernels  # noqa: PLC0415 - Numba takes half a second to import
-
-    block = cells.values
-    block = block.view(np.uint8) if block.dtype == bool else block.astype(block.dtype.newbyteorder("="), copy=False)
-    block = np.ascontiguousarray(block)  # another layout would be compiled for itself
-    wanted = np.empty((0, 0), np.bool_) if cells.wanted is None else cells.wanted
-    apron = np.zeros((block.shape[0] + 2, block.shape[1] + 2), np.int32)
-    return apron, kernels.label(block, wanted, apron[1:-1, 1:-1])
-
-
-_KEPT_PX = 80_000_000
-"""Pixels whose labels are kept from one sweep to the other, in 2 bytes each or 4; the rest is labelled again."""
-_SIDES = ("top", "bottom", "left", "right")
+_KEPT_BYTES = 160 << 20
+"""Pieces that are kept from one sweep to the other; those of the other tiles are found again."""
 NONE = -1
 """Node or region of a pixel that has none."""
 
@@ -64,40 +41,40 @@ class Tile:
     first_node: int
     lines: dict[str, Ints]
     """Side -> node of each pixel along it, -1 for none; sides at the rim of the scene are left out."""
-    kept: tuple[NDArray[np.uint16] | Labels, Ints] | None
-    """Labels with their apron, and their values, where memory allows to keep them for the second sweep."""
+    kept: Pieces | None
+    """Where memory allows to keep them for the second sweep."""
 
     @classmethod
-    def of(cls, window: Window, read: Callable[[Window], Cells], shape_hw: tuple[int, int], *, keep: bool) -> Tile:
-        """Label a tile and keep its border, with nodes from 0; with `keep` its labels too."""
-        apron, values = made = label_cells(read(window))
-        inner = apron[1:-1, 1:-1]
-        at_seam = {
-            "top": window.row_off > 0, "bottom": window.row_stop < shape_hw[0],
-            "left": window.col_off > 0, "right": window.col_stop < shape_hw[1],
-        }  # fmt: skip
-        all_lines = {"top": inner[0], "bottom": inner[-1], "left": inner[:, 0], "right": inner[:, -1]}
-        lines = {side: all_lines[side] for side in _SIDES if at_seam[side]}
+    def of(cls, window: Window, pieces: Pieces, shape_hw: tuple[int, int]) -> Tile:
+        """The border of a tile, with nodes from 0, without its pieces."""
+        lines = {}
+        if window.row_off > 0:
+            lines["top"] = pieces.row(0)
+        if window.row_stop < shape_hw[0]:
+            lines["bottom"] = pieces.row(-1)
+        if window.col_off > 0:
+            lines["left"] = pieces.first_column
+        if window.col_stop < shape_hw[1]:
+            lines["right"] = pieces.last_column
         touched = np.unique(np.concatenate([np.empty(0, np.int32), *lines.values()]))
         touched = touched[touched > 0]
         return cls(
             window=window,
             touched=touched,
-            values=values[touched],
+            values=pieces.values[touched],
             first_node=0,
             lines={side: _nodes(line, touched) for side, line in lines.items()},
-            kept=_narrow(made) if keep else None,
+            kept=None,
         )
+
+    def pieces(self, read: Callable[[Window], Cells]) -> Pieces:
+        """Those that were kept, or found again."""
+        return self.kept or Pieces.of(read(self.window))
 
     def from_node(self, first: int) -> Tile:
         """The same tile with nodes from another number."""
         moved = {side: np.where(line < 0, NONE, line - self.first_node + first) for side, line in self.lines.items()}
         return dataclasses.replace(self, first_node=first, lines=moved)
-
-
-def _narrow(made: tuple[Labels, Ints]) -> tuple[NDArray[np.uint16] | Labels, Ints]:
-    apron, values = made
-    return (apron.astype(np.uint16) if len(values) <= np.iinfo(np.uint16).max else apron), values
 
 
 def _nodes(line: Labels, touched: Labels) -> Ints:
@@ -196,9 +173,11 @@ class Survey:
         advance: Callable[[], None] = lambda: None,
     ) -> Survey:
         """Label all tiles; `advance` is called after each."""
-        tiles = []
+        tiles, room = [], _KEPT_BYTES
         for window in iter_windows(shape_hw, tile_hw):
-            tiles.append(Tile.of(window, read, shape_hw, keep=window.row_off * shape_hw[1] < _KEPT_PX))
+            pieces = Pieces.of(read(window))
+            tile, room = Tile.of(window, pieces, shape_hw), room - pieces.num_bytes
+            tiles.append(dataclasses.replace(tile, kept=pieces) if room >= 0 else tile)
             advance()
         return cls.of(tiles, shape_hw, tile_hw)
 
@@ -214,21 +193,17 @@ class Survey:
 
     def labelled(self, number: int, read: Callable[[Window], Cells]) -> Labelled:
         """A tile's labels, those of one region made one; what was kept of them is let go."""
-        from pipeline.vector import kernels  # noqa: PLC0415 - see `label_cells`
-
         tile = self.tiles[number]
-        kept, values = tile.kept or label_cells(read(tile.window))
-        apron, tile.kept = kept.astype(np.int32, copy=False), None
+        pieces, tile.kept = tile.pieces(read), None
         found = self.regions_of(tile)
         regions, first, inverse = np.unique(found, return_index=True, return_inverse=True)
         labels = tile.touched[first]
-        if len(regions) < len(found):
-            new = np.arange(len(values), dtype=np.int32)
-            new[tile.touched] = labels[inverse]
-            kernels.relabel(apron[1:-1, 1:-1], new)
+        new = np.arange(len(pieces.values), dtype=np.int32)
+        new[tile.touched] = labels[inverse]
+        apron = pieces.apron(new)
         for place, nodes in self._around(number):
-            apron[place] = self._labels(nodes, regions, labels, foreign=len(values))
-        return Labelled(apron, values, regions, labels)
+            apron[place] = self._labels(nodes, regions, labels, foreign=len(pieces.values))
+        return Labelled(apron, pieces.values, regions, labels)
 
     def regions_of(self, tile: Tile) -> Ints:
         """Region of each label that a tile has at a seam."""

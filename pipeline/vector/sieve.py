@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.grid import iter_windows
-from pipeline.vector.seams import Cells, Survey, label_cells
+from pipeline.vector.pieces import Cells, Pieces
+from pipeline.vector.seams import Survey
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -90,8 +91,7 @@ class Sieved:
 
     def __call__(self, window: Window) -> Cells:
         """Cells of a tile."""
-        apron, _ = label_cells(self.read(window))
-        values = self.changes[window][apron[1:-1, 1:-1]].astype(np.int32)
+        values = Pieces.of(self.read(window)).apron(self.changes[window].astype(np.int32))[1:-1, 1:-1]
         return Cells(values, values != _DROPPED)
 
 
@@ -99,12 +99,12 @@ def _sizes(tile: Tile, read: Callable[[Window], Cells], areas: PixelAreas) -> In
     """Area of each label of a tile, in units."""
     from pipeline.vector import kernels  # noqa: PLC0415 - Numba takes half a second to import
 
-    kept, values = tile.kept or label_cells(read(tile.window))
+    pieces = tile.pieces(read)
     window, (cell_h, cell_w) = tile.window, areas.cell_hw
     rows = np.arange(window.row_off, window.row_stop) // cell_h
     cols = np.arange(window.col_off, window.col_stop) // cell_w
-    labels = kept[1:-1, 1:-1].astype(np.int32)
-    return np.asarray(kernels.sum_by_label(labels, rows, cols, areas.cells, len(values)), np.int64)
+    labels = np.ascontiguousarray(pieces.apron()[1:-1, 1:-1])
+    return np.asarray(kernels.sum_by_label(labels, rows, cols, areas.cells, len(pieces.values)), np.int64)
 
 
 def _claims(

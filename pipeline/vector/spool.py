@@ -21,7 +21,6 @@ from pipeline.vector.rings import (
     count_pixels,
     drop_collinear,
     first_pixel,
-    from_shapely,
     sum_inside,
     touches_border,
 )
@@ -194,22 +193,20 @@ class SpoolWriter:
             self._pending = []
 
     def _describe(self, regions: Regions) -> pa.RecordBatch:
-        polygons, values = np.asarray(shapely.normalize(regions.polygons)), regions.values
-        rings = from_shapely(polygons)
-        units, pixels = sizes_of(rings, self.areas)
+        units, pixels = sizes_of(regions.rings, self.areas)
         assert (pixels > 0).all(), "a hole was taken for the exterior"
-        kept = np.ones(len(polygons), bool) if self.smallest is None else self.smallest.keeps(units, pixels)
+        kept = np.ones(len(pixels), bool) if self.smallest is None else self.smallest.keeps(units, pixels)
         if not kept.any():
             return pa.RecordBatch.from_pylist([], schema=SCHEMA)
-        values, facts = values[kept], regions.facts.of(np.flatnonzero(kept))
-        wkb = shapely.to_wkb(polygons[kept], byte_order=1)
-        turns = outlines(drop_collinear(rings).to_shapely()[kept]) if self.nodes else wkb
+        rings, values, facts = regions.rings.take(kept), regions.values[kept], regions.facts.of(np.flatnonzero(kept))
+        wkb = outlines(rings.to_shapely())
+        turns = outlines(drop_collinear(rings).to_shapely()) if self.nodes else wkb
         columns = [
-            first_pixel(rings, scene_width=self.scene_hw[1])[kept],
+            first_pixel(rings, scene_width=self.scene_hw[1]),
             values,
             pixels[kept],
             units[kept],
-            touches_border(rings, self.scene_hw)[kept],
+            touches_border(rings, self.scene_hw),
             facts.touches_nodata,
             facts.steps_sum,
             facts.steps_min,
@@ -297,12 +294,6 @@ class SpoolReader:
         empty = np.empty(0, np.int64)
         return np.concatenate([empty, *(b.column(name).to_numpy() for b in self._batches)])
 
-    def whole(self) -> pa.Table:
-        """Everything in canonical order, in memory."""
-        if not self._batches:
-            return SCHEMA.empty_table()
-        return pa.Table.from_batches(self._batches).take(pa.array(self._order))
-
     def __enter__(self) -> Self:
         return self
 
@@ -376,6 +367,10 @@ class SpoolReader:
     def num_bytes(self) -> Ints:
         """Size of each polygon, in canonical order."""
         return self.column("num_bytes")[self._order]
+
+    def rows(self, numbers: Ints) -> NDArray[np.intp]:
+        """Rows of the spool, from canonical numbers."""
+        return np.asarray(self._order[numbers])
 
     def take(self, numbers: Ints) -> PolygonBatch:
         """Polygons by their canonical numbers, in the order given."""

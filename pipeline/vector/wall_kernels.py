@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.vector.kernels import _compiled as compiled
+from pipeline.vector.compiled import compiled
 
 if TYPE_CHECKING:
-    from pipeline.vector.kernels import Int64s
+    from pipeline.vector.compiled import Int64s
 
 _SAME_DEG = 3.0
 """Directions of one group are farther apart."""

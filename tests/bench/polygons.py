@@ -24,8 +24,8 @@ from affine import Affine
 
 from pipeline.vector.cracks import CrackMap
 from pipeline.vector.join import iter_regions
+from pipeline.vector.pieces import Cells
 from pipeline.vector.rings import from_shapely
-from pipeline.vector.seams import Cells
 from tests.bench.common import OUT, publish
 from tests.bench.vectors import realistic_mask
 

@@ -31,7 +31,7 @@ from pipeline.run.settings import make_settings
 from pipeline.run.tracers import local_hands
 from pipeline.vector import polygonize
 from pipeline.vector.join import iter_regions
-from pipeline.vector.seams import Cells
+from pipeline.vector.pieces import Cells
 from tests.bench.common import OUT, interleaved, publish
 
 if TYPE_CHECKING:

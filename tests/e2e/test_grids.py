@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import geopandas
 import numpy as np
 import pytest
 import rasterio
 import rasterio.warp
+from affine import Affine
 
 import pipeline as sm
 from pipeline.model import load_model, save_model
 from tests.commands import Cli, assert_block
-from tests.scenes import save_threshold_model, sha256, smooth_values, write_scene
+from tests.scenes import NORTH_UP, save_threshold_model, sha256, smooth_values, write_scene
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -159,3 +160,32 @@ def test_a_mask_on_the_scenes_pixels_goes_with_resolution_only(folder: Path, tmp
         "--vectors", "none",
     )  # fmt: skip
     assert code == 0, err
+
+
+def test_inspect_shows_what_segment_would_read(folder: Path, tmp_path: Path, cli: Cli) -> None:
+    def told(*args: object) -> dict[str, Any]:
+        code, out, err = cli("inspect", *args, "--json")
+        assert code == 0, err
+        return dict(json.loads(out))
+
+    scene = folder / "scene.tif"
+    coarse = told(scene, "-m", folder / "m20", "--resolution", "model", "--resampling", "nearest", "--bands", "b1,b0")
+    assert (coarse["height"], coarse["width"], coarse["pixel_size"]) == (90, 120, [20, 20])
+    assert [band["name"] for band in coarse["bands"]] == ["b1", "b0"]
+    assert coarse["sources"][0]["resampling"] == "nearest"
+    assert "scaled as the model says" in coarse["values"]
+    assert told(scene, "--crs", "EPSG:3035")["crs"]["authority"] == "EPSG:3035"
+    assert "was trained on 20 m" in " ".join(told(scene, "-m", folder / "m20")["warnings"])
+    write_scene(tmp_path / "layer.tif", np.arange(SHAPE[0] * SHAPE[1]).reshape(1, *SHAPE).astype("uint16") % 4)
+    limited = told(scene, "--mask-layer", tmp_path / "layer.tif", "--mask-values", "3")
+    assert limited["wanted_frac"] == pytest.approx(0.75)
+    east = NORTH_UP @ Affine.translation(SHAPE[1], 0)
+    write_scene(tmp_path / "east.tif", smooth_values(2, SHAPE), names=("b0", "b1"), transform=east)
+    assert told(scene, tmp_path / "east.tif")["width"] == 2 * SHAPE[1]
+    for args, code in (
+        ((scene, "-m", folder / "m50"), "IN-056"),
+        ((scene, "--resolution", "model"), "CF-090"),
+        ((folder / "m20", "--bands", "b0"), "CF-005"),
+        ((scene, "--bands", "b7"), "IN-011"),
+    ):
+        assert_block(cli("inspect", *args)[2], code)

@@ -81,6 +81,33 @@ def test_an_item_gives_the_mask_of_one_file_anywhere(
     assert {"source 1", "source 2"} <= record["identity"]["scene"].keys()
 
 
+def test_items_of_a_collection_by_their_ids(folder: Path, tmp_path: Path, cli: Cli) -> None:
+    for path in (folder / "item").glob("*.tif"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    item = json.loads((folder / "item" / "item.json").read_text())
+    items = [item, {**item, "id": "S2 #2"}, {**item, "id": "thin", "assets": {"fine": item["assets"]["fine"]}}]
+    collection = tmp_path / "found.json"
+    collection.write_text(json.dumps({"type": "FeatureCollection", "features": items}))
+    one = run(cli, folder, tmp_path / "one", folder / "item" / "item.json")
+    chosen = run(cli, folder, tmp_path / "chosen", f"{collection}#S2 #2")
+    assert sha256(chosen / "mask.tif") == sha256(one / "mask.tif")
+    with RangeServer(tmp_path) as server:
+        web = run(cli, folder, tmp_path / "web", server.url("found.json?sig=1#small"), "--allow-loopback")
+    assert sha256(web / "mask.tif") == sha256(one / "mask.tif")
+    for wanted in (collection, f"{collection}#none"):
+        code, _, err = cli("inspect", wanted)
+        assert code == 3
+        assert_block(err, "IN-052")
+        assert "small, S2 #2, thin" in err
+    items.pop()
+    collection.write_text(json.dumps({"type": "FeatureCollection", "features": items}))
+    batch = ("batch", "--list", collection, "-m", folder / "model", "-o", tmp_path / "batch", "--resampling", "nearest")
+    code, _, err = cli(*batch, "--patch", 64)
+    assert code == 0, err
+    masks = sorted((tmp_path / "batch").glob("*/mask.tif"))
+    assert [sha256(mask) for mask in masks] == 2 * [sha256(one / "mask.tif")]
+
+
 def test_a_product_that_changes_is_another_scene(folder: Path, tmp_path: Path, cli: Cli) -> None:
     for path in (folder / "item").iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())

@@ -1,4 +1,7 @@
-"""Which test stands for which row of the catalogue of faults: those of severity 1 about inputs, F9, and the threats."""
+"""Which test stands for which row of the catalogue of faults: those of severity 1 about inputs, F9, and the threats.
+
+And whether docs/sources.md names tests that there are.
+"""
 
 from __future__ import annotations
 
@@ -39,6 +42,7 @@ TESTS = {
     "T2": "test_t2_a_program_is_refused",
     "T3": "test_weights_elsewhere_are_refused",
     "T4": "test_t4_virtual_files_are_not_opened_whatever_their_name",
+    "T4 in NetCDF": "test_t4_hdf5_that_points_to_other_files_is_refused",
     "T5": "test_t5_redirections_to_services_of_machines_are_not_followed",
     "T6": "test_t6_names_that_would_lead_elsewhere",
     "T7": "test_t7_limits",
@@ -59,3 +63,11 @@ def names() -> set[str]:
 @pytest.mark.parametrize("row", TESTS)
 def test_the_row_has_its_test(names: set[str], row: str) -> None:
     assert TESTS[row] in names
+
+
+def test_what_the_page_of_sources_says_is_shown_is_shown() -> None:
+    root = Path(__file__).parents[2]
+    told = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", (root / "docs" / "sources.md").read_text())
+    assert len(told) > 20
+    for file, name in told:
+        assert f"\ndef {name}" in (root / file).read_text(), f"{file}::{name}"

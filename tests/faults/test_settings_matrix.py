@@ -24,7 +24,7 @@ BASE: dict[str, Any] = {"patch": 64, "tile": 1, "vectors": "none"}
 OTHER: dict[str, Any] = {
     "bands": "2,1", "mask_values": "3,8", "nodata": 7.0,
     "resampling": "nearest", "resolution": 20.0, "mask_grid": "scene", "force_resolution": True, "crs": "EPSG:3857",
-    "align": "/data/grid.tif", "warp_gcps": True, "rpc_height": 12.0, "values": "model",
+    "align": "/data/grid.tif", "warp_gcps": True, "rpc_height": 12.0, "rpc_dem": "/data/dem.tif", "values": "model",
     "assume_crs": "EPSG:32633", "allow_no_crs": True,
     "tiling": "exact", "halo_tolerance": 0.01, "overlap": 32, "patch": 96, "tile": 99, "taper": "linear",
     "tta": "flips", "padding": "zero", "device": "cpu", "precision": "float32", "max_flip": 0.5, "backend": "torch",
@@ -41,6 +41,7 @@ NEEDS: dict[str, dict[str, Any]] = {
     "sieve": {"min_area": "5 px"},
     "overlap": {"tiling": "blend"},
     "rpc_height": {"warp_gcps": True},
+    "rpc_dem": {"warp_gcps": True},
     "mask_values": {"mask_layer": "scl", "mask_values": "1"},
 }
 """Setting -> others without which it is no valid one; the run has them too."""

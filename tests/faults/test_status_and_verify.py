@@ -7,9 +7,10 @@ import os
 import shlex
 import shutil
 import signal
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import rasterio
@@ -20,12 +21,10 @@ from pipeline.run.audit import audit
 from pipeline.run.status import status_of
 from pipeline.store import RunLock
 from pipeline.store.lock import Owner
+from pipeline.store.sealed import sealed
 from tests.commands import Cli, assert_block
 from tests.faults.commands import Starter
 from tests.scenes import save_threshold_model, smooth_values, write_scene
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 SHAPE = (600, 700)
 OPTIONS: dict[str, Any] = {"patch": 160, "tile": 1, "vectors": "geojson", "probabilities": True}
@@ -252,7 +251,7 @@ def test_b11_a_mask_that_is_gone_cut_or_another(out: Path, cli: Cli, damage: str
 def test_b11_results_of_a_version_without_blocks_are_verified_by_file(out: Path) -> None:
     run = json.loads((out / "run.json").read_text())
     del run["blocks"]
-    (out / "run.json").write_text(json.dumps(run))
+    (out / "run.json").write_text(json.dumps(sealed(run)))
     assert audit(out).whole
     _flip(out / "preview.png", 100)
     assert audit(out).files["preview.png"] == "changed"
@@ -267,3 +266,36 @@ def test_verify_of_what_is_no_finished_run(killed: Callable[..., None], tmp_path
         audit(tmp_path / "out")
     (tmp_path / "mask.tif").write_bytes(b"somebody's")
     assert_block(cli("verify", tmp_path)[2], "OU-001")
+
+
+CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
+    "settings": lambda told: told.update(settings="no"),
+    "identity": lambda told: told.pop("identity"),
+    "a number": lambda told: told["identity"]["settings"].update(patch=-1),
+    "checksum": lambda told: told.pop("checksum"),
+    "everything": lambda told: told.clear(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_records_that_somebody_has_changed_are_told_in_one_sentence(
+    finished: Path, out: Path, killed: Callable[..., None], tmp_path: Path, cli: Cli, change: str
+) -> None:
+    if change == "settings":
+        killed(tmp_path / "begun", "after-append:3")
+        (tmp_path / "begun").rename(tmp_path / "kept")
+    else:
+        (tmp_path / "kept" / ".scenemask").mkdir(parents=True)
+        (tmp_path / "kept" / ".scenemask" / "plan.json").write_text((out / "run.json").read_text())
+    for folder, name in ((out, "run.json"), (tmp_path / "kept", ".scenemask/plan.json")):
+        told = json.loads((folder / name).read_text())
+        CHANGES[change](told)
+        (folder / name).write_text(json.dumps(told))
+        args = (finished / "scene.tif", "-m", finished / "model", "-o", folder, "--patch", 160, "--tile", 1)
+        for command in (("status", folder), ("verify", folder), ("segment", *args)):
+            code, _, err = cli(*command)
+            assert code == 5, (command[0], err)
+            assert_block(err, "OU-017")
+        code, _, err = cli("segment", *args, "--probabilities", "--overwrite")
+        assert code == 0, err
+        assert cli("verify", folder)[0] == 0

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.fuzz.mutate import damage_json, damage_text, damage_tiff
+from tests.fuzz.mutate import damage_bytes, damage_json, damage_text, damage_tiff
 
 ROOT = Path(__file__).parents[2]
 
@@ -64,6 +64,17 @@ def _tiffs(folder: Path) -> list[bytes]:
                 file.build_overviews([2])
         made.append((folder / "seed.tif").read_bytes())
     return made
+
+
+def _netcdfs(folder: Path) -> list[bytes]:
+    from tests.unit.scene.test_gridded import dataset
+
+    made = []
+    for encoding in ({}, {"chunksizes": (16, 16), "zlib": True}, {"chunksizes": (50, 20), "fletcher32": True}):
+        dataset().to_netcdf(folder / "seed.nc", engine="h5netcdf", encoding={"red": encoding})
+        made.append((folder / "seed.nc").read_bytes())
+    dataset().astype("int16").assign_coords(dataset().coords).to_netcdf(folder / "seed.nc", engine="scipy")
+    return [*made, (folder / "seed.nc").read_bytes()]
 
 
 def _inspect(path: Path) -> object:
@@ -217,13 +228,48 @@ def _lay_area(path: Path) -> object:
     return Aoi.from_file(path, geobox).mask(Window(row_off=0, col_off=0, height=200, width=200))
 
 
+def _runs(folder: Path) -> list[Any]:
+    """`run.json` of a run that has ended in `out`."""
+    import pipeline as sm
+    from tests.scenes import save_threshold_model, smooth_values, write_scene
+
+    scene = write_scene(folder / "scene.tif", smooth_values(2, (64, 64)), names=("b0", "b1"))
+    save_threshold_model(folder / "model")
+    sm.segment(scene, folder / "model", folder / "out", patch=64, tile=64, keep=True)
+    return [json.loads((folder / "out" / "run.json").read_text())]
+
+
+def _plans(folder: Path) -> list[Any]:
+    """`plan.json` of a run that has not ended in `out`."""
+    _runs(folder)
+    (folder / "out" / "run.json").unlink()
+    return [json.loads((folder / "out" / ".scenemask" / "plan.kept.json").read_text())]
+
+
+def _look_at_output(out: Path) -> object:
+    from pipeline.run.audit import audit
+    from pipeline.run.status import status_of
+
+    status = status_of(out)
+    return audit(out) if status.kind == "complete" else status.to_json()
+
+
 TARGETS = {
     "tiff": Target(seeds=_tiffs, write=_writer("fuzzed.tif", damage_tiff), read=_inspect),
+    "netcdf": Target(seeds=_netcdfs, write=_writer("fuzzed.nc", damage_bytes), read=_inspect),
     "yaml": Target(seeds=_settings, write=_writer("fuzzed.yaml", damage_text), read=_read_settings),
     "csv": Target(seeds=lambda _: [_CSV], write=_writer("fuzzed.csv", damage_text), read=_collect),
     "stac": Target(seeds=_items, write=_writer("fuzzed.json", damage_json), read=_read_items),
     "model": Target(seeds=_models, write=_writer("model/model.json", damage_json), read=_load_model),
     "aoi": Target(seeds=_areas, write=_writer("fuzzed.geojson", damage_json), read=_lay_area),
+    "run": Target(
+        seeds=_runs, write=_writer("out/run.json", damage_json), read=lambda path: _look_at_output(path.parent)
+    ),
+    "plan": Target(
+        seeds=_plans,
+        write=_writer("out/.scenemask/plan.json", damage_json),
+        read=lambda path: _look_at_output(path.parents[1]),
+    ),
     "ledger": Target(seeds=_ledger, write=_write_ledger, read=_scan),
 }
 

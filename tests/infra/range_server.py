@@ -10,6 +10,7 @@ import time
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import unquote
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,9 +28,10 @@ class RangeServer(ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    handler: type[RangeHandler]
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(("127.0.0.1", 0), self.handler)
         self.folder = folder
         self.fault = ""
         self.after, self.times = 0, 10**9
@@ -73,7 +75,9 @@ class RangeServer(ThreadingHTTPServer):
         self.server_close()
 
 
-class _Handler(BaseHTTPRequestHandler):
+class RangeHandler(BaseHTTPRequestHandler):
+    """Sends files, whole or in parts."""
+
     protocol_version = "HTTP/1.1"
     server: RangeServer
 
@@ -85,14 +89,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, *, with_body: bool) -> None:
         fault = self.server.next_fault(self.command, self.path, self.headers.get("Range", ""))
-        path = self.server.folder / self.path.partition("?")[0].lstrip("/")
+        path = self.server.folder / unquote(self.path.partition("?")[0]).lstrip("/")
         if fault == "hang":
             self.server.stop.wait(HANG_S)
             self.close_connection = True
         elif fault == "redirect":
-            self._send(302, b"", {"Location": self.server.target} if self.server.target else {})
+            self.reply(302, b"", {"Location": self.server.target} if self.server.target else {})
         elif fault in _STATUS or not path.is_file():
-            self._send(int(fault or 404), b"no" if with_body else b"")
+            self.reply(int(fault if fault in _STATUS else 404), b"no" if with_body else b"")
         else:
             with contextlib.suppress(ConnectionError):
                 self._send_file(path, fault, with_body=with_body)
@@ -108,17 +112,17 @@ class _Handler(BaseHTTPRequestHandler):
         if not self.server.etags:
             del headers["ETag"]
         if wanted is None or fault == "whole":
-            self._send(200, data, headers, fault=fault, with_body=with_body)
+            self.reply(200, data, headers, fault=fault, with_body=with_body)
             return
         start, stop = int(wanted[1]), min(int(wanted[2] or len(data)) + 1, len(data))
         if start >= len(data):
-            self._send(416, b"", {"Content-Range": f"bytes */{len(data)}"})
+            self.reply(416, b"", {"Content-Range": f"bytes */{len(data)}"})
             return
         shift = 7 if fault == "wrong-range" else 0
         headers["Content-Range"] = f"bytes {start + shift}-{stop - 1 + shift}/{len(data)}"
-        self._send(206, data[start:stop], headers, fault=fault, with_body=with_body)
+        self.reply(206, data[start:stop], headers, fault=fault, with_body=with_body)
 
-    def _send(
+    def reply(
         self,
         status: int,
         body: bytes,
@@ -149,6 +153,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: Any) -> None:
         """Quiet."""
+
+
+RangeServer.handler = RangeHandler
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ from scipy import ndimage
 
 from pipeline.vector.facts import Measure
 from pipeline.vector.join import iter_regions
+from pipeline.vector.pieces import Cells
 from pipeline.vector.rings import first_pixel
-from pipeline.vector.seams import Cells
 from tests.properties.test_vector_law import CHECKERBOARD, NODATA, SIDES, masks
 
 if TYPE_CHECKING:

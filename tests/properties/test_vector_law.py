@@ -15,8 +15,8 @@ from hypothesis.extra import numpy as hnp
 
 from pipeline.vector import seams
 from pipeline.vector.join import iter_regions
+from pipeline.vector.pieces import Cells
 from pipeline.vector.rings import count_pixels, first_pixel, from_shapely
-from pipeline.vector.seams import Cells
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -122,7 +122,7 @@ def test_e2_e3_tiling_never_shows(mask: Mask, tile_height: int, tile_width: int)
     if not len(polygons):
         assert (mask == NODATA).all()
         return
-    with mock.patch.object(seams, "_KEPT_PX", mask.size // 2):  # some labels made anew
+    with mock.patch.object(seams, "_KEPT_BYTES", 4 * mask.size):  # some labels made anew
         assert _as_set(*_tiled(mask, (tile_height, tile_width))) == _as_set(polygons, values)
     assert shapely.is_valid(polygons).all()
     areas = count_pixels(from_shapely(polygons))
@@ -177,7 +177,7 @@ def test_a_region_leaves_as_soon_as_the_frontier_has_passed_it(mask: Mask, tile:
         seen.add(window)
         return _reader(mask)(window)
 
-    with mock.patch.object(seams, "_KEPT_PX", 0):
+    with mock.patch.object(seams, "_KEPT_BYTES", 0):
         for regions in iter_regions(read, (mask.shape[0], mask.shape[1]), tile_hw=(tile, tile)):
             out += _as_set(regions.polygons, regions.values)
     assert len(out) == len(whole)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import geopandas
@@ -14,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import ResourceError, UsageError
-from pipeline.vector import Regularization, Tolerance, polygonize, to_geodataframe, whole, write_polygons
+from pipeline.vector import Regularization, Tolerance, polygonize, regularize, to_geodataframe, write_polygons
+from pipeline.vector.neighbourhoods import neighbourhoods
 from pipeline.vector.regularize import Grid, regularize_coverage
 from tests.properties.test_vector_law import NODATA, masks
 from tests.properties.test_vector_simplify import _coverage
@@ -227,9 +229,69 @@ def test_walls_are_shared_in_files_too(tmp_path: Path, suffix: str) -> None:
     assert shapely.coverage_is_valid(frame.geometry.to_numpy())
 
 
+def _village(seed: int) -> Mask:
+    """Turned houses, some of which touch or nearly do; two classes, and ground of a third where there is one."""
+    rng = np.random.default_rng(seed)
+    houses = [
+        _turned(shapely.box(x, y, x + rng.integers(4, 14), y + rng.integers(4, 14)), float(rng.integers(0, 90)))
+        for x, y in rng.integers(10, 190, (40, 2))
+    ]
+    return np.where((burnt := _burnt(houses)) == NODATA, NODATA, burnt % 2).astype(np.uint8)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("options", [{}, {"simplify": Tolerance(1.5, "px")}])
+def test_what_lies_far_apart_is_worked_on_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, options: dict[str, Any]
+) -> None:
+    """Memory follows what is close together; the polygons are those of all of them at once."""
+    path = write_mask(tmp_path / "m.tif", _village(seed))
+    parts: list[int] = []
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        parts.append(len(args[0]))
+        return regularize_coverage(*args, **kwargs)
+
+    monkeypatch.setattr(regularize, "regularize_coverage", counted)
+
+    def made() -> tuple[list[bytes], Any]:
+        parts.clear()
+        wanted = Regularization(frozenset({1}), 0.8)
+        with polygonize(path, scratch=tmp_path, regularize=wanted, **options) as polygons:
+            found = [wkb for batch in polygons.iter_batches() for wkb in shapely.to_wkb(batch.polygons)]
+            return found, polygons.regularized
+
+    together, at_once = made(), len(parts)
+    monkeypatch.setattr(regularize, "_AT_ONCE", 1)
+    assert made() == together
+    assert len(parts) > at_once
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.floats(0, 8), st.integers(1, 60))
+def test_neighbourhoods_are_farther_apart_than_they_reach(seed: int, count: int, reach: float, most: int) -> None:
+    rng = np.random.default_rng(seed)
+    corner = rng.integers(0, 60, (count, 2))
+    boxes = np.concatenate([corner, corner + rng.integers(1, 9, (count, 2))], axis=1).astype(float)
+    chosen, corners = rng.random(count) < 0.5, rng.integers(4, 20, count)
+    parts = neighbourhoods(boxes, chosen, corners, reach=reach, most=most)
+    part_of = np.full(count, -1)
+    for number, part in enumerate(parts):
+        assert (np.diff(part) > 0).all()
+        assert (part_of[part] == -1).all()
+        part_of[part] = number
+    assert (part_of[chosen] >= 0).all()
+    low, high = boxes[:, None, :2], boxes[:, None, 2:]
+    gap = np.maximum(low - high.transpose(1, 0, 2), low.transpose(1, 0, 2) - high).max(axis=2)
+    near = (gap <= reach) & (chosen | chosen[:, None])
+    assert all(part_of[one] == part_of[other] for one, other in np.argwhere(near))
+    assert ((part_of >= 0) == (near.any(axis=1))).all()
+    sizes = [int(corners[part].sum()) for part in parts]
+    assert all(one + other > most for one, other in itertools.pairwise(sizes))
+
+
 def test_more_than_fits_is_refused_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_mask(tmp_path / "m.tif", blobs(150))
-    monkeypatch.setattr(whole, "_MOST_BYTES", 1000)
+    monkeypatch.setattr(regularize, "_MOST", 60)
     with pytest.raises(ResourceError, match=r"RS-006.*--regularize"):
         polygonize(path, scratch=tmp_path / "s", regularize=Regularization(frozenset({1}), 0.8))
     assert list((tmp_path / "s").iterdir()) == []

@@ -16,7 +16,7 @@ from scipy import ndimage
 from pipeline.grid import GeoBox, iter_windows
 from pipeline.vector import polygonize, to_geodataframe
 from pipeline.vector.area import PixelAreas
-from pipeline.vector.seams import Cells
+from pipeline.vector.pieces import Cells
 from pipeline.vector.sieve import sieved
 from tests.properties.test_vector_law import NODATA, masks
 from tests.unit.vector.masks import UTM, blobs, write_mask

@@ -22,8 +22,8 @@ from scipy.ndimage import gaussian_filter
 from pipeline.errors import ResourceError, UsageError
 from pipeline.vector import Tolerance, polygonize, spool, to_geodataframe, write_polygons
 from pipeline.vector.join import iter_regions
+from pipeline.vector.pieces import Cells
 from pipeline.vector.rings import first_pixel, from_shapely
-from pipeline.vector.seams import Cells
 from tests.properties.test_vector_law import CHECKERBOARD, LATTICE, NODATA, _rings, _spiral, masks
 from tests.unit.vector.masks import GRIDS, UTM, blobs, write_mask
 

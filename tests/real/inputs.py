@@ -16,7 +16,8 @@ _HEAD = """# Inputs
 What is supported, and what becomes of 73 odd, damaged and hostile files: `inspect` and `segment` are run on each of
 them (`tests/real/test_inputs.py`). **ok** means that the mask equals, at every pixel, what rasterio's own read of the
 file gives: a network that adds up all bands and compares the sum, nodata where rasterio's masks, alpha bands or NaN say
-so. A code is a refusal; [errors.md](errors.md) tells its cause and its fix. Nothing is written then.
+so. A code is a refusal; [errors.md](errors.md) tells its cause and its fix. Nothing is written then. Scenes of more
+than one file, on servers and on other grids: [sources.md](sources.md), with the tests that show each of them.
 
 The files come from rio-tiler, rio-cogeo, rasterio and GDAL's own tests; `variants/` is one crop of a Sentinel-2 scene
 written in different ways. This page is made by `python -m tests.real.inputs` from `tests/real/inputs.csv`.

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import os
 import pickle
 from pathlib import Path
 
 import pytest
 
-from pipeline import access
-from pipeline.access import Access, is_anonymous
+from pipeline import keys
+from pipeline.access import Access
 from pipeline.bucket import Bucket
 from pipeline.errors import UsageError
 from pipeline.location import Location, is_remote, parse_location
@@ -73,7 +74,8 @@ def test_one_endpoint_is_spelled_for_three_libraries(monkeypatch: pytest.MonkeyP
     assert access.obstore_options()["endpoint"] == "http://127.0.0.1:9000"
     assert access.botocore_options() == {"endpoint_url": "http://127.0.0.1:9000"}
     monkeypatch.setenv("AWS_ENDPOINT_URL", "https://storage.example.org")
-    assert Access().resolved().endpoint == "https://storage.example.org"
+    assert Access().resolved().endpoint_of("s3") == "https://storage.example.org"
+    assert Access().resolved().endpoint_of("gs") is None
     assert access.resolved() == access
 
 
@@ -91,8 +93,8 @@ def test_keys_come_from_environment_or_profile_else_requests_are_unsigned(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
-    monkeypatch.setattr("pipeline.access._is_amazons_machine", lambda: False)
-    assert is_anonymous()
+    monkeypatch.setattr("pipeline.keys._machine_is_of", lambda _: False)
+    assert keys.is_anonymous()
     assert Access().obstore_options()["skip_signature"]
     (tmp_path / "credentials").write_text("[me]\naws_access_key_id = A\naws_secret_access_key = B\n")
     (tmp_path / "config").write_text("[profile me]\nregion = eu-north-1\n")
@@ -103,25 +105,92 @@ def test_keys_come_from_environment_or_profile_else_requests_are_unsigned(
     assert Access().gdal_options(Location("s3", "b", "k"))["AWS_NO_SIGN_REQUEST"] == "YES"
 
 
+@pytest.fixture
+def no_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in [name for name in os.environ if name.startswith(("AZURE_", "GOOGLE_", "GS_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
+    monkeypatch.setattr("pipeline.keys._machine_is_of", lambda _: False)
+
+
+KEY_AS_JSON = '{"client_email": "a@b", "private_key": "canary"}'
+
+
+@pytest.mark.usefixtures("no_keys")
 @pytest.mark.parametrize(
-    ("scheme", "unsigned", "key"),
+    ("scheme", "environment", "gdal", "obstore"),
     [
-        ("gs", "GS_NO_SIGN_REQUEST", "GOOGLE_APPLICATION_CREDENTIALS"),
-        ("az", "AZURE_NO_SIGN_REQUEST", "AZURE_STORAGE_ACCESS_KEY"),
+        ("gs", {}, {"GS_NO_SIGN_REQUEST": "YES"}, {"skip_signature": True}),
+        *(
+            ("gs", {name: "/f"}, {"GOOGLE_APPLICATION_CREDENTIALS": "/f"}, {"application_credentials": "/f"})
+            for name in ("GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_SERVICE_ACCOUNT")
+        ),
+        (
+            "gs",
+            {"GOOGLE_SERVICE_ACCOUNT_KEY": KEY_AS_JSON},
+            {"GS_OAUTH2_PRIVATE_KEY": "canary", "GS_OAUTH2_CLIENT_EMAIL": "a@b"},
+            {"service_account_key": KEY_AS_JSON},
+        ),
+        (
+            "az",
+            {"AZURE_STORAGE_ACCOUNT": "me"},
+            {"AZURE_STORAGE_ACCOUNT": "me", "AZURE_NO_SIGN_REQUEST": "YES"},
+            {"account_name": "me", "skip_signature": True},
+        ),
+        *(
+            (
+                "az",
+                {"AZURE_STORAGE_ACCOUNT_NAME": "me", name: "k"},
+                {"AZURE_STORAGE_ACCESS_KEY": "k"},
+                {"account_name": "me", "account_key": "k"},
+            )
+            for name in ("AZURE_STORAGE_ACCESS_KEY", "AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_KEY")
+        ),
+        (
+            "az",
+            {"AZURE_STORAGE_ACCOUNT": "me", "AZURE_STORAGE_SAS_TOKEN": "?sig=x"},
+            {"AZURE_STORAGE_SAS_TOKEN": "sig=x"},
+            {"sas_key": "sig=x"},
+        ),
+        (
+            "az",
+            {"AZURE_STORAGE_CONNECTION_STRING": "AccountName=me;AccountKey=a==;BlobEndpoint=http://h:1/me/"},
+            {"AZURE_STORAGE_ACCESS_KEY": "a==", "CPL_AZURE_ENDPOINT": "http://h:1/me"},
+            {"account_name": "me", "account_key": "a==", "endpoint": "http://h:1/me"},
+        ),
     ],
 )
-def test_other_clouds_are_asked_unsigned_where_there_is_no_key(
-    monkeypatch: pytest.MonkeyPatch, scheme: str, unsigned: str, key: str
+def test_keys_of_other_clouds_are_told_to_both_libraries(
+    monkeypatch: pytest.MonkeyPatch,
+    scheme: str,
+    environment: dict[str, str],
+    gdal: dict[str, str],
+    obstore: dict[str, object],
 ) -> None:
-    for name in (*access._GOOGLE, *access._AZURE):
-        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
     location = parse_location(f"{scheme}://bucket/deep/a.tif")
     assert (location.host, location.key) == ("bucket", "deep/a.tif")
-    assert Access().gdal_options(location)[unsigned] == "YES"
-    assert Access().obstore_options(scheme=scheme)["skip_signature"]
-    monkeypatch.setenv(key, "canary")
-    assert unsigned not in Access().gdal_options(location)
-    options = Access().obstore_options(scheme=scheme)
-    assert "skip_signature" not in options
-    assert "canary" not in str(options)
+    options = Access().gdal_options(location), Access().obstore_options(scheme=scheme)
+    assert options[0].items() >= gdal.items()
+    assert all(options[1][key] == value for key, value in obstore.items())
+    signed = "skip_signature" not in obstore
+    assert signed == ("skip_signature" not in options[1]) == (not any("NO_SIGN" in key for key in options[0]))
     assert Bucket("bucket", Access(), scheme).where("k") == f"{scheme}://bucket/k"
+
+
+@pytest.mark.usefixtures("no_keys")
+def test_one_endpoint_stands_for_any_cloud(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT", "me")
+    here = Access(endpoint="http://127.0.0.1:9000").resolved()
+    gs, az = (here.gdal_options(parse_location(f"{scheme}://bucket/a.tif")) for scheme in ("gs", "az"))
+    assert gs["CPL_GS_ENDPOINT"] == "http://127.0.0.1:9000/"
+    assert az["CPL_AZURE_ENDPOINT"] == here.obstore_options(scheme="az")["endpoint"] == "http://127.0.0.1:9000/me"
+    own = Access(endpoint="https://me.blob.core.chinacloudapi.cn").resolved()
+    assert own.obstore_options(scheme="az")["endpoint"] == "https://me.blob.core.chinacloudapi.cn"
+    assert not own.obstore_options(scheme="az")["client_options"]["allow_http"]
+    monkeypatch.delenv("AZURE_STORAGE_ACCOUNT")
+    with pytest.raises(UsageError, match="CF-057"):
+        here.gdal_options(parse_location("az://container/a.tif"))
+    (tmp_path / "application_default_credentials.json").write_text("{}")
+    assert "GS_NO_SIGN_REQUEST" not in here.gdal_options(parse_location("gs://bucket/a.tif"))

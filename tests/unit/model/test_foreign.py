@@ -177,11 +177,13 @@ def test_weights_beside_the_network_travel_with_it(tmp_path: Path) -> None:
         assert torch.allclose(model.network(x), network(x), atol=1e-5)
 
 
-@pytest.mark.parametrize("location", ["../secret.bin", "/etc/hostname", "gone.bin"])
+@pytest.mark.parametrize("location", ["../secret.bin", "/etc/hostname", "gone.bin", "link.bin", "hard.bin"])
 def test_weights_elsewhere_are_refused(tmp_path: Path, location: str) -> None:
     (tmp_path / "secret.bin").write_bytes(bytes(100_000))
     folder = tmp_path / "model"
     folder.mkdir()
+    (folder / "link.bin").symlink_to(tmp_path / "secret.bin")
+    (folder / "hard.bin").hardlink_to(tmp_path / "secret.bin")
     path = _export(_plain(), folder / "n.onnx")
     _with_external_weights(path, location)
     with pytest.raises(ModelError) as caught:

@@ -60,10 +60,14 @@ def test_stac_items(tmp_path: Path) -> None:
     path.write_text(json.dumps({"type": "FeatureCollection", "features": items[:1]}))
     assert collect([], [path]) == [SceneRow(name="one", scene=str(tmp_path / "one.tif"))]
     path.write_text(json.dumps({"type": "FeatureCollection", "features": items}))
-    with pytest.raises(UsageError, match=r"BA-001.*item two has 2 rasters \(a, b\).*--asset"):
-        collect([], [path])
+    assert collect([], [path])[-1] == SceneRow(name="two", scene=f"{path}#two"), "found by its id"
     with pytest.raises(UsageError, match=r"item one has the assets visual, thumbnail"):
         collect([], [path], asset="a")
+    del items[-1]["id"]
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": items}))
+    with pytest.raises(UsageError, match=r"BA-001.*item None has 2 rasters \(a, b\).*--asset"):
+        collect([], [path])
+    items[-1]["id"] = "two"
     items[-1]["links"] = [{"rel": "self", "href": "https://host/items/two.json"}]
     path.write_text(json.dumps({"type": "FeatureCollection", "features": items}))
     assert collect([], [path])[-1] == SceneRow(name="two", scene="https://host/items/two.json")

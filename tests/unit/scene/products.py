@@ -67,8 +67,10 @@ def write_safe(
     return safe
 
 
-def write_landsat(folder: Path, bands: dict[str, NDArray[Any]], *, crs: str, transform: Affine) -> Path:
-    """A Collection 2 level-2 folder of Landsat 8; `bands` is number -> pixels."""
+def write_landsat(
+    folder: Path, bands: dict[str, NDArray[Any]], *, crs: str, transform: Affine, level: int = 2, sun: str = "41.5"
+) -> Path:
+    """A Collection 2 folder of Landsat 8; `bands` is number -> pixels."""
     stem = "LC08_L2SP_014032_20220301_20220309_02_T1"
     home = folder / stem
     home.mkdir(parents=True)
@@ -86,6 +88,9 @@ def write_landsat(folder: Path, bands: dict[str, NDArray[Any]], *, crs: str, tra
         return "\n".join(lines)
 
     newline = "\n"
+    surface = f"""  GROUP = LEVEL2_SURFACE_REFLECTANCE_PARAMETERS
+{constants(2.75e-05, -0.2)}
+  END_GROUP = LEVEL2_SURFACE_REFLECTANCE_PARAMETERS"""
     (home / f"{stem}_MTL.txt").write_text(
         f"""GROUP = LANDSAT_METADATA_FILE
   GROUP = PRODUCT_CONTENTS
@@ -96,11 +101,9 @@ def write_landsat(folder: Path, bands: dict[str, NDArray[Any]], *, crs: str, tra
   GROUP = IMAGE_ATTRIBUTES
     SPACECRAFT_ID = "LANDSAT_8"
     DATE_ACQUIRED = 2022-03-01
-    SUN_ELEVATION = 41.5
+    SUN_ELEVATION = {sun}
   END_GROUP = IMAGE_ATTRIBUTES
-  GROUP = LEVEL2_SURFACE_REFLECTANCE_PARAMETERS
-{constants(2.75e-05, -0.2)}
-  END_GROUP = LEVEL2_SURFACE_REFLECTANCE_PARAMETERS
+{surface if level == 2 else ""}
   GROUP = LEVEL1_RADIOMETRIC_RESCALING
 {constants(2.0e-05, -0.1)}
   END_GROUP = LEVEL1_RADIOMETRIC_RESCALING

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pickle
 from typing import TYPE_CHECKING, Any
 
+import h5py
 import numpy as np
+import pyproj
 import pytest
 import rasterio
 import rasterio.shutil
@@ -20,22 +22,32 @@ from tests.scenes import NORTH_UP, UTM, smooth_values, write_scene
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
 SHAPE = (50, 70)
 DATA = smooth_values(3, SHAPE)
 WINDOW = Window(row_off=5, col_off=7, height=30, width=41)
 ROWS, COLS = slice(5, 35), slice(7, 48)
 
 
-def dataset(*, mapping: dict[str, Any] | None = None) -> xr.Dataset:
-    """Two variables (y, x) with a scale and a fill value, and one (band, y, x), as rioxarray would write them."""
+def dataset(
+    *,
+    mapping: dict[str, Any] | None = None,
+    values: NDArray[Any] = DATA,
+    names: tuple[str, ...] = ("red", "nir"),
+) -> xr.Dataset:
+    """Variables (y, x) with a scale and a fill value, as rioxarray would write them."""
     wkt = rasterio.crs.CRS.from_string(UTM).to_wkt()
     named = {"crs_wkt": wkt, "spatial_ref": wkt, "grid_mapping_name": "transverse_mercator"}
     coords: dict[str, Any] = {"spatial_ref": xr.DataArray(np.int32(0), attrs=mapping or named)}
-    for axis, first, step, count in (("y", NORTH_UP.f, NORTH_UP.e, SHAPE[0]), ("x", NORTH_UP.c, NORTH_UP.a, SHAPE[1])):
+    for axis, first, step, count in (
+        ("y", NORTH_UP.f, NORTH_UP.e, values.shape[1]),
+        ("x", NORTH_UP.c, NORTH_UP.a, values.shape[2]),
+    ):
         told = {"standard_name": f"projection_{axis}_coordinate", "units": "metre", "axis": axis.upper()}
         coords[axis] = xr.DataArray(first + step * (np.arange(count) + 0.5), dims=axis, attrs=told)
     attrs: dict[str, Any] = {"grid_mapping": "spatial_ref", "scale_factor": 0.5, "add_offset": -1.0, "_FillValue": 7}
-    variables = {name: (("y", "x"), DATA[k], attrs) for k, name in enumerate(("red", "nir"))}
+    variables = {name: (("y", "x"), values[k], attrs) for k, name in enumerate(names)}
     return xr.Dataset(variables, coords=coords)
 
 
@@ -71,6 +83,60 @@ def test_a_third_axis_has_a_band_for_each_step(tmp_path: Path) -> None:
     group.attrs.update({"proj:code": UTM, "spatial:transform": list(NORTH_UP)[:6]})
     scene = open_scene(tmp_path / "cube.zarr", bands=["red", "blue"])
     assert np.array_equal(scene.read(WINDOW), DATA[[2, 0], ROWS, COLS])
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_netcdf_of_either_order_of_rows_is_read_from_north_to_south(tmp_path: Path, order: int) -> None:
+    path = tmp_path / "scene.nc"
+    stored = dataset().isel(y=slice(None, None, order))
+    stored.to_netcdf(path, engine="h5netcdf")
+    scene = open_scene(path, bands=["nir"])
+    assert np.array_equal(scene.read(WINDOW), DATA[1:2, ROWS, COLS])
+    assert scene.geobox.transform.almost_equals(NORTH_UP, 1e-6)
+
+
+def test_a_netcdf_file_that_is_written_anew_is_another_one(tmp_path: Path) -> None:
+    path = tmp_path / "scene.nc"
+    dataset().to_netcdf(path, engine="h5netcdf")
+    old = open_scene(path)
+    assert np.array_equal(old.read(WINDOW), DATA[:2, ROWS, COLS])
+    fresh = tmp_path / "fresh.nc"
+    dataset(values=DATA + 1, names=("red", "nir", "swir")).to_netcdf(fresh, engine="h5netcdf")
+    path.write_bytes(fresh.read_bytes())  # the same file for the system
+    new = open_scene(path)
+    assert np.array_equal(new.read(WINDOW), (DATA + 1)[:, ROWS, COLS])
+    with pytest.raises(InputError, match="IN-015"):
+        old.read(WINDOW)
+
+
+def test_a_projection_told_by_its_numbers_and_variables_in_a_group(tmp_path: Path) -> None:
+    numbers = rasterio.crs.CRS.from_string("EPSG:3035").to_wkt()
+    told = {key: value for key, value in pyproj.CRS.from_wkt(numbers).to_cf().items() if key != "crs_wkt"}
+    dataset(mapping=told).to_netcdf(tmp_path / "scene.nc", engine="h5netcdf", group="PRODUCT")
+    scene = open_scene(tmp_path / "scene.nc")
+    assert [band.name for band in scene.bands] == ["red", "nir"]
+    assert pyproj.CRS.from_wkt(scene.geobox.crs_wkt).is_projected
+    assert "3035" in str(scene.geobox.crs_wkt) or "Lambert Azimuthal" in str(scene.geobox.crs_wkt)
+
+
+@pytest.mark.parametrize("kind", ["storage", "link", "virtual"])
+def test_t4_hdf5_that_points_to_other_files_is_refused(tmp_path: Path, kind: str) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"SECRET" * 1000)
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["a"] = DATA[0]
+    with h5py.File(tmp_path / "scene.nc", "w") as file:
+        file["b"] = DATA[0]
+        if kind == "storage":
+            file.create_dataset("a", SHAPE, "u1", external=[(str(secret), 0, 3500)])
+        elif kind == "link":
+            file["a"] = h5py.ExternalLink(str(tmp_path / "other.h5"), "a")
+        else:
+            layout = h5py.VirtualLayout(SHAPE, "u2")
+            layout[:] = h5py.VirtualSource(str(tmp_path / "other.h5"), "a", SHAPE)
+            file.create_virtual_dataset("a", layout)
+    with pytest.raises(InputError, match="IN-053"):
+        open_scene(tmp_path / "scene.nc", allow_no_crs=True)
 
 
 @pytest.mark.parametrize("engine", ["NETCDF3_64BIT", "NETCDF4"])

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import warnings
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rasterio.errors import NotGeoreferencedWarning
 
 from pipeline.errors import InputError
 from pipeline.grid import Window
@@ -81,6 +83,14 @@ def test_what_makes_no_mosaic_is_refused(tmp_path: Path) -> None:
         other = write_scene(tmp_path / f"{name}.tif", smooth_values(1, (20, 20)), **wrong)
         with pytest.raises(InputError, match="IN-059"):
             open_scene([first, other])
+    lacks: dict[str, Any] = {"nowhere": {"crs": None}, "unplaced": {"transform": None}}
+    for name, lacking in lacks.items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            other = write_scene(tmp_path / f"{name}.tif", smooth_values(1, (20, 20)), **lacking)
+        with pytest.raises(InputError, match="so nothing says where it lies") as caught:
+            look_at([first, other], Opening(allow_no_crs=True, any_grid=True))
+        assert caught.value.code == "IN-059"
     bands = write_scene(tmp_path / "bands.tif", smooth_values(2, (20, 20)), transform=shifted)
     with pytest.raises(InputError, match="IN-059"):
         open_scene([first, bands])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import tarfile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -83,6 +84,25 @@ def test_a_landsat_product_has_its_bands_and_scales(tmp_path: Path, packed: str 
         assert band.truth == "MTL: LEVEL2_SURFACE_REFLECTANCE_PARAMETERS"
 
 
+@pytest.mark.parametrize(("sun", "sine"), [("30.0", 0.5), ("-3.0", 1.0), ("", 1.0)])
+def test_c27_landsats_level_1_is_divided_by_the_sine_of_the_suns_elevation_once(
+    tmp_path: Path, sun: str, sine: float
+) -> None:
+    bands = {"4": smooth_values(1, FINE)[0]}
+    (band,) = open_scene(write_landsat(tmp_path, bands, crs=UTM, transform=NORTH_UP, level=1, sun=sun)).bands
+    assert (band.scale, band.offset) == pytest.approx((2e-5 / sine, -0.1 / sine))
+    said = "over the sine of SUN_ELEVATION 30" if sine < 1 else "sun angle left as it is"
+    assert said in band.truth
+
+
+def test_a_compressed_tar_is_refused_with_the_command_that_helps(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "LC08.tar.gz", "w:gz") as tar:
+        tar.add(write_landsat(tmp_path / "x", {"4": smooth_values(1, FINE)[0]}, crs=UTM, transform=NORTH_UP), "LC08")
+    with pytest.raises(InputError, match="IN-058") as caught:
+        open_scene(tmp_path / "LC08.tar.gz")
+    assert "tar -xf" in caught.value.fix
+
+
 def test_a_folder_of_one_file_per_band(tmp_path: Path, pixels: dict[str, Any]) -> None:
     for name in ("B02", "B04", "B8A"):
         _, data, transform = pixels[name]
@@ -125,6 +145,6 @@ def test_the_layers_of_a_product_are_found_by_name(safe: Path, pixels: dict[str,
     for name in ("SCL", "scl"):
         layer = open_quality_layer(scene, name, [4], access=None)
         assert not layer.mask(WHOLE).any()
-        assert layer.layer.geobox.shape == MIDDLE
+        assert layer.placed.parts[0].scene.geobox.shape == MIDDLE
     own = open_quality_layer(scene, "B02", [int(pixels["B02"][1][30, 30])], access=None)
     assert np.array_equal(own.mask(WHOLE), pixels["B02"][1] != pixels["B02"][1][30, 30])

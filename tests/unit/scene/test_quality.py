@@ -15,8 +15,9 @@ from rasterio.warp import Resampling, reproject
 
 from pipeline.errors import PipelineError
 from pipeline.grid import Window
-from pipeline.scene import Limits, QualityLayer, open_quality_layer, open_scene
-from pipeline.scene import quality as module
+from pipeline.scene import Limits, open_quality_layer, open_scene
+from pipeline.scene import sources as module
+from pipeline.scene.raster import RasterScene
 from tests.unit.scene.rasters import noise, write_tif
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def test_equals_gdals_nearest(tmp_path: Path, scene: Any, kind: str, monkeypatch
     got = layer.mask(whole())
     assert 0.5 < got.mean() < 0.95
     assert np.count_nonzero(got != ~np.isin(expected, VALUES)) <= (0 if crs == "EPSG:32633" else 5)
-    monkeypatch.setattr(module, "_MOST_PX", 200)  # piece by piece
+    monkeypatch.setattr(module, "_MOST_SOURCE_PX", 200)  # piece by piece
     np.testing.assert_array_equal(layer.mask(whole()), got)
 
 
@@ -116,29 +117,21 @@ def test_where_the_layer_ends_nothing_is_left_out_and_that_is_told(tmp_path: Pat
     assert open_quality_layer(scene, str(full), (3,), access=None).warnings == ()
 
 
-def test_a_coarse_layer_over_a_fine_scene_reads_little(tmp_path: Path, scene: Any) -> None:
-    transform = GRID @ Affine.scale(90)
-    layer = open_quality_layer(
-        scene, str(write_tif(tmp_path / "l.tif", classes((2, 2)), transform=transform, crs="EPSG:32633")), (3,),
-        access=None,
-    )  # fmt: skip
-    assert isinstance(pickle.loads(pickle.dumps(layer)), QualityLayer)
+def test_a_window_reads_little_of_the_layer(tmp_path: Path, scene: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_tif(tmp_path / "l.tif", classes((45, 55)), transform=GRID @ Affine.scale(2), crs="EPSG:32633")
+    layer = pickle.loads(pickle.dumps(open_quality_layer(scene, str(path), (3,), access=None)))
     read = []
-    spied = Limits(layer=QualityLayer(layer=_Spy(layer.layer, read), values=(3,), geobox=layer.geobox))
-    mask = spied.mask(Window(row_off=0, col_off=0, height=20, width=20))
-    assert mask is not None
-    assert read == [Window(row_off=0, col_off=0, height=1, width=1)]
+    plain = RasterScene.read_block
+    monkeypatch.setattr(RasterScene, "read_block", lambda self, window: [read.append(window), plain(self, window)][1])
+    assert Limits(layer=layer).mask(Window(row_off=40, col_off=40, height=20, width=20)) is not None
+    assert sum(window.num_pixels for window in read) <= (10 + 6) ** 2
 
 
-class _Spy:
-    """A scene that tells what is read of it."""
-
-    def __init__(self, inner: Any, read: list[Window]) -> None:
-        self.geobox, self._inner, self._read = inner.geobox, inner, read
-
-    def read(self, window: Window) -> Any:
-        self._read.append(window)
-        return self._inner.read(window)
+def test_nodata_is_left_out_where_it_is_listed(tmp_path: Path, scene: Any) -> None:
+    data = classes(SHAPE)
+    path = write_tif(tmp_path / "l.tif", data, transform=GRID, crs="EPSG:32633", nodata=0)
+    layer = open_quality_layer(scene, str(path), (0, 3), access=None)
+    np.testing.assert_array_equal(layer.mask(whole()), ~np.isin(data[0], (0, 3)))
 
 
 def test_refusals(tmp_path: Path, scene: Any) -> None:

@@ -12,6 +12,7 @@ from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
 from rasterio.rpc import RPC
 from rasterio.vrt import WarpedVRT
+from rasterio.warp import Resampling, reproject
 
 from pipeline.errors import InputError, UsageError
 from pipeline.grid import GeoBox, Window
@@ -125,27 +126,71 @@ def test_c6_control_points_place_pixels_as_gdal_does(tmp_path: Path) -> None:
         assert (whole(scene)[0] != warped.read(1)).mean() < 0.005
 
 
-def test_c7_rpcs_place_pixels_as_gdal_does(tmp_path: Path) -> None:
+def rpc_scene(folder: Path) -> Path:
+    """Columns lean by a pixel for 15 m of height."""
     line = [0.0, 0.0, -1.0] + [0.0] * 17
-    sample = [0.0, 1.0, 0.1] + [0.0] * 17
+    sample = [0.0, 1.0, 0.1, 0.55] + [0.0] * 16
     ones = [1.0] + [0.0] * 19
     rpcs = RPC(
         height_off=100, height_scale=500, lat_off=45, lat_scale=0.004, long_off=15, long_scale=0.006, line_off=45,
         line_scale=45, samp_off=60, samp_scale=60, line_num_coeff=line, line_den_coeff=ones, samp_num_coeff=sample,
         samp_den_coeff=ones, err_bias=None, err_rand=None,
     )  # fmt: skip
-    path = write_scene(tmp_path / "rpc.tif", smooth_values(1, SHAPE), transform=None, crs=None, rpcs=rpcs, nodata=0)
+    return write_scene(folder / "rpc.tif", smooth_values(1, SHAPE), transform=None, crs=None, rpcs=rpcs, nodata=0)
+
+
+def test_c7_rpcs_place_pixels_as_gdal_does(tmp_path: Path) -> None:
+    path = rpc_scene(tmp_path)
     with pytest.raises(InputError, match=r"IN-008.*--rpc-height"):
         open_one(path, Opening(warp_gcps=True))
-    scene = open_one(path, Opening(warp_gcps=True, rpc_height_m=100.0))
+    grids = []
+    for height in (100.0, 250.0):
+        scene = open_one(path, Opening(warp_gcps=True, rpc_height_m=height))
+        assert isinstance(scene, SourcesScene)
+        scene = scene.on_grid(scene.geobox, resampling="nearest")
+        with (
+            rasterio.open(path) as source,
+            WarpedVRT(source, src_crs="EPSG:4326", crs="EPSG:4326", RPC_HEIGHT=height) as warped,
+        ):
+            assert scene.geobox.shape == warped.shape
+            assert (whole(scene)[0] != warped.read(1)).mean() < 0.01
+        grids.append(scene.geobox)
+    assert grids[0] != grids[1]
+
+
+def test_c7_rpcs_over_hills_take_a_model_of_them(tmp_path: Path) -> None:
+    path = rpc_scene(tmp_path)
+    y, x = np.mgrid[:60, :80]
+    hills = (200 + 120 * np.sin(x / 9) * np.cos(y / 7))[None].astype(np.float32)
+    place = Affine(0.0004, 0, 14.984, 0, -0.0004, 45.012)
+    dem = write_scene(tmp_path / "dem.tif", hills, crs="EPSG:4326", transform=place)
+    scene = open_one(path, Opening(warp_gcps=True, rpc_dem=str(dem), rpc_height_m=30.0))
     assert isinstance(scene, SourcesScene)
-    scene = scene.on_grid(scene.geobox, resampling="nearest")
-    with (
-        rasterio.open(path) as source,
-        WarpedVRT(source, src_crs="EPSG:4326", crs="EPSG:4326", RPC_HEIGHT=100) as warped,
-    ):
-        assert scene.geobox.shape == warped.shape
-        assert (whole(scene)[0] != warped.read(1)).mean() < 0.01
+    flat = open_one(path, Opening(warp_gcps=True, rpc_height_m=230.0))
+    scene = scene.on_grid(flat.geobox, resampling="nearest", fixed=True)
+    with rasterio.open(path) as source:
+        expected = np.zeros(flat.geobox.shape, np.uint16)
+        reproject(
+            source.read(1), expected, rpcs=source.rpcs, src_crs="EPSG:4326", dst_crs="EPSG:4326", src_nodata=0,
+            dst_transform=flat.geobox.transform, resampling=Resampling.nearest, tolerance=0,
+            RPC_HEIGHT=30, RPC_DEM=str(dem),
+        )  # fmt: skip
+    assert (whole(scene)[0] != expected).mean() < 0.02
+    assert (whole(flat)[0] != expected).mean() > 0.2
+    before = scene.fingerprint()
+    write_scene(dem, hills + 1, crs="EPSG:4326", transform=place)
+    assert scene.fingerprint() != before
+    part = write_scene(tmp_path / "part.tif", hills, crs="EPSG:4326", transform=place @ Affine.translation(40, 0))
+    half = open_one(path, Opening(warp_gcps=True, rpc_dem=str(part)))
+    assert "of the scene only" in half.warnings[0]
+    assert 0.3 < (whole(half) != 0).mean() < 0.7
+    far = write_scene(tmp_path / "far.tif", hills, crs="EPSG:4326", transform=place @ Affine.translation(400, 0))
+    with pytest.raises(InputError, match="IN-062"):
+        open_one(path, Opening(warp_gcps=True, rpc_dem=str(far)))
+    two = write_scene(tmp_path / "two.tif", np.concatenate([hills, hills]), crs="EPSG:4326", transform=place)
+    for wrong, code in ((two, "IN-062"), (tmp_path / "none.tif", "IN-001")):
+        with pytest.raises(InputError, match=code):
+            open_one(path, Opening(warp_gcps=True, rpc_dem=str(wrong)))
 
 
 def test_warp_gcps_leaves_other_scenes_alone(path: Path, tmp_path: Path) -> None:

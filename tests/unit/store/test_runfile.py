@@ -22,6 +22,7 @@ from pipeline.store import (
     inspect_output,
 )
 from pipeline.store.runfile import is_result_name
+from pipeline.store.sealed import sealed
 
 from .helpers import tiny_disk
 
@@ -56,7 +57,7 @@ def test_b6_what_a_folder_holds(tmp_path: Path, files: list[str], kind: str) -> 
     for name in files:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text('{"a": 1}')
+        path.write_text(json.dumps(sealed({"a": 1})))
     state = inspect_output(tmp_path)
     assert state.kind == kind
     assert (state.run is not None) == ("run.json" in files)
@@ -143,7 +144,7 @@ def test_b6_commit_replaces_all_and_removes_what_is_gone(tmp_path: Path) -> None
         "notes.txt": "the user's",
         "polygons.fgb": "made by hand later",
     }
-    assert json.loads((tmp_path / "run.json").read_text()) == {"n": 2}
+    assert inspect_output(tmp_path).run == {"n": 2}
     assert changed_files(tmp_path, files) == ["mask.tif", "polygons.gpkg"]
     assert list(again.folder.iterdir()) == []
 
@@ -167,7 +168,7 @@ def test_a_result_that_was_not_staged_stops_the_commit_before_it_begins(tmp_path
     with pytest.raises(FileNotFoundError):
         staging.commit(["item.json", "mask.tif"], {"n": 2})
     assert (tmp_path / "mask.tif").read_text() == "1"
-    assert json.loads((tmp_path / "run.json").read_text()) == {"n": 1}
+    assert inspect_output(tmp_path).run == {"n": 1}
 
 
 class Killed(BaseException):

@@ -12,8 +12,8 @@ from scipy.ndimage import gaussian_filter
 from pipeline.vector import arc_kernels
 from pipeline.vector.cracks import CrackMap
 from pipeline.vector.join import iter_regions
+from pipeline.vector.pieces import Cells
 from pipeline.vector.rings import Rings, from_shapely
-from pipeline.vector.seams import Cells
 from tests.unit.vector.masks import NODATA, blobs
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 
-from pipeline.vector import kernels
-from pipeline.vector.seams import Cells, label_cells
+from pipeline.vector import boundary_kernels, compiled
+from pipeline.vector.pieces import Cells, Pieces
 
 
 @given(
@@ -20,7 +20,8 @@ from pipeline.vector.seams import Cells, label_cells
 )
 def test_labels_are_those_of_scipy_in_the_order_of_first_pixels(block: Any, masked: bool) -> None:  # noqa: FBT001
     wanted = block != 2 if masked else None
-    apron, values = label_cells(Cells(block, wanted))
+    pieces = Pieces.of(Cells(block, wanted))
+    apron, values = pieces.apron(), pieces.values
     labels = apron[1:-1, 1:-1]
     assert (apron[0] == 0).all()
     assert (apron[:, -1] == 0).all()
@@ -41,7 +42,7 @@ def test_labels_are_those_of_scipy_in_the_order_of_first_pixels(block: Any, mask
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.int32, ">u2"])
 def test_any_integer_type_is_labelled(dtype: Any) -> None:
-    _, values = label_cells(Cells(np.array([[1, 1], [2, 1]], dtype), None))
+    values = Pieces.of(Cells(np.array([[1, 1], [2, 1]], dtype), None)).values
     assert values[1:].tolist() == [1, 2]
 
 
@@ -54,12 +55,12 @@ def test_without_a_place_to_keep_them_loops_are_compiled_each_time(monkeypatch: 
             raise RuntimeError("cannot cache function: no locator available")
         return lambda function: function
 
-    monkeypatch.setattr(kernels, "njit", njit)
-    assert kernels._compiled(len)([1, 2]) == 2
+    monkeypatch.setattr(compiled, "njit", njit)
+    assert compiled.compiled(len)([1, 2]) == 2
     assert asked == [(True, True), (True, False)]
 
 
 def test_cycles_of_a_permutation() -> None:
-    members, ends = kernels.cycles(np.array([2, 1, 4, 0, 3]))
+    members, ends = boundary_kernels.cycles(np.array([2, 1, 4, 0, 3]))
     assert members.tolist() == [0, 2, 4, 3, 1]
     assert ends.tolist() == [4, 5]

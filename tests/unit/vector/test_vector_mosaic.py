@@ -17,7 +17,7 @@ from pipeline.errors import InputError, UsageError
 from pipeline.grid import GeoBox, Window
 from pipeline.vector import polygonize, to_geodataframe
 from pipeline.vector.mosaic import MaskSource, mosaic
-from pipeline.vector.seams import Cells
+from pipeline.vector.pieces import Cells
 from tests.unit.vector.masks import GRIDS, NODATA, UTM, write_mask
 
 if TYPE_CHECKING:

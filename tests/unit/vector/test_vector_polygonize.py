@@ -16,7 +16,7 @@ from rasterio.errors import NotGeoreferencedWarning
 from pipeline.errors import InputError, ResourceError, UsageError
 from pipeline.vector import PolygonSet, Tolerance, polygonize, spool, to_geodataframe
 from pipeline.vector.join import iter_regions
-from pipeline.vector.seams import Cells
+from pipeline.vector.pieces import Cells
 from tests.unit.vector.masks import GRIDS, NODATA, blobs, write_mask
 
 if TYPE_CHECKING:
