@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.bucket import ObjectFacts
 from pipeline.errors import InputError, UsageError
 from pipeline.location import is_remote
 from pipeline.scene.folder import CONTAINERS
@@ -65,7 +66,8 @@ class NetCdf4:
         if self.remote is None:
             file = h5py.File(self.path, "r", locking=False)
         else:
-            file = h5py.File(BlockReader(self.remote, self.identity.size, version=self.identity.etag), "r")
+            meant = ObjectFacts(self.identity.size, self.identity.mtime_ns, self.identity.etag)
+            file = h5py.File(BlockReader(self.remote, meant), "r")
         _files[self] = file
         _refuse_other_files(file, self.path)
         return _largest(h5netcdf.File(file, "r"))

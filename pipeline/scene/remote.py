@@ -208,12 +208,11 @@ class BlockReader(RangeReader):
 
     Args:
         file: Which.
-        size: Its bytes.
-        version: ETag of the version that is meant.
+        version: Facts of the version that is meant.
     """
 
-    def __init__(self, file: RemoteFile, size: int, *, version: str) -> None:
-        super().__init__(file, size)
+    def __init__(self, file: RemoteFile, version: ObjectFacts) -> None:
+        super().__init__(file, version.size)
         self._version = version
         self._blocks: OrderedDict[int, bytes] = OrderedDict()
 
