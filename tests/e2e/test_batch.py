@@ -360,7 +360,7 @@ def test_300_scenes_15_kills_of_workers_5_bad_scenes(model: Path, tmp_path: Path
             rng.choice([p for p in children if "spawn_main" in " ".join(p.cmdline())]).kill()
             kills += 1
     _, err = process.communicate(timeout=3000)
-    assert kills == 15
+    assert kills == 15, err
     assert process.returncode == 6, err
     told = json.loads((out / "batch.json").read_text())
     assert told["counts"]["left"] == 0
