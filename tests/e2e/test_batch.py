@@ -352,6 +352,8 @@ def test_300_scenes_15_kills_of_workers_5_bad_scenes(model: Path, tmp_path: Path
     out = tmp_path / "out"
     command = _command([folder / "*.tif"], model, out, "--workers", "2")
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not any(out.glob("*/run.json")):
+        time.sleep(0.1)
     kills = 0
     while kills < 15 and process.poll() is None:
         time.sleep(rng.uniform(1, 4))
