@@ -219,7 +219,9 @@ class _Crew:
         if self._rounds > _MOST_ROUNDS:
             return False
         with contextlib.suppress(OSError, TimeoutError, RuntimeError):  # what has no scheduler is told as lost
-            self._connection.client.retry([future])
+            client = self._connection.client
+            # `Client.retry` also marks futures as pending when it hears back, by when quick ones may have ended.
+            client.sync(client.scheduler.retry, keys=[future.key], client=client.id)
         return True
 
     def is_for_others(self, ended: _Ended) -> bool:
