@@ -18,7 +18,7 @@ help:
 	@echo "make bench-memory  peak memory at two sizes, into docs/benchmarks/"
 	@echo "make bench-vectors polygons against other polygonizers, into docs/benchmarks/"
 	@echo "make bench-kills   200 kills of runs, into docs/benchmarks/"
-	@echo "make fuzz          27 000 damaged inputs, into docs/benchmarks/"
+	@echo "make fuzz          29 000 damaged inputs, into docs/benchmarks/"
 	@echo "make bench-gpu     a CUDA device against its floors, into docs/benchmarks/"
 	@echo "make bench-polygons  large masks and noise, into docs/benchmarks/"
 	@echo "make check-deploy  manifests, Dockerfiles and scripts (with kubectl, yamllint and shellcheck where they are)"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import InputError
-from pipeline.location import is_remote
+from pipeline.location import is_remote, parse_location
 from pipeline.scene.folder import is_archive, is_compressed_tar, is_zarr, list_folder, unusable
 from pipeline.scene.landsat import open_landsat
 from pipeline.scene.netcdf import is_netcdf, open_netcdf
@@ -17,6 +17,7 @@ from pipeline.scene.stac import is_item, open_item
 
 if TYPE_CHECKING:
     from pipeline.access import Access
+    from pipeline.location import Location
     from pipeline.scene.product import Product
 
 _READERS = (open_safe, open_landsat, open_bands)
@@ -34,9 +35,21 @@ def find_sources(source: Any, access: Access) -> Product | list[Any] | None:
         return None
     if is_item(source):
         return open_item(source, access)
-    if is_remote(source) or os.fspath(source).startswith("/vsi"):
-        return None  # the latter are refused where files are opened
+    if is_remote(source):
+        _refuse_remote_archive(parse_location(source))
+        return None
+    if os.fspath(source).startswith("/vsi"):
+        return None  # refused where files are opened
     return _on_disk(Path(source))
+
+
+def _refuse_remote_archive(place: Location) -> None:
+    if is_archive(Path(place.name)) or is_compressed_tar(Path(place.name)):
+        raise unusable(
+            place,
+            "archives are read from disks only",
+            "download it; or give the address of its STAC item, or of its files",
+        )
 
 
 def _on_disk(path: Path) -> Product | list[Any] | None:

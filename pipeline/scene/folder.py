@@ -10,8 +10,12 @@ import tarfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.errors import InputError
+
+if TYPE_CHECKING:
+    from pipeline.location import Location
 
 _ZARR = ("zarr.json", ".zgroup", ".zmetadata", ".zarray")
 _MOST_FILES = 20_000
@@ -151,7 +155,7 @@ def read_member(archive: Path, name: str, most: int) -> bytes:
         raise OSError(f"there is no {name} in it") from error
 
 
-def unusable(path: Path, why: str, fix: str = "check that it is whole") -> InputError:
+def unusable(path: Path | Location, why: str, fix: str = "check that it is whole") -> InputError:
     """IN-058."""
     return InputError(
         f"{path.name} cannot be used: {why}",

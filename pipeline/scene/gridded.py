@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 _AXES = (("y", "x"), ("lat", "lon"), ("latitude", "longitude"), ("northing", "easting"))
 _REGULAR_PX = 1e-3
+_PHONY = "phony_dim_"
+"""How h5netcdf calls dimensions that have no name."""
 _MOST_COORDINATES = 2**24
 """Along an axis: they are read whole."""
 
@@ -208,25 +210,38 @@ def open_gridded(
         InputError: IN-005, it cannot be read; IN-006, it has no CRS; IN-013, it is too large; IN-016, its pixels
             have no area; IN-060, it has no variable on a regular grid.
     """
-    group, arrays, _ = _opened(store)
-    with store.failures():
-        found = {name: array for name, array in arrays.items() if _on_grid(name, array, arrays)}
-        if not found:
-            raise no_grid(store, f"it has {', '.join(list(arrays)[:10]) or 'no arrays'}, none (y, x) with numbers")
-        largest = max((array.shape[-2:] for array in found.values()), key=math.prod)
-        found = {name: array for name, array in found.items() if array.shape[-2:] == largest}
-        first = next(iter(found.values()))
-        _check_limits(store, found)
-        mapping = _grid_mapping(first, arrays, group)
-        transform = _transform(store, first, arrays, mapping)
-        turned = store.north_up and transform.e > 0 and not transform.b and not transform.d
-        if turned:
-            transform = transform @ Affine(1, 0, 0, 0, -1, largest[0])
-        check_transform(transform, where=str(store))
-        crs = choose_crs(_crs(store, mapping), assume_crs=assume_crs, allow_no_crs=allow_no_crs, where=str(store))
-        if nodata is not None and not any(can_occur(nodata, np.dtype(array.dtype)) for array in found.values()):
-            raise impossible_nodata(nodata, str(first.dtype), store)
-        bands, places = _bands(found, arrays, nodata)
+    opened = _opened(store)
+    try:
+        with store.failures():
+            made = _look(store, opened, nodata, assume_crs, allow_no_crs=allow_no_crs)
+    except PipelineError:
+        raise
+    except Exception as error:  # whatever libraries make of damaged metadata
+        raise _cannot_read(store, f"{type(error).__name__}: {error}") from error
+    return replace(made, warnings=warnings)
+
+
+def _look(
+    store: Store, opened: Variables, nodata: float | None, assume_crs: str | None, *, allow_no_crs: bool
+) -> GriddedScene:
+    group, arrays, _ = opened
+    found = {name: array for name, array in arrays.items() if _on_grid(name, array, arrays)}
+    if not found:
+        raise no_grid(store, f"it has {', '.join(list(arrays)[:10]) or 'no arrays'}, none (y, x) with numbers")
+    largest = max((array.shape[-2:] for array in found.values()), key=math.prod)
+    found = {name: array for name, array in found.items() if array.shape[-2:] == largest}
+    first = next(iter(found.values()))
+    _check_limits(store, found)
+    mapping = _grid_mapping(first, arrays, group)
+    transform = _transform(store, first, arrays, mapping)
+    turned = store.north_up and transform.e > 0 and not transform.b and not transform.d
+    if turned:
+        transform = transform @ Affine(1, 0, 0, 0, -1, largest[0])
+    check_transform(transform, where=str(store))
+    crs = choose_crs(_crs(store, mapping), assume_crs=assume_crs, allow_no_crs=allow_no_crs, where=str(store))
+    if nodata is not None and not any(can_occur(nodata, np.dtype(array.dtype)) for array in found.values()):
+        raise impossible_nodata(nodata, str(first.dtype), store)
+    bands, places = _bands(found, arrays, nodata)
     return GriddedScene(
         store=store,
         places=tuple(places),
@@ -236,7 +251,6 @@ def open_gridded(
         all_bands=tuple(bands),
         turned=turned,
         nodata_override=nodata,
-        warnings=warnings,
     )
 
 
@@ -279,7 +293,8 @@ def names_of(array: Any) -> tuple[str, ...]:
         or array.attrs.get("_ARRAY_DIMENSIONS")
         or ()
     )
-    return tuple(str(name) for name in told)
+    names = tuple(str(name) for name in told)
+    return () if any(name.startswith(_PHONY) for name in names) else names
 
 
 def _on_grid(name: str, array: Any, arrays: Mapping[str, Any]) -> bool:

@@ -66,11 +66,11 @@ class NetCdf4:
         if self.remote is None:
             file = h5py.File(self.path, "r", locking=False)
         else:
-            meant = ObjectFacts(self.identity.size, self.identity.mtime_ns, self.identity.etag)
-            file = h5py.File(BlockReader(self.remote, meant), "r")
+            version = ObjectFacts(self.identity.size, self.identity.mtime_ns, self.identity.etag)
+            file = h5py.File(BlockReader(self.remote, version), "r")
         _files[self] = file
         _refuse_other_files(file, self.path)
-        return _largest(h5netcdf.File(file, "r"))
+        return _largest(h5netcdf.File(file, "r", phony_dims="sort"))
 
     def check(self) -> None:
         """IN-015 where the file on disk is another one; on a server each request asks for the same version."""

@@ -158,7 +158,7 @@ def _open_gridded(source: Any, access: Access, options: dict[str, Any]) -> Scene
     if not (is_remote(source) or isinstance(source, str | os.PathLike)):
         return None
     place = parse_location(source) if is_remote(source) else Path(source)
-    is_group = place.suffix == ".zarr" if isinstance(place, Location) else is_zarr(place)
+    is_group = _is_remote_group(place) if isinstance(place, Location) else is_zarr(place)
     if not is_group and place.suffix.lower() not in CONTAINERS:
         return None
     from pipeline.scene.gridded import open_gridded  # noqa: PLC0415 - for the few that need it
@@ -173,6 +173,11 @@ def _open_gridded(source: Any, access: Access, options: dict[str, Any]) -> Scene
     store = zarr_store(place, access)
     warnings = (UNLISTED.format(store.name),) if isinstance(store, ZarrWeb) else ()
     return open_gridded(store, **options, warnings=warnings)
+
+
+def _is_remote_group(place: Location) -> bool:
+    """Whether an address is that of a Zarr group, or of one in it."""
+    return place.suffix == ".zarr" or (".zarr/" in place.key and not place.suffix)
 
 
 def _open_warped(source: Any, opening: Opening) -> Scene:

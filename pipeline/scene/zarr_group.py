@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from pipeline.access import Access
     from pipeline.location import Location
 
+_SUFFIX = ".zarr"
 _METADATA = ("zarr.json", ".zmetadata")
 _SAMPLED = 16
 """Chunks of a variable behind a web server whose versions stand for all."""
@@ -36,6 +38,8 @@ class ZarrFolder:
 
     path: Path
     """Absolute."""
+    opened_ns: int
+    """When: what a process has kept of an earlier opening counts no more."""
     kind: str = "Zarr"
     north_up: bool = False
 
@@ -72,17 +76,22 @@ class ZarrPrefix:
     """A group in a bucket."""
 
     location: Location
+    """Of the outermost group."""
+    inner: str
+    """Path of the group in it; empty: itself."""
     access: Access
+    opened_ns: int
+    """As of `ZarrFolder`."""
     kind: str = "Zarr"
     north_up: bool = False
 
     def __str__(self) -> str:
-        return str(self.location)
+        return str(self.location.child(self.inner)) if self.inner else str(self.location)
 
     @property
     def name(self) -> str:
         """Last part of the key, without its suffix."""
-        return Path(self.location.name).stem
+        return Path(str(self)).stem
 
     @property
     def bucket(self) -> Bucket:
@@ -93,7 +102,7 @@ class ZarrPrefix:
         """As `Store`."""
         from zarr.storage import ObjectStore  # noqa: PLC0415 - imports obstore, an extra
 
-        return _group(ObjectStore(self.bucket.under(self.location.key.rstrip("/")), read_only=True))
+        return _group(ObjectStore(self.bucket.under(self.location.key), read_only=True), self.inner)
 
     def check(self) -> None:
         """Nothing: a chunk that changed would have to be looked for."""
@@ -104,7 +113,7 @@ class ZarrPrefix:
 
     def contents(self) -> Iterator[str]:
         """Keys, sizes and ETags of all objects."""
-        for key, facts in self.bucket.list_facts(self.location.key.rstrip("/") + "/"):
+        for key, facts in self.bucket.list_facts(self.location.child(self.inner).key.rstrip("/") + "/"):
             yield f"{key} {facts.size} {facts.etag}"
 
 
@@ -113,17 +122,21 @@ class ZarrWeb:
     """A group behind a web server, which lists nothing: what is in it is told by its consolidated metadata."""
 
     root: RemoteFile
-    """Its address; the query, where a signature stands, goes with every request."""
+    """Address of the outermost group; the query, where a signature stands, goes with every request."""
+    inner: str
+    """Path of the group in it; empty: itself."""
+    opened_ns: int
+    """As of `ZarrFolder`."""
     kind: str = "Zarr"
     north_up: bool = False
 
     def __str__(self) -> str:
-        return str(self.root)
+        return str(self.root.location.child(self.inner)) if self.inner else str(self.root)
 
     @property
     def name(self) -> str:
         """Last part of the address, without its suffix."""
-        return Path(self.root.location.name).stem
+        return Path(str(self)).stem
 
     def open(self) -> Variables:
         """As `Store`.
@@ -131,7 +144,7 @@ class ZarrWeb:
         Raises:
             InputError: IN-061, no metadata tell of all its variables.
         """
-        return _group(_web_store(self))
+        return _group(_web_store(self), self.inner)
 
     def check(self) -> None:
         """Nothing: a chunk that changed would have to be looked for."""
@@ -141,7 +154,7 @@ class ZarrWeb:
         return contextlib.nullcontext()
 
     def file(self, key: str) -> RemoteFile:
-        """What lies under the group."""
+        """What lies under the outermost group."""
         return replace(self.root, location=self.root.location.child(key))
 
     def fetch(self, key: str, start: int, stop: int | None) -> bytes | None:
@@ -164,7 +177,7 @@ class ZarrWeb:
         for name, array in self.open().arrays.items():
             for key in _some_chunks(array):
                 try:
-                    facts = self.file(f"{name}/{key}").facts()
+                    facts = self.file(f"{self.inner}/{name}/{key}".lstrip("/")).facts()
                 except InputError as error:
                     if error.code != "IN-040":
                         raise
@@ -177,17 +190,23 @@ _TO_THE_END = 2**40
 
 def zarr_store(place: Path | Location, access: Access) -> ZarrFolder | ZarrPrefix | ZarrWeb:
     """The store at a path or an address."""
+    now = time.time_ns()
     if isinstance(place, Path):
-        return ZarrFolder(place.absolute())
+        return ZarrFolder(place.absolute(), now)
+    outer, mark, inner = place.key.rstrip("/").rpartition(f"{_SUFFIX}/")
+    root = replace(place, key=outer + _SUFFIX if mark else inner)
+    inner = inner if mark else ""
     if place.scheme in BUCKETS:
-        return ZarrPrefix(place, access.resolved())
-    return ZarrWeb(RemoteFile(place, access.resolved()))
+        return ZarrPrefix(root, inner, access.resolved(), now)
+    return ZarrWeb(RemoteFile(root, access.resolved()), inner, now)
 
 
-def _group(where: Any) -> Variables:
+def _group(where: Any, inner: str = "") -> Variables:
     import zarr  # noqa: PLC0415 - slow to load and seldom needed
 
-    group = zarr.open_group(where, mode="r")
+    group: Any = zarr.open_group(where, mode="r")
+    if inner:  # from the outermost one, whose metadata may tell of all
+        group = group[inner]
     return Variables(dict(group.attrs), dict(sorted(group.arrays())))
 
 

@@ -114,9 +114,9 @@ def refuse_changed(where: object, state: OutputState) -> None:
         OutputError: OU-017.
     """
     if state.changed:
+        which = " and of ".join(state.changed)
         raise OutputError(
-            f"{' and '.join(state.changed)} of this output do not match their checksum: changed since, or of another "
-            "version",
+            f"the checksum of {which} does not match: it was changed since, or is of another version",
             code="OU-017",
             title="Record of a run was changed",
             where=str(where),

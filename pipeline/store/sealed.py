@@ -26,4 +26,5 @@ def unsealed(document: Mapping[str, object] | None) -> dict[str, object] | None:
 
 def _checksum(document: Mapping[str, object]) -> str:
     rest = {key: value for key, value in document.items() if key != _KEY}
-    return hashlib.blake2b(json.dumps(rest, sort_keys=True).encode(), digest_size=16).hexdigest()
+    as_read = json.loads(json.dumps(rest))  # numbers as keys are in another order than the strings that they become
+    return hashlib.blake2b(json.dumps(as_read, sort_keys=True).encode(), digest_size=16).hexdigest()

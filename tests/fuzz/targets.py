@@ -77,6 +77,17 @@ def _netcdfs(folder: Path) -> list[bytes]:
     return [*made, (folder / "seed.nc").read_bytes()]
 
 
+def _zarrs(folder: Path) -> list[Any]:
+    """What consolidated metadata tell of a group whose chunks stay there."""
+    import zarr
+
+    from tests.unit.scene.test_gridded import dataset
+
+    dataset().to_zarr(folder / "fuzzed.zarr", zarr_format=3, consolidated=False)
+    zarr.consolidate_metadata(str(folder / "fuzzed.zarr"))
+    return [json.loads((folder / "fuzzed.zarr" / "zarr.json").read_text())]
+
+
 def _inspect(path: Path) -> object:
     from pipeline.run.inspect import inspect_target
 
@@ -228,28 +239,32 @@ def _lay_area(path: Path) -> object:
     return Aoi.from_file(path, geobox).mask(Window(row_off=0, col_off=0, height=200, width=200))
 
 
-def _runs(folder: Path) -> list[Any]:
-    """`run.json` of a run that has ended in `out`."""
+def _records(folder: Path) -> list[Any]:
+    """(file, document): `run.json` of a run that has ended in `out`, `plan.json` of one that has not in `begun`."""
     import pipeline as sm
     from tests.scenes import save_threshold_model, smooth_values, write_scene
 
     scene = write_scene(folder / "scene.tif", smooth_values(2, (64, 64)), names=("b0", "b1"))
     save_threshold_model(folder / "model")
     sm.segment(scene, folder / "model", folder / "out", patch=64, tile=64, keep=True)
-    return [json.loads((folder / "out" / "run.json").read_text())]
+    (folder / "begun").mkdir()
+    (folder / "out" / ".scenemask").rename(folder / "begun" / ".scenemask")
+    kept = folder / "begun" / ".scenemask" / "plan.kept.json"
+    return [
+        (name, json.loads(path.read_text()))
+        for name, path in (("out/run.json", folder / "out" / "run.json"), ("begun/.scenemask/plan.json", kept))
+    ]
 
 
-def _plans(folder: Path) -> list[Any]:
-    """`plan.json` of a run that has not ended in `out`."""
-    _runs(folder)
-    (folder / "out" / "run.json").unlink()
-    return [json.loads((folder / "out" / ".scenemask" / "plan.kept.json").read_text())]
+def _write_record(seed: tuple[str, Any], rng: random.Random, folder: Path) -> Path:
+    return _write(seed[0], damage_json, seed[1], rng, folder)
 
 
-def _look_at_output(out: Path) -> object:
+def _look_at_output(path: Path) -> object:
     from pipeline.run.audit import audit
     from pipeline.run.status import status_of
 
+    out = path.parent if path.name == "run.json" else path.parents[1]
     status = status_of(out)
     return audit(out) if status.kind == "complete" else status.to_json()
 
@@ -257,19 +272,15 @@ def _look_at_output(out: Path) -> object:
 TARGETS = {
     "tiff": Target(seeds=_tiffs, write=_writer("fuzzed.tif", damage_tiff), read=_inspect),
     "netcdf": Target(seeds=_netcdfs, write=_writer("fuzzed.nc", damage_bytes), read=_inspect),
+    "zarr": Target(
+        seeds=_zarrs, write=_writer("fuzzed.zarr/zarr.json", damage_json), read=lambda path: _inspect(path.parent)
+    ),
     "yaml": Target(seeds=_settings, write=_writer("fuzzed.yaml", damage_text), read=_read_settings),
     "csv": Target(seeds=lambda _: [_CSV], write=_writer("fuzzed.csv", damage_text), read=_collect),
     "stac": Target(seeds=_items, write=_writer("fuzzed.json", damage_json), read=_read_items),
     "model": Target(seeds=_models, write=_writer("model/model.json", damage_json), read=_load_model),
     "aoi": Target(seeds=_areas, write=_writer("fuzzed.geojson", damage_json), read=_lay_area),
-    "run": Target(
-        seeds=_runs, write=_writer("out/run.json", damage_json), read=lambda path: _look_at_output(path.parent)
-    ),
-    "plan": Target(
-        seeds=_plans,
-        write=_writer("out/.scenemask/plan.json", damage_json),
-        read=lambda path: _look_at_output(path.parents[1]),
-    ),
+    "record": Target(seeds=_records, write=_write_record, read=_look_at_output),
     "ledger": Target(seeds=_ledger, write=_write_ledger, read=_scan),
 }
 

@@ -191,6 +191,25 @@ def test_groups_that_hold_no_scene(tmp_path: Path) -> None:
         open_scene(tmp_path / "broken.nc")
 
 
+def test_t7_what_no_scene_has_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    group = zarr.open_group(tmp_path / "large.zarr", mode="w")
+    kinds: dict[str, dict[str, Any]] = {
+        "wide": {"shape": (2**21, 2**20), "chunks": (512, 512)},
+        "lump": {"shape": (40_000, 40_000), "chunks": (40_000, 40_000)},
+        "many": {"shape": (5000, 10, 10), "chunks": (1, 10, 10)},
+    }
+    for name, kind in kinds.items():
+        inner = group.create_group(name)
+        inner.create_array("a", dtype="u1", **kind)
+        inner.attrs.update({"proj:code": UTM, "spatial:transform": list(NORTH_UP)[:6]})
+        with pytest.raises(InputError, match="IN-013"):
+            open_scene(tmp_path / "large.zarr" / name)
+    with h5py.File(tmp_path / "large.nc", "w") as file:
+        file.create_dataset("a", (2**21, 2**20), "u1", chunks=(512, 512))
+    with pytest.raises(InputError, match="IN-013"):
+        open_scene(tmp_path / "large.nc", allow_no_crs=True)
+
+
 def test_what_is_said_of_a_group_counts_as_for_files(tmp_path: Path) -> None:
     group = zarr.open_group(tmp_path / "plain.zarr", mode="w")
     group.create_array("b", data=DATA[0], dimension_names=("y", "x"))

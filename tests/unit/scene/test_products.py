@@ -101,6 +101,9 @@ def test_a_compressed_tar_is_refused_with_the_command_that_helps(tmp_path: Path)
     with pytest.raises(InputError, match="IN-058") as caught:
         open_scene(tmp_path / "LC08.tar.gz")
     assert "tar -xf" in caught.value.fix
+    for name in ("s3://bucket/LC08.tar", "https://h.org/S2.SAFE.zip?sig=1", "gs://bucket/x.tgz"):
+        with pytest.raises(InputError, match=r"IN-058.*disks only"):
+            open_scene(name)
 
 
 def test_a_folder_of_one_file_per_band(tmp_path: Path, pixels: dict[str, Any]) -> None:

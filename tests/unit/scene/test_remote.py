@@ -83,12 +83,16 @@ def test_a_scene_behind_a_server_is_the_scene(
     assert {unquote(path.partition("?")[0]).removeprefix("/me") for _, path, _ in server.requests} == {"/bucket/a.tif"}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+OPENING = [
+    ("404", "IN-040", 3), ("403", "ST-010", 8), ("503", "ST-011", 8), ("short", "ST-013", 8), ("429", "ST-011", 8),
+    ("500", "ST-011", 8), ("wrong-range", "ST-011", 8), ("hang", "ST-012", 8), ("drip", "ST-012", 8),
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    ("fault", "code", "exit_code"),
-    [("404", "IN-040", 3), ("403", "ST-010", 8), ("429", "ST-011", 8), ("500", "ST-011", 8), ("503", "ST-011", 8),
-     ("short", "ST-013", 8), ("wrong-range", "ST-011", 8), ("hang", "ST-012", 8), ("drip", "ST-012", 8)],
-)  # fmt: skip
+    ("kind", "fault", "code", "exit_code"),
+    [(kind, *one) for kind in KINDS for one in (OPENING if kind in {"http", "s3"} else OPENING[:4])],
+)
 def test_c39_c40_c41_faults_at_opening(server: RangeServer, kind: str, fault: str, code: str, exit_code: int) -> None:
     server.misbehave(fault)
     started = time.monotonic()

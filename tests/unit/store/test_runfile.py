@@ -22,7 +22,7 @@ from pipeline.store import (
     inspect_output,
 )
 from pipeline.store.runfile import is_result_name
-from pipeline.store.sealed import sealed
+from pipeline.store.sealed import sealed, unsealed
 
 from .helpers import tiny_disk
 
@@ -36,6 +36,14 @@ def _staged(out: Path, **files: str) -> Staging:
     for name, text in files.items():
         staging.path(name.replace("_", ".")).write_text(text)
     return staging
+
+
+@pytest.mark.parametrize("document", [{"a": 1}, {"classes": {2: 0.1, 10: [1, "ä"]}, "none": None}])
+def test_what_was_sealed_is_known_again_after_it_was_written(document: dict[str, object]) -> None:
+    written = json.loads(json.dumps(sealed(document)))
+    assert unsealed(written) == json.loads(json.dumps(document))
+    assert unsealed(written | {"a": 2}) is None
+    assert unsealed({key: value for key, value in written.items() if key != "checksum"}) is None
 
 
 @pytest.mark.parametrize(
