@@ -28,13 +28,12 @@ def batch_listener(*, quiet: bool, verbose: int = 0) -> Iterator[Listener]:
 class _Rate:
     """Pixels per second, and seconds to go."""
 
-    def __init__(self, started: BatchStarted) -> None:
-        self._total = started.pixels
+    def __init__(self) -> None:
         self._since = time.monotonic()
 
-    def text(self, pixels: int, kept: int) -> str:
-        speed = pixels / max(time.monotonic() - self._since, 1e-3)
-        eta = max(0, self._total - kept - pixels) / speed if speed else 0.0
+    def text(self, event: BatchAdvanced) -> str:
+        speed = event.pixels / max(time.monotonic() - self._since, 1e-3)
+        eta = event.pixels_left / speed if speed else 0.0
         return f"{speed / 1e6:.2f} Mpx/s  eta {_duration(eta)}"
 
 
@@ -65,13 +64,13 @@ class _Lines:
         if isinstance(event, Notice):
             self._say(f"note: {event.text}")
         elif isinstance(event, BatchStarted):
-            self._rate = _Rate(event)
+            self._rate = _Rate()
             self._say(f"{event.scenes} scenes, {event.to_do} to do ({event.pixels / 1e6:.3g} Mpx)")
         elif isinstance(event, SceneEnded):
             self._say(_ending(event))
         elif isinstance(event, BatchAdvanced) and self._rate and time.monotonic() - self._last >= self._every_s:
             counts = f"{event.done} done, {event.failed} failed, {event.left} left"
-            self._say(f"  {counts}  {self._rate.text(event.pixels, event.kept)}")
+            self._say(f"  {counts}  {self._rate.text(event)}")
 
     def _say(self, text: str) -> None:
         self._last = time.monotonic()
@@ -100,14 +99,15 @@ class _Bar:
         if isinstance(event, Notice):
             self._print(f"note: {event.text}")
         elif isinstance(event, BatchStarted):
-            self._rate = _Rate(event)
+            self._rate = _Rate()
             self._progress.update(self._task, total=event.pixels or 1, completed=0, description=f"{event.to_do} scenes")
         elif isinstance(event, SceneEnded):
             self._print(_ending(event))
         elif isinstance(event, BatchAdvanced) and self._rate:
             counts = f"{event.done} done, {event.failed} failed, {event.left} left"
-            rate = self._rate.text(event.pixels, event.kept)
-            self._progress.update(self._task, completed=event.kept + event.pixels, description=counts, rate=rate)
+            rate = self._rate.text(event)
+            total = event.pixels + event.pixels_left
+            self._progress.update(self._task, total=total, completed=event.pixels, description=counts, rate=rate)
 
     def _print(self, text: str) -> None:
         self._progress.console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -116,8 +116,10 @@ class BatchWork:
     """Status -> scenes; told often, so it is kept up."""
     _failed_now: int = 0
     _done_px: int = 0
-    _kept_px: int = 0
-    """Of tiles that were there already, or are others' to compute."""
+    _left_px: dict[str, int] = field(default_factory=dict)
+    """Name -> pixels still to compute, as far as is known."""
+    _pixels_left: int = 0
+    """Sum of them."""
     _crew: _Crew | None = None
 
     def run(self, stop: StopFlag) -> None:
@@ -128,6 +130,8 @@ class BatchWork:
         self._tally.update("left" if row.name in names else self.outcomes.all[row.name].status for row in self.rows)
         self._look_at(todo, stop)
         self._left.extend(row for row in todo if row.name in self._pixels)
+        for name, pixels in self._pixels.items():
+            self._has_left(name, pixels)
         total_px = sum(self._pixels.values())
         self.listener(BatchStarted(scenes=len(self.rows), to_do=len(self._left), pixels=total_px))
         if self._left and not self._too_many():
@@ -303,7 +307,6 @@ class BatchWork:
             raise foreign_output(output.place, state)
         refuse_differences(record["identity"], run.identity, explicit=run.explicit, where=output.place)
         finish_cleaning(output, access_of(self.settings))
-        self._kept_px += self._pixels[row.name]
         self._end(self._success(row, record, seconds=0.0))
 
     def _follow(self, row: SceneRow, run: SceneRun, output: Output, lock: RunLock, stack: contextlib.ExitStack) -> None:
@@ -316,7 +319,7 @@ class BatchWork:
         if self.tiles_of is not None:
             stack.close()  # others wait for it, to read the plan that now lies there
         missing = ongoing.read_ledger(self._crew.stop, share=self.tiles_of)
-        self._kept_px += self._pixels[row.name] - sum(tile.core.num_pixels for tile in missing)
+        self._has_left(row.name, sum(tile.core.num_pixels for tile in missing))
         member = _Member(row=row, ongoing=ongoing, output=output, lock=lock, since=time.monotonic())
         member.feed = TileFeed(
             self._crew.connection,
@@ -334,7 +337,8 @@ class BatchWork:
     def _tile_done(self, member: _Member, done: TileDone) -> None:
         member.ongoing.records[done.record.tile] = done.record
         self._done_px += done.pixels
-        self.listener(BatchAdvanced(pixels=self._done_px, kept=self._kept_px, **self._counts()))
+        self._has_left(member.row.name, self._left_px[member.row.name] - done.pixels)
+        self.listener(BatchAdvanced(pixels=self._done_px, pixels_left=self._pixels_left, **self._counts()))
 
     def _tiles_ended(self, member: _Member) -> None:
         """All tiles are recorded, or some have failed and the others are kept."""
@@ -420,6 +424,7 @@ class BatchWork:
 
     def _end(self, outcome: Outcome) -> None:
         """Record and tell how a scene ended; one that another process holds has not."""
+        self._has_left(outcome.name, 0)
         if outcome.code in _HELD_ELSEWHERE:
             self.passed_on += 1
             self.listener(Notice(text=f"{outcome.name} is left to another process: {outcome.what}"))
@@ -429,6 +434,11 @@ class BatchWork:
         self._tally.update([outcome.status])
         self._failed_now += outcome.status == "failed"
         self.listener(SceneEnded(outcome=outcome, **self._counts()))
+
+    def _has_left(self, name: str, pixels: int) -> None:
+        """Note how much of a scene is still to compute."""
+        self._pixels_left += pixels - self._left_px.get(name, 0)
+        self._left_px[name] = pixels
 
     def _counts(self) -> dict[str, int]:
         tally = self._tally

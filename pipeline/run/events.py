@@ -61,8 +61,8 @@ class BatchAdvanced:
     left: int
     pixels: int
     """Computed since the batch was started."""
-    kept: int = 0
-    """Of the scenes at hand, those that were there already."""
+    pixels_left: int
+    """Still to compute: without those of recorded tiles, as soon as a scene's ledger was read, and of failed scenes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -246,8 +246,8 @@ class BucketOutput:
     def look(self) -> OutputState:
         """See `Output`."""
         place = Prefix.at(self.place, self.bucket)
+        plan = read_object(self.home, PLAN_FILE)  # first: where it has gone, run.json has come
         run = read_object(place, RUN_FILE)
-        plan = read_object(self.home, PLAN_FILE)
         told = run is not None or plan is not None
 
         def find_names() -> tuple[str, ...]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, cast
 
+from distributed.scheduler import KilledWorker
+
 from pipeline.infer import give_back_freed
 from pipeline.run.basis import Basis, find_basis
 from pipeline.run.cores import at_most
@@ -35,7 +37,7 @@ def basis_of_a_worker(
     Raises:
         PipelineError: As `find_basis` does, and for what happens to workers.
     """
-    shared, cores = connection.share(model), cores_of_cluster(settings)
+    cores = cores_of_cluster(settings)
     memory = settings.memory or memory_per_worker(settings)
     # A worker need not see the cluster's file, and what it has is its own.
     alone = (
@@ -43,17 +45,23 @@ def basis_of_a_worker(
         if on_this_machine(settings)
         else settings.model_copy(update={"cluster": "local", "workers": 1, "memory": memory})
     )
-    asked = connection.asked_first()
-    future = connection.client.submit(find_basis_there, scene, shared, alone, num_pixels, cores, pure=False, **asked)
-    while not future.done():
-        check_stop()
-        time.sleep(_LOOK_EVERY_S)
-    error = future.exception()
-    if error is not None:
-        raise as_failure(error, where=f"planning {scene.name}")
-    return cast("Basis", future.result())
+    for left in reversed(range(_TRIES)):
+        shared, where = connection.share(model), connection.asked_first()
+        given = (scene, shared, alone, num_pixels, cores)
+        future = connection.client.submit(find_basis_there, *given, pure=False, **where)
+        while not future.done():
+            check_stop()
+            time.sleep(_LOOK_EVERY_S)
+        error = future.exception()
+        if error is None:
+            return cast("Basis", future.result())
+        if not (left and isinstance(error, KilledWorker)):
+            raise as_failure(error, where=f"planning {scene.name}")
+    raise AssertionError
 
 
+_TRIES = 3
+"""Workers may be killed for other reasons than what they plan."""
 _LOOK_EVERY_S = 0.02
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import time
 from dataclasses import asdict, dataclass
@@ -179,11 +180,17 @@ def _stage(scratch: Path, settings: SegmentSettings, *, left: int) -> str:
         return "commit"
     if left:
         return "infer"
-    staged = [{path.name for path in folder.iterdir()} for folder in scratch.glob("stage*")]  # a batch has several
+    staged = [_names(folder) for folder in scratch.glob("stage*")]  # of a batch there may be several
     if not any("mask.tif" in names for names in staged):
         return "mask"
     polygons = {f"polygons.{suffix}" for suffix in settings.vectors}
     return "files" if any(polygons <= names for names in staged) else "polygons"
+
+
+def _names(folder: Path) -> set[str]:
+    with contextlib.suppress(FileNotFoundError):  # its files were moved into place just now
+        return {path.name for path in folder.iterdir()}
+    return set()
 
 
 def command_of(

@@ -32,6 +32,8 @@ _GRACE_S = 10.0
 """Time given to a worker to say what became of a task."""
 _AGAIN = ("lost", "pending")
 """A worker that dies takes the answers with it that nobody fetched; Dask computes them again on another."""
+_ANEW = ("finished", "pending")
+"""It had failed, and was tried again with another one that failed of the same."""
 
 
 _ROUND_S = 1.0
@@ -217,7 +219,9 @@ class _Crew:
         if self._rounds > _MOST_ROUNDS:
             return False
         with contextlib.suppress(OSError, TimeoutError, RuntimeError):  # what has no scheduler is told as lost
-            self._connection.client.retry([future])
+            client = self._connection.client
+            # `Client.retry` also marks futures as pending when it hears back, by when quick ones may have ended.
+            client.sync(client.scheduler.retry, keys=[future.key], client=client.id)
         return True
 
     def is_for_others(self, ended: _Ended) -> bool:
@@ -298,8 +302,10 @@ def _outcome(future: Future) -> _Done | BaseException | None:
     except BaseException as caught:  # noqa: BLE001 - a cancelled or lost future raises instead of returning
         return caught
     try:
-        # Of a scheduler that died there is neither an answer nor an error.
-        error: BaseException = future.exception(timeout=_GRACE_S) or ConnectionError(f"a task is {future.status}")
+        error: BaseException | None = future.exception(timeout=_GRACE_S)
     except BaseException as caught:  # noqa: BLE001 - a cancelled or lost future raises instead of returning
-        return caught
-    return error
+        error = caught
+    if future.status in _ANEW and (error is None or isinstance(error, TimeoutError)):
+        return None
+    # Of a scheduler that died there is neither an answer nor an error.
+    return error or ConnectionError(f"a task is {future.status}")

@@ -150,7 +150,11 @@ class Folder:
     def read_all(self, ending: str) -> Iterator[bytes]:
         """See `Place`."""
         for path in sorted(self.path.glob(f"*{ending}")):
-            yield path.read_bytes()
+            try:
+                data = path.read_bytes()
+            except FileNotFoundError:
+                continue  # removed since it was listed
+            yield data
 
     def write(self, name: str, data: bytes) -> None:
         """See `Place`."""

@@ -81,7 +81,8 @@ def inspect_output(out_dir: Path) -> OutputState:
         return OutputState(kind="absent", run=None, plan=None, names=())
     except OSError as error:
         raise cannot_write(out_dir, error.strerror or str(error)) from error
-    return state_of(read_json(out_dir / RUN_FILE), read_json(out_dir / SCRATCH_FOLDER / PLAN_FILE), lambda: names)
+    plan = read_json(out_dir / SCRATCH_FOLDER / PLAN_FILE)  # first: where it has gone, run.json has come
+    return state_of(read_json(out_dir / RUN_FILE), plan, lambda: names)
 
 
 def state_of(

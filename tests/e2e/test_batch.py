@@ -18,11 +18,16 @@ import psutil
 import pytest
 
 import pipeline as sm
+from pipeline.run import finish_there
 from pipeline.run.batch import batch
+from pipeline.run.events import BatchAdvanced, BatchStarted, StageStarted
+from pipeline.run.plan import Plan
 from pipeline.run.share import Share
-from pipeline.store import read_ledger
+from pipeline.run.status import status_of
+from pipeline.store import read_json, read_ledger
 from tests.cluster.running import await_lines, dask, free_port, process
 from tests.commands import assert_block
+from tests.infra.range_server import RangeServer
 from tests.scenes import save_unet, sha256, smooth_values, write_scene
 
 if TYPE_CHECKING:
@@ -101,6 +106,63 @@ def test_failed_scenes_are_named_and_the_others_done(scenes: list[Path], model: 
     code, printed, _ = cli("batch", *scenes[:2], bad, other, "-m", model, "-o", out, *FLAGS, "--retry-failed", "--json")
     assert code == 6
     assert json.loads(printed)["counts"] == {"done": 3, "empty": 0, "failed": 1, "left": 0}
+
+
+def test_what_may_pass_is_counted_apart_and_tried_again(
+    scenes: list[Path], model: Path, tmp_path: Path, cli: Cli
+) -> None:
+    """Three failures, of which one is a server's that is away: all of them are code 6, one of them `transient`."""
+    bad, torn = tmp_path / "bad.tif", tmp_path / "torn.tif"
+    bad.write_text("<html>not found</html>")
+    write_scene(torn, smooth_values(2, (200, 200)), names=("b0", "b1"), compress="deflate")
+    whole = torn.read_bytes()
+    torn.write_bytes(whole[: len(whole) // 2] + bytes(200) + whole[len(whole) // 2 + 200 :])
+    (tmp_path / "away").mkdir()
+    write_scene(tmp_path / "away" / "far.tif", smooth_values(2, (40, 40)), names=("b0", "b1"))
+    with RangeServer(tmp_path / "away") as server:
+        command = ["batch", scenes[0], bad, torn, server.url("far.tif"), "-m", model, "-o", tmp_path / "out", *FLAGS]
+        command += ["--allow-loopback", "--retries", "0"]
+        server.misbehave("503")
+        code, printed, _ = cli(*command, "--json")
+        told = json.loads(printed)
+        assert (code, told["counts"]["failed"], told["transient"]) == (6, 3, 1)
+        assert {one["name"]: one["exit_code"] for one in told["failures"]} == {"bad": 3, "torn": 3, "far": 8}
+        code, printed, _ = cli(*command)
+        assert "1 of them for want of disk, memory or a server" in printed
+        server.misbehave("")
+        code, printed, _ = cli(*command, "--json")
+    told = json.loads(printed)
+    assert (code, told["counts"]["done"], told["counts"]["failed"], told["transient"]) == (6, 2, 2, 0)
+
+
+def test_status_tells_what_a_batch_is_doing(
+    scenes: list[Path], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, str]] = []
+    make = finish_there.make_files
+
+    def watched(recipe: Any, network: Any, *, tell: Any, **more: Any) -> Any:
+        def hear(event: Any) -> None:
+            if isinstance(event, StageStarted):
+                progress = status_of(recipe.out_dir).progress
+                assert progress is not None
+                assert progress.done == progress.tiles
+                seen.append((event.name, progress.stage))
+            tell(event)
+
+        return make(recipe, network, tell=hear, **more)
+
+    def advanced(event: Any) -> None:
+        if isinstance(event, BatchAdvanced):
+            states = [status_of(tmp_path / "out" / path.stem) for path in scenes[:2]]
+            assert all(state.kind in {"absent", "empty", "unfinished", "complete"} for state in states)
+            for progress in filter(None, (state.progress for state in states)):
+                assert (progress.stage == "infer") == (progress.done < progress.tiles)
+                seen.extend([("infer", "infer")] if progress.stage == "infer" else [])
+
+    monkeypatch.setattr(finish_there, "make_files", watched)
+    assert batch(scenes[:2], model, tmp_path / "out", listener=advanced, **OPTIONS).counts["done"] == 2
+    assert set(seen) == {(name, name) for name in ("infer", "mask", "polygons", "files")}
 
 
 def test_no_more_scenes_are_begun_after_too_many_failures(scenes: list[Path], model: Path, tmp_path: Path) -> None:
@@ -203,10 +265,35 @@ def test_a_killed_batch_continues_and_ends_in_the_same(
     if status == 75:
         assert "RU-001" in err
         assert "scenes have ended" in err
-    result = batch(scenes, model, out, **OPTIONS)
+    recorded = _recorded_px(out, scenes)
+    heard: list[Any] = []
+    result = batch(scenes, model, out, listener=heard.append, **OPTIONS)
     assert result.exit_code == 0
     assert _all_hashes(out) == alone
+    _check_what_was_left(heard, recorded)
     assert sorted(p.name for p in out.iterdir()) == sorted([*alone, ".scenemask-batch", "batch.json"])
+
+
+def _recorded_px(out: Path, scenes: list[Path]) -> int:
+    """Pixels of the recorded tiles of unfinished scenes."""
+    found = 0
+    for path in scenes:
+        plan = read_json(out / path.stem / ".scenemask" / "plan.json")
+        if plan is not None and not (out / path.stem / "run.json").exists():
+            tiles = Plan.from_json(plan["plan"]).tiling.tiles()
+            found += sum(tiles[i].core.num_pixels for i in read_ledger(out / path.stem / ".scenemask" / "ledger"))
+    return found
+
+
+def _check_what_was_left(heard: list[Any], recorded_px: int) -> None:
+    """Pixels to go: less with every tile, none in the end, and never those that were recorded."""
+    (begun,) = [event for event in heard if isinstance(event, BatchStarted)]
+    advanced = [event for event in heard if isinstance(event, BatchAdvanced)]
+    left = [event.pixels_left for event in advanced]
+    assert left == sorted(left, reverse=True)
+    if advanced:
+        assert left[-1] == 0
+        assert advanced[-1].pixels == begun.pixels - recorded_px
 
 
 def _ledger(out: Path) -> bool:
@@ -265,6 +352,8 @@ def test_300_scenes_15_kills_of_workers_5_bad_scenes(model: Path, tmp_path: Path
     out = tmp_path / "out"
     command = _command([folder / "*.tif"], model, out, "--workers", "2")
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not any(out.glob("*/run.json")):
+        time.sleep(0.1)
     kills = 0
     while kills < 15 and process.poll() is None:
         time.sleep(rng.uniform(1, 4))
@@ -273,11 +362,21 @@ def test_300_scenes_15_kills_of_workers_5_bad_scenes(model: Path, tmp_path: Path
             rng.choice([p for p in children if "spawn_main" in " ".join(p.cmdline())]).kill()
             kills += 1
     _, err = process.communicate(timeout=3000)
-    assert kills == 15
+    assert kills == 15, err
     assert process.returncode == 6, err
     told = json.loads((out / "batch.json").read_text())
+    assert told["counts"]["left"] == 0
+    failed = {s["name"]: s["code"] for s in told["scenes"] if s["status"] == "failed"}
+    bad = {f"bad{i}" for i in range(5)}
+    assert failed.keys() >= bad
+    # A tile whose workers were killed four times counts as their killer; another run tries it again.
+    assert {failed[name] for name in failed.keys() - bad} <= {"RS-003"}
+    assert len(failed) < 15
+    again = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert again.returncode == 6, again.stderr
+    told = json.loads((out / "batch.json").read_text())
     assert told["counts"] == {"done": 295, "empty": 0, "failed": 5, "left": 0}
-    assert {s["name"] for s in told["scenes"] if s["status"] == "failed"} == {f"bad{i}" for i in range(5)}
+    assert {s["name"] for s in told["scenes"] if s["status"] == "failed"} == bad
     for name in rng.sample([f"s{i:03d}" for i in range(295)], 10):
         reference = sm.segment(folder / f"{name}.tif", model, tmp_path / "one" / name, **OPTIONS)
         assert _hashes(out / name) == _hashes(reference.out_dir)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from distributed import Nanny, Scheduler, SpecCluster, Worker
 
+from pipeline.errors import InfrastructureError
 from pipeline.run.workers import environment_of, num_workers
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from pipeline.run.settings import SegmentSettings
 
 _LOOPBACK = "127.0.0.1:0"
+_STARTS = 3
 
 
 def in_process(threads: int) -> SpecCluster:
@@ -31,7 +33,11 @@ def in_process(threads: int) -> SpecCluster:
 
 
 def processes(settings: SegmentSettings, threads: int, device: str) -> SpecCluster:
-    """Scheduler in this process, workers in processes, each with a nanny that replaces it when it dies."""
+    """Scheduler in this process, workers in processes, each with a nanny that replaces it when it dies.
+
+    Raises:
+        InfrastructureError: CL-018, they die while they start.
+    """
     # Never fork: GDAL and PyTorch have threads by now. Dask's nannies spawn; a script without a main guard would
     # start itself again in each, which is why the guard is in the documentation.
     common = {"host": "127.0.0.1", "dashboard": False, "dashboard_address": _LOOPBACK}
@@ -42,12 +48,29 @@ def processes(settings: SegmentSettings, threads: int, device: str) -> SpecClust
         # Processes read Dask's settings of its log before ours reach them.
         return {"cls": Nanny, "options": {**common, **mine, "silence_logs": logging.ERROR}}
 
-    with _deaf_children():
-        return SpecCluster(
-            scheduler={"cls": Scheduler, "options": {**common, "port": 0}},
-            workers={number: worker(number) for number in range(num_workers(settings))},
-            silence_logs=50,
-        )
+    for left in reversed(range(_STARTS)):
+        try:
+            with _deaf_children():
+                return SpecCluster(
+                    scheduler={"cls": Scheduler, "options": {**common, "port": 0}},
+                    workers={number: worker(number) for number in range(num_workers(settings))},
+                    silence_logs=50,
+                )
+        except (RuntimeError, OSError, TimeoutError) as error:  # a nanny replaces a worker only once it has started
+            if not left:
+                raise _not_started(error) from error
+    raise AssertionError
+
+
+def _not_started(error: Exception) -> InfrastructureError:
+    return InfrastructureError(
+        f"worker processes die while they start, {_STARTS} times in a row ({type(error).__name__}: {error})",
+        code="CL-018",
+        title="Workers do not start",
+        where="--workers",
+        fix="look for memory (`free -h`, the kernel's log) and for limits on processes (`ulimit -u`); a script that "
+        'calls this needs `if __name__ == "__main__":`; --workers 1 starts none',
+    )
 
 
 @contextlib.contextmanager

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from distributed import Client, LocalCluster
 
+from pipeline.errors import InfrastructureError
 from pipeline.grid import Tile, Window
 from pipeline.run import feed, tile_task
 from pipeline.run.cluster import Connection, connect
@@ -170,6 +174,37 @@ def test_a10_workers_that_stand_still_are_started_anew(tmp_path: Path) -> None:
     assert {"task 4", "task 5"} & set(seen["running"])
     assert len(seen["workers"]) == 2
     assert not list(tmp_path.glob("stuck-*")), "all has ended in the end"
+
+
+def _kill_starting(kills: int, stop: threading.Event) -> None:
+    """Kill worker processes as soon as they are there, so many."""
+    me = psutil.Process()
+    while kills and not stop.wait(0.02):
+        for child in me.children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if kills and "spawn_main" in " ".join(child.cmdline()):
+                    child.kill()
+                    child.wait()
+                    kills -= 1
+
+
+@pytest.mark.parametrize("kills", [10**6, pytest.param(1, marks=pytest.mark.slow)])
+def test_a2_workers_that_are_killed_while_they_start(kills: int) -> None:
+    """They are started again; where it helps nothing, that is told, and is no mistake of ours."""
+    stop = threading.Event()
+    killer = threading.Thread(target=_kill_starting, args=(kills, stop))
+    killer.start()
+    try:
+        if kills == 1:
+            with connect(make_settings({"workers": 2})) as connection:
+                assert len(connection.client.nthreads()) == 2
+            killer.join()
+        else:
+            with pytest.raises(InfrastructureError, match="CL-018"), connect(make_settings({"workers": 2})):
+                pass
+    finally:
+        stop.set()
+        killer.join()
 
 
 class _Deadly:
