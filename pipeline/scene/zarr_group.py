@@ -259,11 +259,10 @@ def _web_store(web: ZarrWeb) -> Any:
         async def exists(self, key: str) -> bool:
             return await asyncio.to_thread(web.fetch, key, 0, 1) is not None
 
-        async def set(self, *_: Any) -> None:
-            raise NotImplementedError
+        async def _refused(self, *_: Any) -> None:
+            self._check_writable()  # raises
 
-        async def delete(self, *_: Any) -> None:
-            raise NotImplementedError
+        set = delete = _refused  # type: ignore[assignment]
 
         def _listed(self, *_: Any) -> AsyncIterator[str]:
             raise InputError(
