@@ -41,7 +41,7 @@ class Tile:
     first_node: int
     lines: dict[str, Ints]
     """Side -> node of each pixel along it, -1 for none; sides at the rim of the scene are left out."""
-    kept: Pieces | None
+    kept: Pieces | None = None
     """Where memory allows to keep them for the second sweep."""
 
     @classmethod
@@ -64,7 +64,6 @@ class Tile:
             values=pieces.values[touched],
             first_node=0,
             lines={side: _nodes(line, touched) for side, line in lines.items()},
-            kept=None,
         )
 
     def pieces(self, read: Callable[[Window], Cells]) -> Pieces:
@@ -177,7 +176,8 @@ class Survey:
         for window in iter_windows(shape_hw, tile_hw):
             pieces = Pieces.of(read(window))
             tile, room = Tile.of(window, pieces, shape_hw), room - pieces.num_bytes
-            tiles.append(dataclasses.replace(tile, kept=pieces) if room >= 0 else tile)
+            tile.kept = pieces if room >= 0 else None
+            tiles.append(tile)
             advance()
         return cls.of(tiles, shape_hw, tile_hw)
 
