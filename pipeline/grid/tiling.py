@@ -137,6 +137,11 @@ class Tiling:
         """Distinct patches on the lattice."""
         return self.rows.count * self.cols.count
 
+    @property
+    def num_tiles(self) -> int:
+        """Tiles that cover the scene."""
+        return math.prod(-(-size // side) for size, side in zip(self.shape, self.tile_hw, strict=True))
+
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Tiling:
         """The tiling that a plan keeps, as `dataclasses.asdict` gave it."""

@@ -141,7 +141,7 @@ class Plan:
             "patch_px": list(tiling.patch_hw),
             "core_px": [tiling.rows.step, tiling.cols.step],
             "tile_px": list(tiling.tile_hw),
-            "tiles": len(tiling.tiles()),
+            "tiles": tiling.num_tiles,
             "patches": tiling.num_patches,
             "redundancy": round(tiling.redundancy(), 3),
             "batch": self.batch,

@@ -38,7 +38,7 @@ from pipeline.scene.rescale import RescaledScene
 from pipeline.scene.sources import SourcesScene
 from pipeline.store import (
     RunLock,
-    TileRecord,
+    TileRecords,
     TileStore,
     read_object,
     refuse_own_input,
@@ -104,10 +104,17 @@ class Ongoing:
     plan: Plan
     store: TileStore
     scratch: Path
-    records: dict[int, TileRecord] = field(default_factory=dict)
+    records: TileRecords = field(init=False)
     """Tile -> its record."""
     attempts: Mapping[int, int] = field(default_factory=dict)
     """Tile -> attempts so far."""
+
+    def __post_init__(self) -> None:
+        self.records = self._no_records()
+
+    def _no_records(self) -> TileRecords:
+        plan = self.plan
+        return TileRecords(plan_id=plan.digest, num_tiles=plan.tiling.num_tiles, num_classes=plan.num_classes)
 
     @property
     def ledger(self) -> Place:
@@ -155,7 +162,8 @@ class Ongoing:
         tiles = tiles if share is None else share.of(tiles)
         mine = {tile.index for tile in tiles}
         scan = scan_ledger(self.ledger, plan_id=self.plan.digest)
-        self.records, self.attempts = {i: r for i, r in scan.records.items() if i in mine}, scan.attempts
+        self.records, self.attempts = self._no_records(), scan.attempts
+        self.records.update((index, record) for index, record in scan.records.items() if index in mine)
         digests = {index: digest_of(record) for index, record in self.records.items()}
         damaged = self.store.find_damaged(_until(stop, tiles), digests)
         for index in damaged:

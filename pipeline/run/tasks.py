@@ -9,6 +9,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from dask.utils import key_split
 from distributed.scheduler import KilledWorker
 
 from pipeline.errors import PipelineError
@@ -37,6 +38,7 @@ _ANEW = ("finished", "pending")
 
 
 _ROUND_S = 1.0
+_KEYS_KEPT = 1000
 _MOST_ROUNDS = 20
 """Workers may be killed often before one lives long enough to unpack a model, and each start takes seconds."""
 
@@ -157,6 +159,7 @@ class _Crew:
         """In which something shared was made again, without a task that ended well in between."""
         self._round_at = 0.0
         self._looked_at = 0.0
+        self._sent = 0
 
     @property
     def busy(self) -> bool:
@@ -185,6 +188,9 @@ class _Crew:
         one = _Running(task, apart, time.monotonic(), only)
         more = {} if only is None else {"workers": [only]}
         priority = 10 if task.first or apart else 0
+        self._sent += 1
+        if self._sent % _KEYS_KEPT == 0:
+            key_split.cache_clear()  # Dask, and a scheduler in this process, keep the keys of all that has ended
         self._follow(self._connection.client.submit(*call, *task.arguments, pure=False, priority=priority, **more), one)
 
     def wait(self, timeout_s: float) -> _Ended | None:

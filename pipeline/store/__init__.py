@@ -25,6 +25,7 @@ from pipeline.store.probabilities import (
     quantize_probabilities,
     restore_probabilities,
 )
+from pipeline.store.records import TileRecords
 from pipeline.store.runfile import (
     OutputKind,
     OutputState,
@@ -57,6 +58,7 @@ __all__ = [
     "Staging",
     "TileDigest",
     "TileRecord",
+    "TileRecords",
     "TileStore",
     "as_place",
     "atomic_write_bytes",

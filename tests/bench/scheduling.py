@@ -30,7 +30,7 @@ from pipeline.run.settings import make_settings
 from pipeline.run.stop import StopFlag
 from pipeline.run.tasks import Watch
 from pipeline.run.tile_task import TileDone
-from pipeline.store import Folder, TileRecord
+from pipeline.store import Folder, TileRecord, TileRecords
 from tests.bench.common import OUT, interleaved, publish, scene_of, unet
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class _NullJob:
 def _ours(connection: Connection, count: int) -> tuple[float, int]:
     """(milliseconds per tile, bytes that client and scheduler have grown by while all of them ran)."""
     tiles = [Tile(index=i, core=Window(row_off=i, col_off=0, height=1, width=1)) for i in range(count)]
-    kept: dict[int, TileRecord] = {}
+    kept = TileRecords(plan_id="0" * 16, num_tiles=count, num_classes=4)
     gc.collect()
     before, started = psutil.Process().memory_info().rss, time.perf_counter()
     feed.run_tiles(
