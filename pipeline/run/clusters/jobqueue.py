@@ -17,7 +17,7 @@ from distributed.utils import get_ip, get_ip_interface
 from pipeline.errors import InfrastructureError, UsageError
 from pipeline.run.clusters.address import client_of
 from pipeline.run.clusters.keys import temporary_files
-from pipeline.run.clusters.tuning import inherited, tuning
+from pipeline.run.clusters.tuning import inherited, scheduler_options, tuning
 from pipeline.run.workers import tiles_in_flight, workers_wanted
 from pipeline.store import private_folder
 
@@ -69,7 +69,7 @@ def job_workers(
             kind(
                 job_cls=_telling(kind.job_cls, refusals),
                 security=security,
-                scheduler_options={"host": _host(options), "dashboard": False, "dashboard_address": "127.0.0.1:0"},
+                scheduler_options={"host": _host(options), **scheduler_options()},
                 silence_logs="error",
                 **_job(options, threads=threads, logs=logs),
             )

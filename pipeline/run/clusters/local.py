@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from distributed import Nanny, Scheduler, SpecCluster, Worker
 
 from pipeline.errors import InfrastructureError
+from pipeline.run.clusters.tuning import scheduler_options
 from pipeline.run.workers import environment_of, num_workers
 
 if TYPE_CHECKING:
@@ -23,10 +24,10 @@ _STARTS = 3
 
 
 def in_process(threads: int) -> SpecCluster:
-    """Scheduler and worker in this process, without dashboards: importing them takes half a second."""
+    """Scheduler and worker in this process."""
     common = {"protocol": "inproc://", "dashboard": False, "dashboard_address": _LOOPBACK}
     return SpecCluster(
-        scheduler={"cls": Scheduler, "options": common},
+        scheduler={"cls": Scheduler, "options": {**common, **scheduler_options()}},
         workers={0: {"cls": Worker, "options": {**common, "nthreads": threads}}},
         silence_logs=50,
     )
@@ -52,7 +53,7 @@ def processes(settings: SegmentSettings, threads: int, device: str) -> SpecClust
         try:
             with _deaf_children():
                 return SpecCluster(
-                    scheduler={"cls": Scheduler, "options": {**common, "port": 0}},
+                    scheduler={"cls": Scheduler, "options": {**common, **scheduler_options(), "port": 0}},
                     workers={number: worker(number) for number in range(num_workers(settings))},
                     silence_logs=50,
                 )

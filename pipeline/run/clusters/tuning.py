@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import dask
+from distributed.scheduler import DEFAULT_EXTENSIONS
+from distributed.spans import SpansSchedulerExtension
 
 from pipeline.run.clusters.options import Patience, StartedOptions
 
@@ -38,6 +40,23 @@ def tuning(options: BaseModel) -> dict[str, Any]:
         settings["distributed.scheduler.worker-ttl"] = f"{options.worker_ttl}s"
         settings["distributed.deploy.lost-worker-timeout"] = "5s"
     return settings
+
+
+class _ForgetfulSpans(SpansSchedulerExtension):  # type: ignore[misc]
+    """Dask would note for its dashboard, of every task ever sent, that it was sent."""
+
+    def observe_tasks(self, *args: Any, **more: Any) -> Any:
+        return super().observe_tasks(*args, **{**more, "span_metadata": {}})
+
+
+def scheduler_options() -> dict[str, Any]:
+    """Of schedulers that are started here: memory that does not grow with tasks, and no dashboard.
+
+    Importing dashboards takes half a second.
+    """
+    extensions = {**DEFAULT_EXTENSIONS, "spans": _ForgetfulSpans}
+    del extensions["stealing"]  # whoever names extensions names them all, whatever the settings say
+    return {"dashboard": False, "dashboard_address": "127.0.0.1:0", "extensions": extensions}
 
 
 def inherited(settings: dict[str, Any]) -> dict[str, str]:

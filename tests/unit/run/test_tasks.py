@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
+from dask.utils import key_split
 from distributed import Client, LocalCluster
 
 from pipeline.errors import InfrastructureError
@@ -174,6 +175,30 @@ def test_a10_workers_that_stand_still_are_started_anew(tmp_path: Path) -> None:
     assert {"task 4", "task 5"} & set(seen["running"])
     assert len(seen["workers"]) == 2
     assert not list(tmp_path.glob("stuck-*")), "all has ended in the end"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_is_kept_of_tasks_does_not_grow_with_them(tmp_path: Path, workers: int) -> None:
+    """Neither by Dask's list of what was ever submitted, nor by its cache of keys; and no task is moved about."""
+    left = iter(range(1_500))
+    done: list[int] = []
+
+    def source() -> Task | None:
+        number = next(left, None)
+        if number is None:
+            return None
+        return Task(
+            name=str(number), function=abs, arguments=(number,), on_done=done.append, on_failed=pytest.fail
+        )  # fmt: skip
+
+    with connect(make_settings({"workers": workers})) as connection:
+        run_tasks(connection, source, watch=_watch(tmp_path))
+        scheduler = connection.client.cluster.scheduler
+        assert sorted(done) == list(range(1_500))
+        spans = scheduler.extensions["spans"].spans.values()
+        assert [span.metadata for span in spans if span.metadata] == []
+        assert key_split.cache_info().currsize <= 1_000
+        assert "stealing" not in scheduler.extensions
 
 
 def _kill_starting(kills: int, stop: threading.Event) -> None:
