@@ -27,7 +27,7 @@ def as_failure(error: BaseException, *, where: str) -> PipelineError:
         return error
     if isinstance(error, KilledWorker):
         failure: PipelineError = ResourceError(
-            "the worker process died twice on the same tile, most likely for lack of memory or by its GPU",
+            "the worker process died twice of the same task, most likely for lack of memory or by its GPU",
             code="RS-003",
             title="Worker died",
             where=where,

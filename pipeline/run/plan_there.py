@@ -52,11 +52,11 @@ def basis_of_a_worker(
         while not future.done():
             check_stop()
             time.sleep(_LOOK_EVERY_S)
-        error = future.exception()
-        if error is None:
+        try:
             return cast("Basis", future.result())
-        if not (left and isinstance(error, KilledWorker)):
-            raise as_failure(error, where=f"planning {scene.name}")
+        except Exception as error:
+            if not (left and isinstance(error, KilledWorker)):
+                raise as_failure(error, where=f"planning {scene.name}") from error
     raise AssertionError
 
 
