@@ -7,6 +7,7 @@ tile, overview by overview -> fsync. The file holds no time and no path: equal r
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import secrets
 import warnings
@@ -21,6 +22,7 @@ from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from pipeline.errors import OutputError, ResourceError
+from pipeline.store.ahead import in_order, num_threads
 from pipeline.store.damage import DamagedTilesError, list_windows
 from pipeline.store.digest import sha256_array
 from pipeline.store.files import disk_full, free_bytes, fsync_path
@@ -265,14 +267,23 @@ def _verify(
     nodata: int,
     look: Callable[[Any, Window], Pixels],
 ) -> None:
-    wrong = [level for level in range(1, len(levels)) if not _level_matches(path, level, levels[level].sha256)]
+    shape = levels[0].shape
+    matches = in_order(lambda n: _level_matches(path, n, shape, levels[n].sha256), range(1, len(levels)))
+    wrong = [number for number, same in enumerate(matches, 1) if not same]
     if wrong:
         raise _unlike(path, f"overviews {wrong}")
     with rasterio.open(path, driver="GTiff") as source:
-        if source.shape != levels[0].shape or len(source.overviews(1)) != len(levels) - 1:
+        if source.shape != shape or len(source.overviews(1)) != len(levels) - 1:
             raise _unlike(path, f"shape {source.shape} with overviews {source.overviews(1)}")
-        differing = [w for i, w in enumerate(tiles) if not _matches(look(source, w), digests[i], nodata)]
-        # Is it the file that differs from the store, or the store that differs from the ledger?
+
+    def differing_of(part: range) -> list[int]:
+        with rasterio.open(path, driver="GTiff") as source:  # a thread's own
+            return [i for i in part if not _matches(look(source, tiles[i]), digests[i], nodata)]
+
+    parts = [range(first, len(tiles), num_threads()) for first in range(num_threads())]
+    differing = [tiles[i] for i in sorted(itertools.chain.from_iterable(in_order(differing_of, parts)))]
+    # Is it the file that differs from the store, or the store that differs from the ledger?
+    with rasterio.open(path, driver="GTiff") as source:
         unlike_store = [w for w in differing if not np.array_equal(look(source, w), read(w))]
     if unlike_store:
         raise _unlike(path, list_windows(unlike_store))
@@ -297,9 +308,9 @@ def _after(first: Callable[[], object], then: Callable[P, T]) -> Callable[P, T]:
     return both
 
 
-def _level_matches(path: Path, number: int, sha256: str | None) -> bool:
+def _level_matches(path: Path, number: int, shape: tuple[int, int], sha256: str | None) -> bool:
     try:
-        return hash_level(path, number) == sha256
+        return hash_level(path, number, shape) == sha256
     except RasterioError:
         return False
 

@@ -1,5 +1,6 @@
-"""A raster and its overviews as temporary tiled GeoTIFFs, made band of rows by band of rows in bounded memory.
+"""A raster and its overviews as temporary tiled GeoTIFFs, made window by window in bounded memory.
 
+A window is read once, by one of a few threads, and halved several times there; one thread writes all that came of it.
 We make the overviews ourselves. GDAL's COG driver would write them to a temporary file with several threads, and a
 disk that fills up meanwhile raises nothing: the result looks whole and its overviews are not. Ours are written by one
 thread, which raises, and leave a hash that the finished file is compared with. Nor do they invent classes, whatever
@@ -9,6 +10,7 @@ the resampling defaults of the day.
 from __future__ import annotations
 
 import hashlib
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
@@ -19,18 +21,18 @@ import rasterio.shutil
 from rasterio.windows import Window as RasterioWindow
 
 from pipeline.grid import Window, iter_windows
+from pipeline.store.ahead import in_order, num_threads
 from pipeline.store.digest import pixel_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from numpy.typing import NDArray
-
 BLOCK_PX = 512
-_BUFFER_BYTES = 32 << 20
-_MAX_STRIP_PX = 32768
-_MAX_BAND_PX = 4096
+_WINDOW_BYTES = 16 << 20
+_AHEAD_BYTES = 64 << 20
+_MOST_HALVINGS = 3
+"""Of one window: larger ones would be few, and leave threads without work."""
 
 Pixels = np.ndarray[Any, np.dtype[Any]]
 
@@ -43,7 +45,7 @@ class Level:
     shape: tuple[int, int]
     """(height, width)."""
     sha256: str | None
-    """Of an overview's pixels, in the order of `buffer_windows`; the ledger knows the full size better."""
+    """Of an overview's pixels, in the order of `level_windows`; the ledger knows the full size better."""
 
 
 def level_shapes(shape: tuple[int, int]) -> list[tuple[int, int]]:
@@ -55,14 +57,26 @@ def level_shapes(shape: tuple[int, int]) -> list[tuple[int, int]]:
     return shapes
 
 
-def buffer_windows(shape: tuple[int, int], pixel_nbytes: int) -> Iterator[Window]:
-    """Windows of whole blocks that cover `shape` once, each at most a few tens of megabytes, however wide."""
-    blocks_across = -(-min(shape[1], _MAX_STRIP_PX) // BLOCK_PX)
-    while blocks_across > 1 and blocks_across * BLOCK_PX * BLOCK_PX * pixel_nbytes > _BUFFER_BYTES:
-        blocks_across = -(-blocks_across // 2)
-    width = blocks_across * BLOCK_PX
-    height = min(_MAX_BAND_PX, max(1, _BUFFER_BYTES // (width * BLOCK_PX * pixel_nbytes)) * BLOCK_PX)
-    return iter_windows(shape, (height, width))
+def num_halvings(pixel_nbytes: int) -> int:
+    """How often a window is halved before the next is read: it begins as that many doublings of a block."""
+    count = _MOST_HALVINGS
+    while count > 1 and (BLOCK_PX << count) ** 2 * pixel_nbytes > _WINDOW_BYTES:
+        count -= 1
+    return count
+
+
+def level_windows(shape: tuple[int, int], number: int, pixel_nbytes: int) -> Iterator[Window]:
+    """Windows of whole blocks that cover one level once, in the order in which they are written.
+
+    Args:
+        shape: Of the full resolution.
+        number: Of the level; 0 is the full resolution.
+        pixel_nbytes: Bytes of a pixel, all bands together.
+    """
+    count = num_halvings(pixel_nbytes)
+    source = max(0, number - 1) // count * count
+    for window in _source_windows(level_shapes(shape)[source], count):
+        yield _halved(window, number - source)
 
 
 def write_levels(
@@ -77,8 +91,8 @@ def write_levels(
 
     Args:
         base: File of the full resolution; overviews lie beside it.
-        read: Window -> pixels `(band, y, x)`.
-        halve: Pixels `(band, y, x)` -> half the size, rounded up.
+        read: Window -> pixels `(band, y, x)`; called by several threads.
+        halve: Pixels `(band, y, x)` -> half the size, rounded up; likewise.
         profile: What `rasterio.open` needs beyond the storage options: width, height, count, dtype, nodata, crs, ….
         describe: Called with the open full-resolution dataset, for colours, names and tags.
 
@@ -88,25 +102,79 @@ def write_levels(
     Raises:
         RasterioError: A write failed.
     """
+    shapes = level_shapes((int(profile["height"]), int(profile["width"])))
     pixel_nbytes = int(profile["count"]) * np.dtype(profile["dtype"]).itemsize
-    levels: list[Level] = []
-    for number, shape in enumerate(level_shapes((int(profile["height"]), int(profile["width"])))):
-        path = base if number == 0 else base.with_name(f"{base.stem}.{number}.tif")
-        source = _halved(levels[-1], halve) if levels else read
-        size = {"height": shape[0], "width": shape[1]}
-        # One thread: GDAL does not report a disk that fills up under several.
-        with rasterio.open(path, "w", **{**profile, **size, **_STORAGE}) as out:
-            if number == 0:
-                describe(out)
-            digest = hashlib.sha256()
-            # A window of an overview costs its fourfold in source pixels.
-            for window in buffer_windows(shape, pixel_nbytes if number == 0 else 4 * pixel_nbytes):
-                pixels = source(window)
-                if number > 0:
-                    digest.update(pixel_bytes(pixels))
-                out.write(pixels, window=to_rasterio(window))
-        levels.append(Level(path=path, shape=shape, sha256=digest.hexdigest() if number > 0 else None))
-    return levels
+    count = num_halvings(pixel_nbytes)
+    threads = min(num_threads(), max(1, _AHEAD_BYTES // ((BLOCK_PX << count) ** 2 * pixel_nbytes)))
+    paths = [base, *(base.with_name(f"{base.stem}.{number}.tif") for number in range(1, len(shapes)))]
+    hashes: list[str | None] = []
+    for source in range(0, max(1, len(shapes) - 1), count):
+        numbers = range(len(hashes), min(source + count + 1, len(shapes)))
+        make = _Halver(read if source == 0 else paths[source], halve, depths=[number - source for number in numbers])
+        made = in_order(make, _source_windows(shapes[source], count), threads=threads)
+        with ExitStack() as stack:
+            files = [stack.enter_context(_create(paths[number], shapes[number], profile)) for number in numbers]
+            if source == 0:
+                describe(files[0])
+            hashes += _write(files, made, hashed=[number > 0 for number in numbers])
+    return [Level(path=path, shape=shape, sha256=sha) for path, shape, sha in zip(paths, shapes, hashes, strict=True)]
+
+
+def _create(path: Path, shape: tuple[int, int], profile: dict[str, Any]) -> Any:
+    """An empty file. Written by one thread: GDAL does not report a disk that fills up under several."""
+    return rasterio.open(path, "w", **{**profile, "height": shape[0], "width": shape[1], **_STORAGE})
+
+
+@dataclass(frozen=True, slots=True)
+class _Halver:
+    """Reads a window and halves it, several times."""
+
+    source: Path | Callable[[Window], Pixels]
+    halve: Callable[[Pixels], Pixels]
+    depths: Sequence[int]
+    """How often, rising; 0 is the window as read."""
+
+    def __call__(self, window: Window) -> list[tuple[Window, Pixels]]:
+        """(window of the level, its pixels) for each of the depths."""
+        pixels = self._read(window)
+        made = []
+        for depth in range(self.depths[-1] + 1):
+            if depth > 0:
+                pixels = self.halve(pixels)
+            if depth in self.depths:
+                made.append((_halved(window, depth), pixels))
+        return made
+
+    def _read(self, window: Window) -> Pixels:
+        if callable(self.source):
+            return self.source(window)
+        with rasterio.open(self.source, driver="GTiff") as file:
+            return np.asarray(file.read(window=to_rasterio(window)))
+
+
+def _write(
+    files: Sequence[Any], made: Iterable[Sequence[tuple[Window, Pixels]]], *, hashed: Sequence[bool]
+) -> list[str | None]:
+    """Write what becomes of each window into the files, one for each depth; SHA-256 of what those were given."""
+    digests = [hashlib.sha256() if wanted else None for wanted in hashed]
+    for parts in made:
+        for file, digest, (window, pixels) in zip(files, digests, parts, strict=True):
+            file.write(pixels, window=to_rasterio(window))
+            if digest is not None:
+                digest.update(pixel_bytes(pixels))
+    return [None if digest is None else digest.hexdigest() for digest in digests]
+
+
+def _source_windows(shape: tuple[int, int], halvings: int) -> Iterator[Window]:
+    side = BLOCK_PX << halvings
+    return iter_windows(shape, (side, side))
+
+
+def _halved(window: Window, times: int) -> Window:
+    """The same place in an overview; the window begins at whole blocks there."""
+    row_off, col_off = window.row_off >> times, window.col_off >> times
+    height, width = -(-window.height >> times), -(-window.width >> times)
+    return Window(row_off=row_off, col_off=col_off, height=height, width=width)
 
 
 def write_vrt(path: Path, levels: Sequence[Level]) -> None:
@@ -121,8 +189,13 @@ def write_vrt(path: Path, levels: Sequence[Level]) -> None:
     tree.write(path, encoding="utf-8")
 
 
-def hash_level(path: Path, number: int) -> str:
+def hash_level(path: Path, number: int, shape: tuple[int, int]) -> str:
     """SHA-256 of one overview of a finished file, as in `Level.sha256`; the first is 1.
+
+    Args:
+        path: Of the file.
+        number: Of the overview.
+        shape: Of the full resolution.
 
     Raises:
         RasterioError: It cannot be read.
@@ -130,7 +203,7 @@ def hash_level(path: Path, number: int) -> str:
     with rasterio.open(path, driver="GTiff", overview_level=number - 1) as source:
         digest = hashlib.sha256()
         pixel_nbytes = source.count * np.dtype(source.dtypes[0]).itemsize
-        for window in buffer_windows(source.shape, 4 * pixel_nbytes):
+        for window in level_windows(shape, number, pixel_nbytes):
             digest.update(pixel_bytes(source.read(window=to_rasterio(window))))
     return digest.hexdigest()
 
@@ -201,18 +274,3 @@ def _quarters(pixels: Pixels) -> tuple[Pixels, Pixels, Pixels, Pixels]:
         pixels = np.pad(pixels, ((0, 0), (0, height % 2), (0, width % 2)), mode="edge")
     a, b, c, d = (np.ascontiguousarray(pixels[:, y::2, x::2]) for y in (0, 1) for x in (0, 1))
     return a, b, c, d
-
-
-def _halved(level: Level, halve: Callable[[Pixels], Pixels]) -> Callable[[Window], NDArray[Any]]:
-    def read(window: Window) -> NDArray[Any]:
-        whole = Window(row_off=0, col_off=0, height=level.shape[0], width=level.shape[1])
-        doubled = Window(
-            row_off=2 * window.row_off,
-            col_off=2 * window.col_off,
-            height=2 * window.height,
-            width=2 * window.width,
-        )
-        with rasterio.open(level.path, driver="GTiff") as source:
-            return halve(source.read(window=to_rasterio(doubled.intersect(whole))))
-
-    return read

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import math
+import tempfile
+import warnings
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from hypothesis import given
+import rasterio
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from rasterio.errors import NotGeoreferencedWarning
 
 from pipeline.store.probabilities import quantize_probabilities, restore_probabilities
-from pipeline.store.pyramid import BLOCK_PX, buffer_windows, halve_mask, halve_mean, level_shapes
+from pipeline.store.pyramid import BLOCK_PX, halve_mask, halve_mean, level_shapes, level_windows, write_levels
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -54,17 +60,46 @@ def test_halving_probabilities_is_their_mean(height: int, width: int, seed: int)
             assert half[band, row, col] == expected
 
 
-@given(st.integers(1, 60_000), st.integers(1, 400_000), st.integers(1, 300))
-def test_buffer_windows_cover_once_in_whole_blocks_and_bounded_memory(height: int, width: int, nbytes: int) -> None:
+@given(st.integers(1, 60_000), st.integers(1, 400_000), st.integers(1, 300), st.integers(0, 12))
+def test_windows_of_a_level_cover_it_once_in_whole_blocks_and_bounded_memory(
+    height: int, width: int, nbytes: int, number: int
+) -> None:
+    shapes = level_shapes((height, width))
+    number = min(number, len(shapes) - 1)
     total = 0
-    for count, window in enumerate(buffer_windows((height, width), nbytes)):
+    for count, window in enumerate(level_windows((height, width), number, nbytes)):
         assert window.row_off % BLOCK_PX == 0
         assert window.col_off % BLOCK_PX == 0
-        assert window.num_pixels * nbytes <= max(32 << 20, BLOCK_PX * BLOCK_PX * nbytes)
+        assert window.num_pixels * nbytes <= max(16 << 20, 4 * BLOCK_PX * BLOCK_PX * nbytes)
         total += window.num_pixels
         if count == 3000:
             return
-    assert total == height * width
+    assert total == math.prod(shapes[number])
+
+
+@given(st.integers(1, 2_300), st.integers(1, 2_300), st.integers(1, 3), st.integers(0, 2**32))
+@settings(max_examples=15)
+def test_levels_are_the_raster_halved_again_and_again(height: int, width: int, bands: int, seed: int) -> None:
+    """However it is cut into windows: each level, read back, is the one before it halved as a whole."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.choice(np.array([0, 1, 2, 255], np.uint8), (bands, height // 7 + 1, width // 7 + 1))
+    whole = np.repeat(np.repeat(coarse, 7, 1), 7, 2)[:, :height, :width].copy()
+    whole[rng.random(whole.shape) < 0.1] = 2
+    profile = {"height": height, "width": width, "count": bands, "dtype": "uint8", "nodata": 255}
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        levels = write_levels(
+            Path(folder) / "base.tif",
+            read=lambda w: whole[:, w.row_off : w.row_stop, w.col_off : w.col_stop],
+            halve=lambda pixels: halve_mask(pixels, 255),
+            profile=profile,
+            describe=lambda _file: None,
+        )
+        assert [level.shape for level in levels] == level_shapes((height, width))
+        for level in levels:
+            with rasterio.open(level.path) as file:
+                np.testing.assert_array_equal(file.read(), whole)
+            whole = halve_mask(whole, 255)
 
 
 @given(st.integers(1, 10**6), st.integers(1, 10**6))
