@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import rasterio
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rasterio.errors import NotGeoreferencedWarning
 
@@ -78,6 +78,8 @@ def test_windows_of_a_level_cover_it_once_in_whole_blocks_and_bounded_memory(
 
 
 @given(st.integers(1, 2_300), st.integers(1, 2_300), st.integers(1, 3), st.integers(0, 2**32))
+@example(40, 4_200, 1, 0)  # more levels than one window is halved to
+@example(2_100, 300, 2, 0)
 @settings(max_examples=15)
 def test_levels_are_the_raster_halved_again_and_again(height: int, width: int, bands: int, seed: int) -> None:
     """However it is cut into windows: each level, read back, is the one before it halved as a whole."""

@@ -155,6 +155,14 @@ def test_pixels_unlike_the_ledger_stop_the_run_and_leave_nothing(tmp_path: Path)
     assert list(tmp_path.iterdir()) == []
 
 
+def test_every_tile_is_compared(tmp_path: Path) -> None:
+    scene = Scene(smooth_mask((700, 700)), 200)
+    scene.pixels ^= 1
+    with pytest.raises(DamagedTilesError) as caught:
+        _write(tmp_path / "mask.tif", scene)
+    assert list(caught.value.windows) == list(scene.tiles)
+
+
 def test_a_tile_without_a_record_is_our_own_bug(tmp_path: Path) -> None:
     scene = Scene(smooth_mask((300, 300)), 200)
     del scene.digests[2]
