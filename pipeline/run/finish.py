@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline import vector
 from pipeline.report.preview import read_overview_mask, write_preview
 from pipeline.run.doctor import versions
 from pipeline.run.events import Event, Notice, StageAdvanced, StageFinished, StageStarted
@@ -27,7 +28,6 @@ from pipeline.store import (
     write_probability_cog,
     write_qgis_style,
 )
-from pipeline.vector import SCENE_TAG, PixelAreas, polygonize, write_polygons
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -148,7 +148,7 @@ class Finisher:
         legend = self.model.spec.legend()
         started = time.monotonic()
         self.tell(StageStarted(name="polygons"))
-        with polygonize(
+        with vector.polygonize(
             self.staging.path("mask.tif"),
             scratch=self.scratch / "polygons",
             include=classes_to_polygonize(legend, None),
@@ -178,7 +178,7 @@ class Finisher:
 
     def _write_polygons(self, polygons: PolygonSet, suffix: str) -> None:
         try:
-            write_polygons(polygons, self._path(f"polygons.{suffix}"), overwrite=True)
+            vector.write_polygons(polygons, self._path(f"polygons.{suffix}"), overwrite=True)
         except Exception:
             self.check()  # a driver that is stopped in the middle calls it a failed write
             raise
@@ -188,7 +188,7 @@ class Finisher:
         mask = self.staging.path("mask.tif")
         records = self._source.records.values()
         class_px = [sum(r.class_px[c.value] for r in records if r.class_px) for c in legend]
-        self._names.append(write_class_names(mask, legend, tags={SCENE_TAG: self.scene.name}).name)
+        self._names.append(write_class_names(mask, legend, tags={vector.SCENE_TAG: self.scene.name}).name)
         write_qgis_style(self._path("mask.qml"), legend)
         write_preview(
             self._path("preview.png"),
@@ -222,7 +222,7 @@ class Finisher:
 
     def _areas(self) -> tuple[float, ...] | None:
         """Geodesic area per class: pixels of each tile times the mean area of its pixels."""
-        areas = PixelAreas.of(self._source.geobox)
+        areas = vector.PixelAreas.of(self._source.geobox)
         if areas is None:
             return None
         total = np.zeros(self.plan.num_classes)

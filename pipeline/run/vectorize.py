@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 from rasterio.errors import RasterioError
 
+from pipeline import vector
 from pipeline.errors import InputError, UsageError
 from pipeline.run.fetch import workplace
 from pipeline.run.settings import make_settings
 from pipeline.scene.magic import driver_of, read_ends
 from pipeline.store import read_legend
-from pipeline.vector import Regularization, Tolerance, polygonize, to_geodataframe, write_polygons
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -77,7 +77,7 @@ def vectorize(
     with workplace(access) as work:
         masks, sure = _fetched(work, _paths(mask), probabilities)
         with _polygons(masks, only, cleaning, probabilities=sure) as polygons:
-            return to_geodataframe(polygons)
+            return vector.to_geodataframe(polygons)
 
 
 def _fetched(
@@ -126,7 +126,7 @@ def vectorize_to_file(
                 masks, only, cleaning, probabilities=sure, scratch=scratch, progress=progress, hands=hands
             ) as polygons,
         ):
-            return write_polygons(polygons, path, overwrite=overwrite)
+            return vector.write_polygons(polygons, path, overwrite=overwrite)
 
 
 def _hands(workers: int) -> AbstractContextManager[Hands | None]:
@@ -180,11 +180,11 @@ def cleaning_of(settings: SegmentSettings, legend: Legend | None) -> dict[str, A
     Raises:
         UsageError: CF-033, a class to regularize that the mask does not have.
     """
-    tolerance = None if settings.simplify is None else Tolerance(*settings.simplify)
+    tolerance = None if settings.simplify is None else vector.Tolerance(*settings.simplify)
     sizes = {"min_area": settings.min_area, "fill_holes": settings.fill_holes}
     regularize = None
     if settings.regularize:
-        regularize = Regularization(_class_values(legend, settings.regularize), settings.min_iou)
+        regularize = vector.Regularization(_class_values(legend, settings.regularize), settings.min_iou)
     return {
         **{f"{name}_{size[1]}": size[0] for name, size in sizes.items() if size is not None},
         "sieve": settings.sieve,
@@ -228,7 +228,7 @@ def _polygons(
         raise TypeError(msg)
     settings = make_settings(cleaning)  # read as `segment` reads them
     legend = _common_legend(masks)
-    polygons = polygonize(
+    polygons = vector.polygonize(
         masks,
         scratch=scratch or Path(tempfile.gettempdir()),
         include=classes_to_polygonize(legend, only),

@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyogrio
 import pyproj
 import shapely
 import shapely.errors
 from affine import Affine
-from pyogrio.errors import DataLayerError, DataSourceError, GeometryError
 from pyproj.exceptions import CRSError
 from rasterio.features import geometry_mask
 
@@ -121,6 +119,9 @@ class Aoi:
 
 def _read(path: Path) -> tuple[NDArray[np.object_], str | None]:
     """Geometries and CRS of the first layer of a file that by its first bytes is one of a few formats."""
+    import pyogrio  # noqa: PLC0415 - loads pandas
+    from pyogrio.errors import DataLayerError, DataSourceError, GeometryError  # noqa: PLC0415
+
     try:
         with path.open("rb") as file:
             head = file.read(512).removeprefix(b"\xef\xbb\xbf")

@@ -1,13 +1,17 @@
 """Mask to polygons: trace, join across seams, attributes, files. Knows no torch, no Dask."""
 
-from pipeline.vector.area import PixelAreas
-from pipeline.vector.blocks import Hands, Piece
-from pipeline.vector.mask_file import SCENE_TAG
-from pipeline.vector.polygonize import polygonize
-from pipeline.vector.polygonset import PolygonSet, to_geodataframe
-from pipeline.vector.regularize import Outcome, Regularization
-from pipeline.vector.simplify import Tolerance
-from pipeline.vector.write import WrittenPolygons, write_polygons
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.vector.area import PixelAreas
+    from pipeline.vector.blocks import Hands, Piece
+    from pipeline.vector.mask_file import SCENE_TAG
+    from pipeline.vector.polygons import polygonize
+    from pipeline.vector.polygonset import PolygonSet, to_geodataframe
+    from pipeline.vector.regularize import Outcome, Regularization
+    from pipeline.vector.simplify import Tolerance
+    from pipeline.vector.write import WrittenPolygons, write_polygons
 
 __all__ = [
     "SCENE_TAG",
@@ -23,3 +27,27 @@ __all__ = [
     "to_geodataframe",
     "write_polygons",
 ]
+
+# pandas, GeoPandas, Arrow and GDAL's vector drivers take half a second to load, for runs that may want no polygons.
+_HOMES = {
+    "SCENE_TAG": "mask_file",
+    "Hands": "blocks",
+    "Outcome": "regularize",
+    "Piece": "blocks",
+    "PixelAreas": "area",
+    "PolygonSet": "polygonset",
+    "Regularization": "regularize",
+    "Tolerance": "simplify",
+    "WrittenPolygons": "write",
+    "polygonize": "polygons",
+    "to_geodataframe": "polygonset",
+    "write_polygons": "write",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Load a public name from its module (PEP 562)."""
+    if name not in _HOMES:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
