@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import http
+import http.client
 import re
 import socket
 import subprocess
@@ -68,27 +70,47 @@ def test_a_given_scheduler_gives_the_same_bytes_and_is_left_running(scheduler: s
     _wait_for_workers(scheduler, 2)
 
 
-def _listening() -> list[str]:
-    """Addresses on which this process and its children take connections."""
+def _listening() -> list[tuple[str, int]]:
+    """Addresses and ports on which this process and its children take connections."""
     me, found = psutil.Process(), []
     for process in (me, *me.children(recursive=True)):
         with contextlib.suppress(psutil.NoSuchProcess):
-            found += [c.laddr.ip for c in process.net_connections(kind="inet") if c.status == psutil.CONN_LISTEN]
+            connections = process.net_connections(kind="inet")
+            found += [(c.laddr.ip, c.laddr.port) for c in connections if c.status == psutil.CONN_LISTEN]
     return found
 
 
+def _shows_pages(address: tuple[str, int]) -> bool:
+    """Whether Dask's dashboard, or anything of its kind, answers there."""
+    for path in ("/status", "/individual-workers", "/info/main/workers.html"):
+        asking = http.client.HTTPConnection(*address, timeout=2)
+        try:
+            asking.request("GET", path)
+            if asking.getresponse().status == http.HTTPStatus.OK:
+                return True
+        except (OSError, http.client.HTTPException):
+            continue
+        finally:
+            asking.close()
+    return False
+
+
 @pytest.mark.parametrize("workers", [1, 2])
-def test_t9_everything_listens_on_loopback_only(workers: int, tmp_path: Path) -> None:
-    """Looked at whenever a tile is done, while others run."""
+def test_t9_t10_everything_listens_on_loopback_only_and_shows_no_pages(workers: int, tmp_path: Path) -> None:
+    """Looked at whenever a tile is done, while others run; the dashboards asked for once."""
     scene = write_scene(tmp_path / "scene.tif", smooth_values(2, (150, 170)), names=("b0", "b1"))
     model = save_unet(tmp_path / "model", depth=2)
-    seen: list[list[str]] = []
+    seen: list[list[tuple[str, int]]] = []
+    pages: list[tuple[str, int]] = []
 
     def look(event: Event) -> None:
         if isinstance(event, StageAdvanced) and event.name == "infer":
             seen.append(_listening())
+            if len(seen) == 5:
+                pages.extend(address for address in seen[-1] if _shows_pages(address))
 
     sm.segment(scene, model, tmp_path / "out", patch=64, tile=1, vectors="none", workers=workers, listener=look)
     assert len(seen) >= 20
     assert all(seen), "a run talks to its workers by sockets"
-    assert all(re.match(r"127\.|::1$", ip) for ips in seen for ip in ips), seen
+    assert all(re.match(r"127\.|::1$", ip) for addresses in seen for ip, _ in addresses), seen
+    assert pages == []

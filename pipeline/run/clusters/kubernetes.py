@@ -18,7 +18,7 @@ from distributed import Security
 from pipeline.errors import InfrastructureError, UsageError
 from pipeline.run.clusters.address import client_of
 from pipeline.run.clusters.keys import CA, CERT, KEY, temporary_pem
-from pipeline.run.clusters.tuning import inherited, tuning
+from pipeline.run.clusters.tuning import HEALTH_ONLY, inherited, tuning
 from pipeline.run.workers import tiles_in_flight, workers_wanted
 
 if TYPE_CHECKING:
@@ -32,10 +32,8 @@ if TYPE_CHECKING:
 _API = "kubernetes.dask.org/v1"
 _KEYS = "/etc/scenemask-tls"
 _COMM, _HEALTH = 8786, 8787
-_HTTP = ["distributed.http.health"]
-"""All that the scheduler's web server tells: the operator's probes ask for it."""
-_HTTP_SCALING = [*_HTTP, "distributed.http.scheduler.api"]
-"""With a varying number of workers the operator also asks how many are wanted."""
+_SCALING = [*HEALTH_ONLY, "distributed.http.scheduler.api"]
+"""The operator's probes ask for the scheduler's health; with a varying number of workers also how many are wanted."""
 
 
 @contextlib.contextmanager
@@ -102,9 +100,7 @@ def manifests(
     """
     least = workers_wanted(settings)
     most = max(least, options.most_workers or 0)
-    variables = inherited(
-        tuning(options) | {"distributed.scheduler.http.routes": _HTTP_SCALING if most > least else _HTTP}
-    )
+    variables = inherited(tuning(options) | ({"distributed.scheduler.http.routes": _SCALING} if most > least else {}))
     meta: dict[str, Any] = {"labels": {"app.kubernetes.io/name": "scenemask"}}
     if options.namespace is not None:
         meta["namespace"] = options.namespace

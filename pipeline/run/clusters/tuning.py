@@ -13,6 +13,9 @@ from pipeline.run.clusters.options import Patience, StartedOptions
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+HEALTH_ONLY = ["distributed.http.health"]
+"""All that web servers of schedulers and workers tell: other pages show tasks and addresses, dashboard or not."""
+
 _ALWAYS: dict[str, Any] = {
     "distributed.scheduler.allowed-failures": 1,  # a tile that kills two workers is the tile's fault
     "distributed.scheduler.work-stealing": False,  # a tile's data is its own; moving it saves nothing
@@ -26,6 +29,8 @@ _ALWAYS: dict[str, Any] = {
     "distributed.admin.system-monitor.interval": "2s",
     "distributed.scheduler.active-memory-manager.start": False,
     "distributed.worker.profile.enabled": False,  # it looks at every thread a hundred times a second
+    "distributed.scheduler.http.routes": HEALTH_ONLY,
+    "distributed.worker.http.routes": HEALTH_ONLY,
     "distributed.logging.distributed": "error",
 }
 
