@@ -21,6 +21,7 @@ _LINE_EVERY_S = 10.0
 _LABELS = {
     "scene": "making the scene",
     "train": "training",
+    "plan": "planning",
     "infer": "segmenting",
     "verify": "verifying",
     "mask": "writing the mask",
@@ -30,8 +31,9 @@ _LABELS = {
 }
 
 
-_WARMING = {"infer": "warming up"}
-"""Shown until the first step is done: the first forward compiles, and a bar that stands still looks like a hang."""
+_WARMING = {"plan": "looking at the network", "infer": "warming up"}
+"""Shown until the first step is done: a new network is probed and timed, the first forward compiles, and a bar that
+stands still looks like a hang."""
 
 
 @contextlib.contextmanager
@@ -62,12 +64,19 @@ def choose_listener(
 
 
 def _bar(console: Console) -> Progress:
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     return Progress(
         TextColumn("{task.description:>18}"),
         BarColumn(bar_width=32),
-        TextColumn("{task.completed:>5.0f}/{task.total:.0f}"),
+        MofNCompleteColumn(),
         TextColumn("{task.fields[rate]:<24}"),
         TimeElapsedColumn(),
         TextColumn("eta"),

@@ -367,7 +367,7 @@ def warnings_of(run: SceneRun, plan: Plan) -> list[str]:
     if run.settings.bands is None and matched_by_position(run.scene, run.model):
         names = ", ".join(f"{b.name} → {n}" for b, n in zip(run.scene.bands, run.model.spec.bands, strict=True))
         warnings.append(f"bands were matched by position: {names}")
-    if (plan.flips_frac or 0.0) > _MANY_FLIPS:
+    if plan.engine.precision != "float32" and (plan.flips_frac or 0.0) > _MANY_FLIPS:
         warnings.append(
             f"{plan.engine.precision} changes the class of {plan.flips_frac:.2%} of sampled pixels; "
             "--precision float32 is the reference"

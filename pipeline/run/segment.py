@@ -186,6 +186,8 @@ def _locked(
 
 def _begin(run: SceneRun, scratch: Path, cluster: _Cluster) -> Ongoing:
     """A new plan, made where its work will be done: the machine that asks may have no GPU, or other cores."""
+    started = time.monotonic()
+    run.tell(StageStarted(name="plan"))
     if on_this_machine(run.settings):
         plan = make_plan(run.scene, run.model, run.settings)
     else:
@@ -194,6 +196,7 @@ def _begin(run: SceneRun, scratch: Path, cluster: _Cluster) -> Ongoing:
             cluster.connection(device=device), run.scene, run.model, run.settings, check_stop=cluster.check_stop
         )
         plan = plan_from(run.scene, run.model, run.settings, basis)
+    run.tell(StageFinished(name="plan", seconds=time.monotonic() - started))
     return begin(run, plan, scratch)
 
 

@@ -99,7 +99,7 @@ def test_run_json_tells_the_run(scene: Path, values: Any, threshold: sm.Model, t
     ground = sum(row["area_m2"] for row in record["classes"])
     assert ground == pytest.approx(valid.sum() * 100, rel=2e-3)  # UTM pixels are 10 m x 10 m but for the scale factor
     assert record["status"] == "ok"
-    assert set(record["timings_s"]) >= {"infer", "mask", "polygons"}
+    assert set(record["timings_s"]) >= {"plan", "infer", "mask", "polygons"}
     assert record["plan"]["tiling"] == "exact"
     assert record["files"]["mask.tif"]["sha256"] == sha256(tmp_path / "mask.tif")
     item = json.loads((tmp_path / "item.json").read_text())

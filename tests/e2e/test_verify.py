@@ -167,6 +167,19 @@ def test_d13_a_precision_that_changes_many_classes_is_warned_of(
         assert bool(found) == warned
 
 
+def test_d13_a_precision_that_was_not_taken_is_not_warned_of(
+    scene: Path, unet: sm.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`auto` stays with float32, says why, and has nothing to warn of."""
+    monkeypatch.setattr(choose_module, "measure_flips", lambda *_: 0.012)
+    monkeypatch.setattr(choose_module, "has_fast_bfloat16", lambda _device: True)
+    monkeypatch.setattr(choose_module, "WORTH_MEASURING_PX", 0)
+    told = _run(scene, unet, tmp_path, precision="auto", verify=0)
+    assert told["plan"]["precision"] == "float32"
+    assert told["plan"]["flips_frac"] == 0.012
+    assert [text for text in told["warnings"] if "changes the class" in text] == []
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (3, 70), (130, 5)])
 @pytest.mark.parametrize("tiling", ["exact", "blend"])
 def test_tiny_scenes(unet: sm.Model, tmp_path: Path, shape: tuple[int, int], budget: str, tiling: str) -> None:
