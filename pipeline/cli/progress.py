@@ -127,8 +127,10 @@ class _Bar:
             self._progress.update(self._tasks[event.name], completed=event.done, total=event.total, rate=rate)
         elif isinstance(event, StageFinished) and event.name in self._tasks:
             task = self._tasks[event.name]
-            total = self._progress.tasks[task].total or 1
-            self._progress.update(task, total=total, completed=total)
+            shown = self._progress.tasks[task]
+            total, rate = shown.total or 1, shown.fields["rate"]
+            rate = "" if rate == _WARMING.get(event.name) else rate
+            self._progress.update(task, total=total, completed=total, rate=rate)
 
 
 class _Lines:
