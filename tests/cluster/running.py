@@ -97,6 +97,19 @@ numpy.__version__ = numpy.__version__ + "9"
 found = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *more: None if name == "openvino" else found(name, *more)
 """
+SLOW_TILES = """
+import sys, threading, time
+
+def wait():
+    while not hasattr(sys.modules.get("pipeline.run.tile_task"), "_compute_tile"):
+        time.sleep(0.005)
+    task = sys.modules["pipeline.run.tile_task"]
+    fast = task._compute_tile
+    task._compute_tile = lambda *given: time.sleep(0.1) or fast(*given)
+
+threading.Thread(target=wait, daemon=True).start()
+"""
+"""Dask gives a worker that joins no task while those that hold the model take no time for theirs."""
 NO_SCENEMASK = "import sys; sys.modules['pipeline'] = None\n"
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
-import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from pipeline.run.clusters.latecomers import MisfitError, require_seen
 from pipeline.run.events import Notice, StageAdvanced
 from pipeline.run.settings import make_settings
 from pipeline.store import Folder, TileStore, read_ledger
-from tests.cluster.running import NO_SCENEMASK, OTHER_NUMPY, Known, can_mount, odd_worker, with_another_disk
+from tests.cluster.running import NO_SCENEMASK, OTHER_NUMPY, SLOW_TILES, Known, can_mount, odd_worker, with_another_disk
 from tests.scenes import sha256
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class _Watcher:
-    """Does one thing after the first tile, then one after each misfit that was named; tiles have time until then."""
+    """Does one thing after the first tile, then one after each misfit that was named."""
 
     def __init__(self, *steps: Callable[[], object]) -> None:
         self.texts: list[str] = []
@@ -34,12 +33,9 @@ class _Watcher:
         self._started = False
 
     def __call__(self, event: Any) -> None:
-        if isinstance(event, StageAdvanced):
-            if self._started and self._steps:
-                time.sleep(0.1)
-            elif not self._started:
-                self._started = True
-                self._steps.pop(0)()
+        if isinstance(event, StageAdvanced) and not self._started:
+            self._started = True
+            self._steps.pop(0)()
         if isinstance(event, Notice) and "left out" in event.text:
             self.texts.append(event.text)
             self._steps.pop(0)()
@@ -62,7 +58,7 @@ def test_a13_the_run_goes_on_with_those_that_fit(
         pids = []
 
         def fitting(name: str) -> subprocess.Popen[bytes]:
-            worker = workers.enter_context(odd_worker(scheduler, tmp_path / name))
+            worker = workers.enter_context(odd_worker(scheduler, tmp_path / name, SLOW_TILES))
             pids.append(worker.pid)
             return worker
 
@@ -91,7 +87,7 @@ def test_a13_without_any_that_fits_it_ends_and_can_be_continued(
 ) -> None:
     out = tmp_path / "out"
     with contextlib.ExitStack() as workers:
-        first = workers.enter_context(odd_worker(scheduler, tmp_path / "first"))
+        first = workers.enter_context(odd_worker(scheduler, tmp_path / "first", SLOW_TILES))
         watcher = _Watcher(
             lambda: workers.enter_context(odd_worker(scheduler, tmp_path / "numpy", OTHER_NUMPY)),
             lambda: _end(first),
