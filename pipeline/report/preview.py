@@ -72,16 +72,16 @@ def overlay(rgb: NDArray[np.uint8], mask: NDArray[np.generic], legend: Legend) -
 
     Background stays grey, and nodata is paper. Where classes overlap, the rarer lies on top.
     """
-    grey = rgb.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
-    out = np.repeat((70 + grey * (185 / 255))[..., np.newaxis], 3, axis=2)
-    valid = legend.is_valid(mask)
+    grey = np.rint(rgb.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)).astype(np.uint8)
+    pale = np.repeat((70 + np.arange(256, dtype=np.float32) * (185 / 255))[:, np.newaxis], 3, axis=1)
+    shades = [pale, np.full_like(pale, _PAPER)]  # (grey, channel) each: background, nodata, then the classes
     shown = _topmost(mask, legend) if legend.multilabel else mask
+    which = np.where(legend.is_valid(mask), 0, 1).astype(np.uint16)
     for info in legend:
         if not info.background:
-            here = valid & (shown == info.value)
-            out[here] += _BLEND * (np.array(info.color, np.float32) - out[here])
-    out[~valid] = _PAPER
-    return np.rint(out).astype(np.uint8)
+            which[(shown == info.value) & (which != 1)] = len(shades)
+            shades.append(pale + _BLEND * (np.array(info.color, np.float32) - pale))
+    return np.rint(shades).astype(np.uint8)[which, grey]
 
 
 def _topmost(mask: NDArray[np.generic], legend: Legend) -> NDArray[np.int64]:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rasterio.enums import Resampling
 from rasterio.windows import Window as RasterioWindow
-from scipy import ndimage
 
 from pipeline.scene.datasets import GDAL_ERRORS
 
@@ -80,6 +79,8 @@ def _find_collar(dataset: Any, indexes: list[int]) -> tuple[float, float]:
         sample = _scattered(dataset, indexes)
     if border_share <= COLLAR_FRAC:
         return value, 0.0
+    from scipy import ndimage  # noqa: PLC0415 - a tenth of a second, for scenes that may have a collar
+
     regions, _ = ndimage.label(np.all(sample == value, axis=0))
     touching = np.unique(_border_of(regions[np.newaxis]))
     return value, float(np.isin(regions, touching[touching > 0]).mean())
