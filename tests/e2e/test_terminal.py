@@ -98,6 +98,7 @@ def test_train(tmp_path: Path) -> None:
     assert re.search(r"^step 4 ", text, re.MULTILINE), text
 
 
+@pytest.mark.slow
 def test_demo_trains_and_scores(tmp_path: Path) -> None:
     code, text = _on_terminal("demo", "-o", tmp_path / "demo", "--size", "512", "--steps", "2")
     _must_be_fine(text)

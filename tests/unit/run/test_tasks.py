@@ -177,7 +177,7 @@ def test_a10_workers_that_stand_still_are_started_anew(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("stuck-*")), "all has ended in the end"
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_what_is_kept_of_tasks_does_not_grow_with_them(tmp_path: Path, workers: int) -> None:
     """Neither by Dask's list of what was ever submitted, nor by its cache of keys; and no task is moved about."""
     left = iter(range(1_500))
