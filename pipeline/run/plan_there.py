@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, cast
 
 from distributed.scheduler import KilledWorker
 
+from pipeline.cores import at_most
 from pipeline.infer import give_back_freed
 from pipeline.run.basis import Basis, find_basis
-from pipeline.run.cores import at_most
 from pipeline.run.failures import as_failure
 from pipeline.run.travel import portable
 from pipeline.run.workers import cores_of_cluster, memory_per_worker, on_this_machine

@@ -38,9 +38,10 @@ _ANEW = ("finished", "pending")
 
 
 _ROUND_S = 1.0
-_KEYS_KEPT = 1000
 _MOST_ROUNDS = 20
 """Workers may be killed often before one lives long enough to unpack a model, and each start takes seconds."""
+_KEYS_KEPT = 1000
+"""Dask, and a scheduler in this process, keep the last hundred thousand keys, of work long done."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -190,7 +191,7 @@ class _Crew:
         priority = 10 if task.first or apart else 0
         self._sent += 1
         if self._sent % _KEYS_KEPT == 0:
-            key_split.cache_clear()  # Dask, and a scheduler in this process, keep the keys of all that has ended
+            key_split.cache_clear()
         self._follow(self._connection.client.submit(*call, *task.arguments, pure=False, priority=priority, **more), one)
 
     def wait(self, timeout_s: float) -> _Ended | None:

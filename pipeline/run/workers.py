@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from pipeline.cores import available_cores
 from pipeline.run.clusters.options import AddressOptions, CudaOptions, LocalOptions, StartedOptions, cluster_options
-from pipeline.run.cores import available_cores
 
 if TYPE_CHECKING:
     from pipeline.infer import Device

@@ -1,7 +1,8 @@
 """Opening any input as a `Scene`: bands, validity, areas of interest, synthetic scenes. Knows no torch, no Dask."""
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from pipeline.lazy import lazily
 
 if TYPE_CHECKING:
     from pipeline.scene.aoi import Aoi
@@ -54,10 +55,4 @@ _HOMES = {
     "write_synthetic_scene": "synthetic",
 }
 
-
-def __getattr__(name: str) -> object:
-    """Load a public name from its module (PEP 562)."""
-    if name not in _HOMES:
-        msg = f"module {__name__!r} has no attribute {name!r}"
-        raise AttributeError(msg)
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazily(__name__, _HOMES)

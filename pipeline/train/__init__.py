@@ -1,7 +1,8 @@
 """Labelled scenes in, a U-Net with known accuracy out; masks held against the truth. Knows no run."""
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from pipeline.lazy import lazily
 
 if TYPE_CHECKING:
     from pipeline.train.check import count_on
@@ -43,10 +44,4 @@ _HOMES = {
     "train_model": "teach",
 }
 
-
-def __getattr__(name: str) -> object:
-    """Load a public name from its module (PEP 562)."""
-    if name not in _HOMES:
-        msg = f"module {__name__!r} has no attribute {name!r}"
-        raise AttributeError(msg)
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazily(__name__, _HOMES)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.run.cores import available_cores, cpu_quota
+from pipeline.cores import available_cores, cpu_quota
 from tests.unit.deploy.deployment import ROOT
 
 
@@ -52,7 +52,7 @@ def test_a_process_in_a_real_group_with_a_quota_of_one_core() -> None:
     except OSError:
         pytest.skip("control groups cannot be made here")
     enter = f"import os; open('{group}/cgroup.procs', 'w').write(str(os.getpid()))"
-    code = f"{enter}; from pipeline.run.cores import available_cores; print(available_cores())"
+    code = f"{enter}; from pipeline.cores import available_cores; print(available_cores())"
     try:
         done = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True, timeout=60
