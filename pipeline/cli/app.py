@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import gc
 import json
 import os
 import shlex
@@ -339,6 +341,7 @@ def main() -> None:
     # Reading and writing threads share the cores with the network's: those that wait must sleep, not spin. With a busy
     # neighbour the same forwards took 1.15 s of CPU in place of 2.06 s. PyTorch reads this when it is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _spare_what_stays()
     debug, as_json = "--debug" in sys.argv, "--json" in sys.argv
     sys.excepthook = _print_redacted
     if not sys.warnoptions:
@@ -368,6 +371,20 @@ def main() -> None:
         _report(_bug(error), as_json=as_json)
         sys.exit(1)
     sys.exit(0)
+
+
+def _spare_what_stays() -> None:
+    """Keep Python from looking for garbage among a million objects that imports make and that live until the end.
+
+    With its defaults it looks through them a thousand times while they are made, and through all of them again when the
+    process ends: 0.9 s of the 7.7 s that a scene of 2048² took.
+    """
+    gc.set_threshold(_NEW_OBJECTS)
+    atexit.register(gc.freeze)
+
+
+_NEW_OBJECTS = 50_000
+"""After which garbage is looked for among them; Python's default is 700."""
 
 
 @contextlib.contextmanager

@@ -48,13 +48,12 @@ class Peer:
     """One way to segment the scene."""
 
     name: str
-    run: Callable[[Path, Path, Path], None]
-    """(scene, model folder, mask to write)."""
-    float32: bool
-    """Whether it computes in float32."""
+    run: Callable[[Path, Path, Path], None] | None = None
+    """(scene, model folder, mask to write); None: it is `scenemask segment`, as a user would call it."""
+    precision: str = "float32"
+    """What it computes in."""
     needs: str = "torch"
     """Module without which it is left out."""
-    ours: bool = False
     same_input: bool = True
     """False where it cannot be given the scene's four bands, so that its classes are not comparable."""
 
@@ -84,23 +83,6 @@ def _scaled(block: NDArray[Any]) -> Any:
     import torch
 
     return torch.from_numpy((block.astype(np.float32) - 1000.0) / 800.0)[None]
-
-
-def _segment(scene: Path, model: Path, mask: Path, **options: Any) -> None:
-    import pipeline as sm
-
-    result = sm.segment(scene, model, mask.with_suffix(""), vectors="none", overwrite=True, **options)
-    result.mask_path.replace(mask)
-
-
-def segment_bfloat16(scene: Path, model: Path, mask: Path) -> None:
-    """In bfloat16, which `segment` takes by itself where classes keep; those of random weights flip more often."""
-    _segment(scene, model, mask, precision="bfloat16")
-
-
-def segment_float32(scene: Path, model: Path, mask: Path) -> None:
-    """`scenemask segment --precision float32`."""
-    _segment(scene, model, mask, precision="float32")
 
 
 def hand_written(scene: Path, model: Path, mask: Path, *, precision: str = "bf16") -> None:
@@ -265,15 +247,16 @@ def whole(scene: Path, model: Path, mask: Path) -> None:
 
 
 PEERS = {
-    "ours": Peer(name="scenemask segment, bfloat16", run=segment_bfloat16, float32=False, ours=True),
-    "ours32": Peer(name="scenemask segment, float32", run=segment_float32, float32=True, ours=True),
-    "hand": Peer(name="loop by hand, OpenVINO bfloat16", run=hand_written, float32=False, needs="openvino"),
-    "grid": Peer(name="grid-sampler loop, patch 512, no overlap", run=grid_loop, float32=True),
-    "gridx": Peer(name="the same, 96 px thrown away", run=grid_loop_exact, float32=True),
-    "geodeep": Peer(name="GeoDeep (ONNX Runtime)", run=geodeep, float32=True, needs="geodeep", same_input=False),
-    "torchgeo": Peer(name="torchgeo grid sampler", run=torchgeo, float32=True, needs="torchgeo"),
-    "dask": Peer(name="Dask map_overlap, chunks of 2048, depth 96", run=map_overlap, float32=True),
-    "monai": Peer(name="MONAI sliding window, Gaussian, 50 %", run=monai, float32=True, needs="monai"),
+    # By itself `segment` takes bfloat16 where classes keep; those of random weights flip more often.
+    "ours": Peer(name="scenemask segment, bfloat16", precision="bfloat16"),
+    "ours32": Peer(name="scenemask segment, float32"),
+    "hand": Peer(name="loop by hand, OpenVINO bfloat16", run=hand_written, precision="bfloat16", needs="openvino"),
+    "grid": Peer(name="grid-sampler loop, patch 512, no overlap", run=grid_loop),
+    "gridx": Peer(name="the same, 96 px thrown away", run=grid_loop_exact),
+    "geodeep": Peer(name="GeoDeep (ONNX Runtime)", run=geodeep, needs="geodeep", same_input=False),
+    "torchgeo": Peer(name="torchgeo grid sampler", run=torchgeo, needs="torchgeo"),
+    "dask": Peer(name="Dask map_overlap, chunks of 2048, depth 96", run=map_overlap),
+    "monai": Peer(name="MONAI sliding window, Gaussian, 50 %", run=monai, needs="monai"),
 }
 
 
@@ -289,13 +272,25 @@ def python_with(module: str) -> str | None:
 def measure(key: str, scene: Path, model: Path, mask: Path) -> tuple[float, float, float]:
     """(wall seconds, CPU seconds, peak bytes) of a fresh process."""
     mask.parent.mkdir(parents=True, exist_ok=True)
-    python = python_with(PEERS[key].needs if key in PEERS else "torch") or sys.executable
-    command = [python, "-m", "tests.bench.peers", "--child", key, str(scene), str(model), str(mask)]
+    command = _command(key, scene, model, mask)
     started = time.perf_counter()
-    pid = os.posix_spawn(python, command, {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"})
+    pid = os.posix_spawn(command[0], command, {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"})
     _, status, usage = os.wait4(pid, 0)
+    seconds = time.perf_counter() - started
     assert status == 0, f"{key} failed with status {status}"
-    return time.perf_counter() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
+    if key in PEERS and PEERS[key].run is None:
+        (mask.with_suffix("") / "mask.tif").replace(mask)
+    return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
+
+
+def _command(key: str, scene: Path, model: Path, mask: Path) -> list[str]:
+    peer = PEERS.get(key)
+    if peer is not None and peer.run is None:
+        options = ["--precision", peer.precision, "--vectors", "none", "--overwrite", "--quiet"]
+        command = ["-m", "pipeline", "segment", str(scene), "-m", str(model), "-o", str(mask.with_suffix("")), *options]
+        return [sys.executable, *command]
+    python = python_with(peer.needs if peer else "torch") or sys.executable
+    return [python, "-m", "tests.bench.peers", "--child", key, str(scene), str(model), str(mask)]
 
 
 def far_from_nodata(scene: Path) -> NDArray[np.bool_]:
@@ -325,7 +320,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.child:
         key, scene, model, mask = given.child
-        runs = {name: peer.run for name, peer in PEERS.items()} | {"whole": whole}
+        runs = {name: peer.run for name, peer in PEERS.items() if peer.run} | {"whole": whole}
         runs[key](Path(scene), Path(model), Path(mask))
         return
     unet()
@@ -349,7 +344,7 @@ def main() -> None:
             PEERS[key].name,
             f"{wall:.1f} s / {cpu:.1f} cpu-s, {peak / 1e9:.2f} GB, "
             + (f"{seams[key]:.2e} of pixels differ" if key in seams else "fed with three bands")
-            + ("" if PEERS[key].ours else f"; ours {wall / medians['ours'][0]:.2f} × as fast"),
+            + ("" if PEERS[key].run is None else f"; ours {wall / medians['ours'][0]:.2f} × as fast"),
             "",
         )
         for key, (wall, cpu, peak) in medians.items()
