@@ -20,18 +20,19 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.errors import ModelError
 from pipeline.model.cache import cache_folder, write_cached
-from pipeline.model.decision import NOT_FINITE, has_labels, output_thresholds
+from pipeline.model.decision import has_labels
 from pipeline.model.engine_spec import EngineSpec
 from pipeline.model.foreign import ForeignNetwork, OnnxNetwork
 from pipeline.model.lean import fold_batch_norm, trimmed
+from pipeline.model.openvino_graph import from_onnx, sum_instead_of_join, with_labels
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import nn
 
     from pipeline.model.model import Model
@@ -110,7 +111,7 @@ class OpenVinoEngine:
         made = self._requests.get(labels)
         if made is None or made.size != size:
             self._requests.pop(labels, None)
-            graph = _with_labels(self._graph, self._decides) if labels else self._graph.clone()
+            graph = with_labels(self._graph, self._decides) if labels else self._graph.clone()
             if size is not None:
                 graph.reshape(list(size))
             made = self._requests[labels] = _Request(size, _compile(graph, self._spec))
@@ -154,7 +155,7 @@ def read_graph(network: nn.Module, *, bands: int, key: str | None, trim_px: int 
     return graph
 
 
-_CONVERTER = 3
+_CONVERTER = 4
 """Raise when the conversion changes, so that cached graphs are made again."""
 
 
@@ -169,7 +170,7 @@ def _convert(network: nn.Module, bands: int, trim_px: int) -> Any:
     import openvino  # noqa: PLC0415 - an extra
 
     if isinstance(network, OnnxNetwork):
-        return _from_onnx(network, bands)
+        return sum_instead_of_join(from_onnx(network, bands, read=_core().read_model))
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")  # about checks of shapes, which tracing makes constant
         folded = copy.deepcopy(network)
@@ -178,44 +179,10 @@ def _convert(network: nn.Module, bands: int, trim_px: int) -> Any:
         side = 2 * trim_px + _EXAMPLE_PX
         graph = openvino.convert_model(trimmed(folded, trim_px).eval(), example_input=torch.zeros(1, bands, side, side))
     graph.reshape([1, bands, -1, -1])
-    return graph
+    return sum_instead_of_join(graph)
 
 
 _EXAMPLE_PX = 256
-
-
-def _from_onnx(network: OnnxNetwork, bands: int) -> Any:
-    """The file's graph with the layout and the one output that we use."""
-    import openvino  # noqa: PLC0415 - an extra
-    from openvino import opset13 as op  # noqa: PLC0415 - an extra
-
-    graph = _core().read_model(network.content, b"")
-    outputs = [node.get_node().input_value(0) for node in graph.outputs]
-    output = outputs[_position(network, [node.get_any_name() for node in graph.outputs], outputs)]
-    parameters = graph.get_parameters()
-    if network.io.layout == "channels_last":
-        source = op.parameter([1, bands, -1, -1], dtype=np.float32)
-        turned = op.transpose(source, op.constant([0, 2, 3, 1], dtype=np.int64))
-        parameters[0].output(0).replace(turned.output(0))
-        parameters = [source]
-        output = op.transpose(output, op.constant([0, 3, 1, 2], dtype=np.int64)).output(0)
-    made = openvino.Model([op.result(output)], parameters, "network")
-    if network.fixed_side is None:
-        made.reshape([1, bands, -1, -1])
-    return made
-
-
-def _position(network: OnnxNetwork, names: list[str], outputs: list[Any]) -> int:
-    """Which output counts, as `ForeignNetwork` has it."""
-    wanted = network.io.output
-    if isinstance(wanted, int):
-        return wanted
-    if wanted is not None:
-        return names.index(wanted)
-    return next(i for i, output in enumerate(outputs) if output.get_partial_shape().rank.get_length() == _RANK)
-
-
-_RANK = 4
 
 
 def _save(graph: Any, path: Path) -> None:
@@ -228,26 +195,6 @@ def _save(graph: Any, path: Path) -> None:
         openvino.save_model(graph, made, compress_to_fp16=False)
         made.with_suffix(".bin").replace(path.with_suffix(".bin"))
         made.replace(path)
-
-
-def _with_labels(graph: Any, spec: ModelSpec) -> Any:
-    """The graph with the decision inside: one byte per pixel comes out, and logits never leave the caches."""
-    import openvino  # noqa: PLC0415 - an extra
-    from openvino import opset13 as op  # noqa: PLC0415 - an extra
-
-    graph = graph.clone()
-    output = graph.outputs[0].get_node().input_value(0)
-    channel = op.constant([1], dtype=np.int64)
-    if spec.thresholds:
-        cuts = np.array(output_thresholds(spec), np.float32).reshape(1, -1, 1, 1)
-        classes = op.greater_equal(output, op.constant(cuts)).output(0)
-    else:
-        best = op.topk(output, op.constant(1, dtype=np.int64), 1, "max", "none", index_element_type="i32")
-        classes = best.output(1)
-    # The sum of a pixel's outputs is finite exactly where all of them are.
-    finite = op.is_finite(op.reduce_sum(output, channel, keep_dims=True))
-    label = op.select(finite, op.convert(classes, "u8"), op.constant(NOT_FINITE, dtype=np.uint8))
-    return openvino.Model([op.result(label.output(0))], graph.get_parameters(), "labels")
 
 
 def _cannot_run(why: str, fix: str) -> ModelError:
