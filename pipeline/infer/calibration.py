@@ -15,7 +15,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.infer.host_memory import resident_bytes
-from pipeline.model import EngineSpec, cache_folder, has_labels, left_out_px, make_engine
+from pipeline.model import EngineSpec, cache_folder, has_labels, make_engine
 from pipeline.model.cache import write_cached
 
 if TYPE_CHECKING:
@@ -105,10 +105,11 @@ class _Point(NamedTuple):
 
 def _measure(model: Model, spec: EngineSpec, budget_bytes: int) -> Calibration:
     sizes, margin = model.traits.sizes, model.traits.margin_px
-    whole = spec.model_copy(update={"trim_px": 0})
+    whole = spec.untrimmed
     points = [_try(model, whole, sizes.largest or sizes.at_least(_SMALL_PX + 2 * margin))]
     affordable = math.isqrt(int(max(budget_bytes, 0) / max(points[0].nbytes / points[0].pixels, 1.0)))
-    side = sizes.at_most(min(sizes.at_least(_LARGE_PX + 2 * margin), affordable)) if sizes.largest is None else None
+    large = max(_LARGE_PX, 2 * spec.trim_px + _SMALL_PX) + 2 * margin
+    side = sizes.at_most(min(sizes.at_least(large), affordable)) if sizes.largest is None else None
     if side is not None and side * side > points[0].pixels:
         points.append(_try(model, whole, side))
     pixels = [point.pixels for point in points]
@@ -120,7 +121,7 @@ def _measure(model: Model, spec: EngineSpec, budget_bytes: int) -> Calibration:
 
 def _with_savings(made: Calibration, model: Model, spec: EngineSpec, side: int, whole: _Point) -> Calibration:
     """What leaving outputs out saves, from one more patch as large as the largest that was tried."""
-    left_out = side * side - (side - 2 * left_out_px(model.network, spec.trim_px)) ** 2
+    left_out = side * side - (side - 2 * spec.left_out_px) ** 2
     if not left_out or side <= 2 * spec.trim_px or side * side != whole.pixels:
         return made
     trimmed = _try(model, spec, side)

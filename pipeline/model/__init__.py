@@ -3,7 +3,7 @@
 from pipeline.model.bare import BareOptions
 from pipeline.model.cache import cache_folder
 from pipeline.model.decision import NOT_FINITE, decide, decide_output, has_labels, labels_of, to_probabilities
-from pipeline.model.engine import make_engine
+from pipeline.model.engine import make_engine, num_left_out
 from pipeline.model.engine_spec import Backend, Engine, EngineSpec, Precision, has_fast_bfloat16
 from pipeline.model.folder import (
     MODEL_FILE,
@@ -51,6 +51,7 @@ __all__ = [
     "load_model",
     "make_engine",
     "model_from_module",
+    "num_left_out",
     "probe",
     "publish_model",
     "save_model",

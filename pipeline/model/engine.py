@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pipeline.model.foreign import OnnxNetwork, onnx_session
+from pipeline.model.lean import can_trim, left_out_px
 from pipeline.model.torch_engine import TorchEngine
 
 if TYPE_CHECKING:
@@ -31,6 +32,25 @@ def make_engine(model: Model, spec: EngineSpec) -> Engine:
     if spec.backend == "onnxruntime":
         return OnnxEngine(model.network, spec)
     return TorchEngine(model.network, spec, decides=model.spec)
+
+
+def num_left_out(model: Model, spec: EngineSpec, *, budget_bytes: int) -> int:
+    """Outputs on each side that an engine leaves out, at most `spec.trim_px`. Call it on the thread that will use it.
+
+    Our own U-Net can do it with every library, any other network of which OpenVINO has a graph there.
+
+    Args:
+        model: The model.
+        spec: Of the engine; all patches have one size.
+        budget_bytes: What finding out may take.
+    """
+    if can_trim(model.network):
+        return left_out_px(model.network, spec.trim_px)
+    if spec.backend == "openvino":
+        from pipeline.model import openvino  # noqa: PLC0415 - as above
+
+        return openvino.num_left_out(model, spec, budget_bytes=budget_bytes)
+    return 0
 
 
 class OnnxEngine:

@@ -43,8 +43,14 @@ class EngineSpec(BaseModel):
     deterministic: bool = False
     """Only kernels that give the same bits each time, and no smaller patches where memory does not suffice."""
     trim_px: int = 0
-    """Outputs on each side that nobody needs, because they lie in the halo of every patch; the engine leaves out
-    `left_out_px` of them."""
+    """Outputs on each side that nobody needs, because they lie in the halo of every patch."""
+    left_out_px: int = 0
+    """How many of them the engine leaves out; see `num_left_out`."""
+
+    @property
+    def untrimmed(self) -> EngineSpec:
+        """The same engine, which leaves nothing out."""
+        return self.model_copy(update={"trim_px": 0, "left_out_px": 0})
 
 
 class Engine(Protocol):

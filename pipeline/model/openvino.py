@@ -28,8 +28,9 @@ from pipeline.model.cache import cache_folder, write_cached
 from pipeline.model.decision import has_labels
 from pipeline.model.engine_spec import EngineSpec
 from pipeline.model.foreign import ForeignNetwork, OnnxNetwork
-from pipeline.model.lean import fold_batch_norm, trimmed
+from pipeline.model.lean import can_trim, fold_batch_norm, trimmed
 from pipeline.model.openvino_graph import from_onnx, sum_instead_of_join, with_labels
+from pipeline.model.openvino_trim import leave_out
 
 if TYPE_CHECKING:
     import numpy as np
@@ -170,15 +171,21 @@ def _convert(network: nn.Module, bands: int, trim_px: int) -> Any:
     import openvino  # noqa: PLC0415 - an extra
 
     if isinstance(network, OnnxNetwork):
-        return sum_instead_of_join(from_onnx(network, bands, read=_core().read_model))
+        graph = from_onnx(network, bands, read=_core().read_model)
+        leave_out(graph, trim_px)
+        return sum_instead_of_join(graph)
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")  # about checks of shapes, which tracing makes constant
         folded = copy.deepcopy(network)
         if not isinstance(network, ForeignNetwork):
             folded = fold_batch_norm(folded)
         side = 2 * trim_px + _EXAMPLE_PX
-        graph = openvino.convert_model(trimmed(folded, trim_px).eval(), example_input=torch.zeros(1, bands, side, side))
+        itself = can_trim(network)
+        made = trimmed(folded, trim_px) if itself else folded
+        graph = openvino.convert_model(made.eval(), example_input=torch.zeros(1, bands, side, side))
     graph.reshape([1, bands, -1, -1])
+    if not itself:
+        leave_out(graph, trim_px)
     return sum_instead_of_join(graph)
 
 
@@ -239,6 +246,46 @@ def _compare(model: Model) -> str | None:
     if worst <= _PARITY:
         return None
     return f"OpenVINO differs from the network by {worst:.1e} of the largest output"
+
+
+def num_left_out(model: Model, spec: EngineSpec, *, budget_bytes: int) -> int:
+    """Outputs on each side that a graph for `spec.trim_px` leaves out; 0 where the network cannot do without.
+
+    Compares what is kept with what the whole network gives on noise once; the answer is kept in the user's cache.
+
+    Args:
+        model: Not our own U-Net, which trims itself.
+        spec: Of the engine.
+        budget_bytes: What the comparison may take.
+    """
+    traits = model.traits
+    side = traits.sizes.at_least(2 * spec.trim_px + traits.stride)
+    too_large = traits.sizes.largest is not None or side * side * traits.bytes_per_px > budget_bytes
+    if traits.margin_px or too_large:
+        return 0
+    if not model.cacheable:
+        return _compare_trimmed(model, spec, side)
+    path = _graph_path(model.digest, spec.trim_px).with_suffix(".json")
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        return int(json.loads(path.read_text())["left_out"])
+    answer = _compare_trimmed(model, spec, side)
+    write_cached(path, json.dumps({"left_out": answer}))
+    return answer
+
+
+def _compare_trimmed(model: Model, spec: EngineSpec, side: int) -> int:
+    """How many outputs are missing, if those that are there are the same; else 0."""
+    exact = spec.model_copy(update={"precision": "float32"})
+    x = torch.randn(1, len(model.spec.bands), side, side, generator=torch.Generator().manual_seed(0))
+    try:
+        kept, whole = (OpenVinoEngine.of(model, one).run(x).clone() for one in (exact, exact.untrimmed))
+    except Exception:  # noqa: BLE001 - whatever stops it, the whole network remains
+        return 0
+    missing = (whole.shape[-1] - kept.shape[-1]) // 2
+    cut = slice(spec.trim_px, side - spec.trim_px)
+    inner = slice(spec.trim_px - missing, side - spec.trim_px - missing)
+    worst = (kept[..., inner, inner] - whole[..., cut, cut]).abs().max()
+    return missing if missing > 0 and worst <= _PARITY * whole.abs().max().clamp_min(_FAINT) else 0
 
 
 _FAINT = 1e-3

@@ -99,7 +99,7 @@ def find_basis(scene: Scene, model: Model, settings: SegmentSettings, *, num_pix
     engine = choose_engine(scene, model, settings, device=device, one_size=padding != "network", num_pixels=work)
     halo, reason = _halo(scene, model, settings, engine, mode, reason)
     if mode == "exact":
-        engine = trim_to_halo(engine, model, halo)
+        engine = trim_to_halo(engine, model, halo, budget_bytes=room.forward_bytes)
     cost = measured_cost(engine, model, budget_bytes=room.forward_bytes)
     batching = None
     if mode == "blend" and device == "cuda":

@@ -10,7 +10,7 @@ import torch
 
 from pipeline.errors import ModelError, UsageError
 from pipeline.infer import Calibration, Scaler, calibrate, device_thread
-from pipeline.model import EngineSpec, can_trim, has_fast_bfloat16, labels_of, make_engine, openvino
+from pipeline.model import EngineSpec, has_fast_bfloat16, labels_of, make_engine, num_left_out, openvino
 from pipeline.model.foreign import OnnxNetwork
 from pipeline.run.compare import differs
 from pipeline.run.scene_samples import sample_blocks
@@ -79,11 +79,23 @@ def choose_engine(
     )
 
 
-def trim_to_halo(choice: EngineChoice, model: Model, halo_px: int) -> EngineChoice:
-    """The engine without work for outputs that lie in every patch's halo, where it can leave them out."""
-    if not choice.spec.one_size or not can_trim(model.network):
+def trim_to_halo(choice: EngineChoice, model: Model, halo_px: int, *, budget_bytes: int) -> EngineChoice:
+    """The engine without work for outputs that lie in every patch's halo, where it can leave them out.
+
+    Args:
+        choice: The engine.
+        model: The model.
+        halo_px: Outputs on each side that are thrown away.
+        budget_bytes: What finding out may take.
+    """
+    if not choice.spec.one_size:
         return choice
-    return dataclasses.replace(choice, spec=choice.spec.model_copy(update={"trim_px": halo_px}))
+    spec = choice.spec.model_copy(update={"trim_px": halo_px})
+    thread = device_thread(threads=spec.threads)
+    left_out = thread.run(lambda: num_left_out(model, spec, budget_bytes=budget_bytes))
+    if not left_out:
+        return choice
+    return dataclasses.replace(choice, spec=spec.model_copy(update={"left_out_px": left_out}))
 
 
 def measured_cost(choice: EngineChoice, model: Model, *, budget_bytes: int) -> Calibration | None:

@@ -12,7 +12,6 @@ import torch
 
 from pipeline.errors import ResourceError
 from pipeline.infer import resident_bytes
-from pipeline.model import left_out_px
 from pipeline.run.workers import decoding_threads, gpus, memory_per_worker, num_workers, tiles_in_flight
 
 if TYPE_CHECKING:
@@ -133,7 +132,7 @@ def demand_of(
         tile_bytes_per_px=tile_bytes,
         on_host=device == "cpu",
         saved_bytes_per_px=0.0 if cost is None else cost.saved_bytes_per_px,
-        left_out_px=left_out_px(model.network, engine.spec.trim_px),
+        left_out_px=engine.spec.left_out_px,
         most_px=math.inf if device == "cpu" else _most_px_on_gpu(scene, model, room.in_flight),
     )
 

@@ -230,7 +230,7 @@ class Verifier:
         return math.prod(tiling.patch_hw) * self._bytes_per_px() <= self.budget_bytes
 
     def _predictor(self, tiling: Tiling) -> Predictor:
-        whole = self.plan.engine.model_copy(update={"trim_px": 0})  # nothing that tiles leave out is left out here
+        whole = self.plan.engine.untrimmed  # nothing that tiles leave out is left out here
         return make_predictor(self.model, dataclasses.replace(self.plan, tiling=tiling, engine=whole))
 
     def _whole(self, tiling: Tiling) -> Callable[[Window], TileResult]:

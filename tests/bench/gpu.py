@@ -54,7 +54,7 @@ def large_scene(size_px: int) -> Path:
 
 def bare_forward(model: Model, plan: Plan, data: torch.Tensor, *, trim: bool, patches: int) -> float:
     """Seconds of the network alone over patches of the plan's size: values on the GPU already, labels left there."""
-    spec: EngineSpec = plan.engine if trim else plan.engine.model_copy(update={"trim_px": 0})
+    spec: EngineSpec = plan.engine if trim else plan.engine.untrimmed
     thread, scaler = device_thread(threads=spec.threads), Scaler(model.spec.scaling)
 
     def work() -> float:

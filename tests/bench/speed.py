@@ -60,7 +60,7 @@ def bare_forward(case: Case, plan: Plan, *, trim: bool = False) -> float:
     block = scene.read_block(Window(row_off=row, col_off=col, height=height, width=width))
     data, scaler = torch.from_numpy(np.array(block.data)), Scaler(case.model.spec.scaling)
     thread = device_thread(threads=plan.engine.threads)
-    spec = plan.engine if trim else plan.engine.model_copy(update={"trim_px": 0})
+    spec = plan.engine if trim else plan.engine.untrimmed
     engine = thread.run(lambda: make_engine(case.model, spec))
 
     def patch() -> None:
