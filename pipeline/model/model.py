@@ -77,7 +77,7 @@ class Model:
                 self.network.release()
 
 
-_PROBE_VERSION = 4
+_PROBE_VERSION = 5
 """Raise when the probe measures something else, so that cached traits are measured again."""
 
 

@@ -60,14 +60,18 @@ class _Reach(NamedTuple):
 
     inputs: list[int]
     """Those that are images; the others are the same whatever is cut."""
-    inputs_unused: Callable[[int], int]
-    """Outermost pixels of the inputs that are of no use, where so many of the output are not."""
+    looks_at: Callable[[int], int]
+    """Outermost pixels of the inputs that are of no use, where so many of the output are not; may be negative."""
     step: int = 1
     """Input pixels per output pixel: cuts are multiples of it."""
     growth: int = 1
     """Output pixels per input pixel."""
     worth_a_cut: bool = True
     """Whether its work is more than a copy of its input."""
+
+    def inputs_unused(self, unused: int) -> int:
+        """Outermost pixels that can be cut from the inputs, where so many of the output are of no use."""
+        return max(0, self.looks_at(unused)) // self.step * self.step if unused > 0 else 0
 
 
 def _useless(nodes: list[Any], trim_px: int) -> dict[_Tensor, int]:
@@ -80,9 +84,7 @@ def _useless(nodes: list[Any], trim_px: int) -> dict[_Tensor, int]:
         else:
             reach, unused = _reach(node), useless.get(_Tensor.of(node.output(0)), 0)
         for place, value in enumerate(node.input_values()):
-            needless = 0
-            if reach is not None and place in reach.inputs and unused > 0:
-                needless = max(0, reach.inputs_unused(unused))
+            needless = reach.inputs_unused(unused) if reach is not None and place in reach.inputs else 0
             source = _Tensor.of(value)
             useless[source] = min(useless.get(source, needless), needless)
     return useless
@@ -90,7 +92,7 @@ def _useless(nodes: list[Any], trim_px: int) -> dict[_Tensor, int]:
 
 def _cut_inputs(node: Any, reach: _Reach, unused: int, begins: dict[_Tensor, int]) -> int:
     """Cut a node's inputs as far as that pays, and all alike; returns where its output then begins."""
-    most = max(0, reach.inputs_unused(unused)) // reach.step * reach.step
+    most = reach.inputs_unused(unused)
     have = [begins.get(_Tensor.of(node.input_value(place)), 0) for place in reach.inputs]
     # What has been cut by an odd number cannot stay so where two pixels become one.
     least = -(-max(have) // reach.step) * reach.step

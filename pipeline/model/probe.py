@@ -260,30 +260,57 @@ def _difference(a: Tensor, b: Tensor) -> float:
 def _measure_stride(network: nn.Module, bands: int, sizes: _Sizes) -> tuple[int | None, dict[str, float]]:
     """Smallest shift that shifts the output alike, judged in the middle, away from the rim."""
     shifts = [shift for shift in _STRIDES if shift % sizes.rule.multiple == 0]
-    stride, errors = _first_equal(network, bands, sizes.rule.at_least(512), shifts)
+    stride, errors = _first_equal(shifts, _shift_error_on_square(network, bands, sizes))
     if stride is None and shifts:
-        # Was it the rim? Where outputs depend on inputs farther off than a third of the patch, a larger one tells; the
-        # largest shift alone tells whether it is worth looking at the others.
-        larger = sizes.rule.at_least(2 * 512)
-        if _first_equal(network, bands, larger, shifts[-1:])[0] is not None:
-            stride, errors = _first_equal(network, bands, larger, shifts)
+        # Was it the rim? Where outputs depend on inputs farther off than a third of the patch, long strips tell.
+        stride, errors = _first_equal(shifts, _shift_error_on_strips(network, bands, sizes))
     return stride, errors
 
 
-def _first_equal(network: nn.Module, bands: int, side: int, shifts: list[int]) -> tuple[int | None, dict[str, float]]:
+def _first_equal(shifts: list[int], error_of: Callable[[int], float]) -> tuple[int | None, dict[str, float]]:
     """The first of these shifts that shifts the output alike, and how far each was off."""
-    scene = _noise(bands, side + _STRIDES[-1])
-    fixed = network(scene[..., :side, :side])
     errors: dict[str, float] = {}
-    third = fixed.shape[-1] // 3
-    middle = slice(third, 2 * third)
-    for shift in (s for s in shifts if s <= third):
-        moved = network(scene[..., shift : shift + side, shift : shift + side])
-        back = slice(third - shift, 2 * third - shift)
-        errors[str(shift)] = error = _difference(fixed[..., middle, middle], moved[..., back, back])
+    for shift in shifts:
+        errors[str(shift)] = error = error_of(shift)
         if error <= _TOLERANCE:
             return shift, errors
     return None, errors
+
+
+def _shift_error_on_square(network: nn.Module, bands: int, sizes: _Sizes) -> Callable[[int], float]:
+    """How much the output differs, in the middle third of a square, where the input is shifted along both axes."""
+    side = sizes.rule.at_least(2 * sizes.margin_px + 4 * _STRIDES[-1])  # a third of it is more than any shift
+    scene = _noise(bands, side + _STRIDES[-1])
+    fixed = network(scene[..., :side, :side])
+    third = fixed.shape[-1] // 3
+
+    def error(shift: int) -> float:
+        moved = network(scene[..., shift : shift + side, shift : shift + side])
+        middle, back = slice(third, 2 * third), slice(third - shift, 2 * third - shift)
+        return _difference(fixed[..., middle, middle], moved[..., back, back])
+
+    return error
+
+
+def _shift_error_on_strips(network: nn.Module, bands: int, sizes: _Sizes) -> Callable[[int], float]:
+    """The same in the middle of long strips, along one axis and then along the other; the larger difference."""
+    long = sizes.rule.at_least(_LARGEST_SIDE)
+    scene = _noise(bands, long + _STRIDES[-1])[..., : sizes.rule.at_least(2 * sizes.margin_px + _STRIP_PX)]
+
+    def output(shift: int, *, turned: bool) -> Tensor:
+        strip = scene[..., shift : shift + long, :]
+        found: Tensor = network(strip.transpose(-1, -2).contiguous() if turned else strip)
+        return found.transpose(-1, -2) if turned else found
+
+    fixed = [output(0, turned=turned) for turned in (False, True)]
+    start = (fixed[0].shape[-2] - _STRIDES[-1]) // 2
+
+    def error(shift: int) -> float:
+        middle, back = slice(start, start + _STRIDES[-1]), slice(start - shift, start + _STRIDES[-1] - shift)
+        moved = [output(shift, turned=turned) for turned in (False, True)]
+        return max(_difference(a[..., middle, :], b[..., back, :]) for a, b in zip(fixed, moved, strict=True))
+
+    return error
 
 
 def _is_deterministic(network: nn.Module, bands: int, sizes: _Sizes) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 import pytest
+import torch
 from torch import Tensor, nn
 
 from pipeline.errors import ModelError
@@ -18,12 +19,27 @@ def test_known_halos_of_the_plain_unet(depth: int, halo: int) -> None:
     assert (traits.stride, traits.halo_px, traits.tiling) == (2**depth, halo, "exact")
 
 
-@pytest.mark.slow
-def test_a_resnet_34_encoder_needs_a_halo_of_544_px() -> None:
-    """450 px that the encoder sees, and what five steps of a decoder add."""
-    traits = probe(ResNet34UNet(3, 2).eval(), bands=3)
+@pytest.mark.parametrize("trained", [pytest.param(False, marks=pytest.mark.slow), True])
+def test_a_resnet_34_encoder_needs_a_halo_of_544_px(*, trained: bool) -> None:
+    """450 px that the encoder sees, and what five steps of a decoder add; also where what is far off counts."""
+    network = ResNet34UNet(3, 2)
+    if trained:
+        with torch.no_grad():
+            for module in network.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.momentum = None
+            network.train()(torch.randn(1, 3, 256, 256))
+    traits = probe(network.eval(), bands=3)
     assert (traits.stride, traits.halo_px, traits.tiling) == (32, 544, "exact")
     assert 449 + 32 < traits.evidence["reach_px"] <= 544
+
+
+def test_outputs_may_depend_on_what_is_far_off() -> None:
+    """Farther than a third of the patches that shifts are first looked for on."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(1, 1, 3, padding=64, dilation=64) for _ in range(6)]
+    traits = probe(nn.Sequential(*layers).eval(), bands=1)
+    assert (traits.stride, traits.halo_px, traits.tiling) == (1, 384, "exact")
 
 
 def test_footprints_on_strips_are_those_on_squares(monkeypatch: pytest.MonkeyPatch) -> None:
