@@ -16,6 +16,7 @@ import torch
 from pipeline.model import ModelSpec, Scaling, UNet, UNetConfig, model_from_module, save_model
 from pipeline.run.doctor import versions
 from pipeline.scene import write_synthetic_scene
+from tests.networks import ResNet34UNet
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,14 +42,23 @@ def unet(*, width: int = 16, classes: int = 4) -> Model:
     Its batch statistics are those of noise, so that every layer counts and all classes occur, as when trained.
     """
     torch.manual_seed(0)
-    network = UNet(UNetConfig(bands=4, outputs=classes, width=width, depth=4))
+    network = _fed_with_noise(UNet(UNetConfig(bands=4, outputs=classes, width=width, depth=4)))
+    return save_model(OUT / f"unet-{width}-{classes}", network, _spec(f"unet-{width}", classes))
+
+
+def resnet() -> Model:
+    """A U-Net with a ResNet-34 encoder, width 64, as a module handed over in Python; its halo is 544 px."""
+    network = _fed_with_noise(ResNet34UNet(4, 4, width=64))
+    return model_from_module(network, _spec("resnet34", 4), digest="ResNet-34 U-Net of width 64, seed 0")
+
+
+def _fed_with_noise(network: torch.nn.Module) -> torch.nn.Module:
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = None  # the average over what it sees
     with torch.no_grad():
         network.train()(torch.randn(2, 4, 256, 256))
-    network.eval()
-    return save_model(OUT / f"unet-{width}-{classes}", network, _spec(f"unet-{width}", classes))
+    return network.eval()
 
 
 def null_model(classes: int = 4) -> Model:

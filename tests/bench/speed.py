@@ -1,6 +1,6 @@
 """`make bench`: the whole job against its floors, in one run, as ratios.
 
-python -m tests.bench.speed [--only float32 bfloat16 wide null growth] [--size 8192] [--wide-size 8192]
+python -m tests.bench.speed [--only float32 bfloat16 wide resnet null growth] [--size 8192] [--wide-size 8192]
     [--null-size 16384] [--repeats 3] [--memory 3.5GB]
 """
 
@@ -25,7 +25,7 @@ from pipeline.grid import Window
 from pipeline.infer import Scaler, device_thread
 from pipeline.model import labels_of, make_engine
 from pipeline.scene import open_scene
-from tests.bench.common import OUT, interleaved, null_model, publish, scene_of, unet
+from tests.bench.common import OUT, interleaved, null_model, publish, resnet, scene_of, unet
 
 if TYPE_CHECKING:
     from pipeline.model import Model
@@ -139,7 +139,11 @@ def measure(case: Case, repeats: int) -> tuple[list[tuple[str, str, str]], dict[
 
 
 def network_case(kind: str, given: argparse.Namespace) -> Case:
-    """One of the networks that the bars name."""
+    """One of the networks that the bars name, or one that is not ours and sees far."""
+    if kind == "resnet":
+        options = {"memory": given.memory, "precision": "float32"}
+        name = f"float32, U-Net of others with a ResNet-34 encoder, {_RESNET_PX}²"
+        return Case(name=name, model=resnet(), scene=scene_of(_RESNET_PX), options=options, bar="")
     wide = kind == "wide"
     size = given.wide_size if wide else given.size
     precision = "bfloat16" if kind == "bfloat16" else "float32"
@@ -150,6 +154,9 @@ def network_case(kind: str, given: argparse.Namespace) -> Case:
         options={"memory": given.memory, "precision": precision},
         bar="≤ 1.45" if kind == "bfloat16" else "≤ 1.25",
     )
+
+
+_RESNET_PX = 4096
 
 
 def measure_null(size: int, repeats: int) -> tuple[list[tuple[str, str, str]], dict[str, Any]]:
@@ -198,7 +205,7 @@ _GROWTH = (2048, 4096, 8192, 16384, 32768)
 def main() -> None:
     """Measure and publish, part by part."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--only", nargs="+", default=["float32", "bfloat16", "wide", "null", "growth"])
+    parser.add_argument("--only", nargs="+", default=["float32", "bfloat16", "wide", "resnet", "null", "growth"])
     parser.add_argument("--size", type=int, default=8192)
     parser.add_argument("--wide-size", type=int, default=8192)
     parser.add_argument("--null-size", type=int, default=16384)
