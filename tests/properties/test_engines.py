@@ -18,7 +18,19 @@ import torch
 from pipeline.grid import Window, exact_tiling
 from pipeline.infer import calibrate, calibration, device_thread
 from pipeline.infer import predictor as predictor_module
-from pipeline.model import EngineSpec, Model, ModelSpec, UNet, UNetConfig, can_trim, left_out_px, make_engine, openvino
+from pipeline.model import (
+    EngineSpec,
+    Model,
+    ModelSpec,
+    UNet,
+    UNetConfig,
+    can_trim,
+    left_out_px,
+    make_engine,
+    model_from_module,
+    num_left_out,
+    openvino,
+)
 from pipeline.model.decision import NOT_FINITE
 from tests.networks import predict_by_tiles, predictor, random_scene, reader, unet_model, whole_forward
 
@@ -105,6 +117,35 @@ def test_exact_law(backend: Backend, padding: str, upsampling: str, *, trim: boo
     assert np.abs(result.probabilities - reference).max() <= 1e-5
     top = np.sort(reference, axis=0)
     assert ((result.mask == reference.argmax(0)) | (top[-1] - top[-2] < 2e-5)).all()
+
+
+@needs_openvino
+def test_exact_law_of_others_networks_that_leave_out_what_nobody_needs() -> None:
+    """Strides, skips and all: tiles equal one whole forward of the network as it is."""
+    torch.manual_seed(0)
+    down = torch.nn.Sequential(
+        torch.nn.Conv2d(2, 8, 7, 2, 3), torch.nn.ReLU(), *(torch.nn.Conv2d(8, 8, 3, 1, 1) for _ in range(6))
+    )
+    up = [torch.nn.ConvTranspose2d(8, 8, 4, 2, 1), torch.nn.ReLU(), torch.nn.Conv2d(8, 3, 5, 1, 2)]
+    model = model_from_module(torch.nn.Sequential(down, *up), unet_model().spec)
+    traits, shape = model.traits, (203, 170)
+    halo = traits.halo_px or 0
+    left_out = num_left_out(model, _spec("openvino", trim_px=halo), budget_bytes=10**9)
+    assert halo - 8 <= left_out <= halo
+    data = random_scene(2, shape)
+    tiling = exact_tiling(
+        shape,
+        core_hw=(64, 48),
+        halo_px=halo,
+        stride=traits.stride,
+        margin_px=left_out,
+        sizes=traits.sizes,
+        tile_px=64,
+    )
+    result = predict_by_tiles(model, tiling, reader(data), backend="openvino", trim_px=halo)
+    reference = whole_forward(model, data, before=64, after_hw=(64 + shape[0] % 2, 64 + shape[1] % 2))
+    assert result.probabilities is not None
+    assert np.abs(result.probabilities - reference).max() <= 1e-5
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -220,18 +261,21 @@ def test_a_calibration_keeps_to_the_budget(monkeypatch: pytest.MonkeyPatch) -> N
         calibrate(model, _spec("torch", threads=number + 1), thread, budget_bytes=budget)
     assert tried == [384, 1024, 384, 700, 384]
     del tried[:]
-    calibrate(model, _spec("torch", trim_px=24), thread, budget_bytes=10**10)
+    calibrate(model, _spec("torch", trim_px=24, left_out_px=22), thread, budget_bytes=10**10)
     assert tried == [384, 1024, 1024]
+    del tried[:]  # beyond a far halo there must be something left
+    calibrate(model, _spec("torch", trim_px=544, left_out_px=542), thread, budget_bytes=10**10)
+    assert tried == [384, 1472, 1472]
 
 
 def test_a_calibration_tells_what_leaving_outputs_out_saves(monkeypatch: pytest.MonkeyPatch) -> None:
     def measure(model: Model, spec: EngineSpec, side: int) -> calibration._Point:
-        kept = (side - 2 * left_out_px(model.network, spec.trim_px)) ** 2
+        kept = (side - 2 * spec.left_out_px) ** 2
         return calibration._Point(side * side, 0.1 + 1e-6 * side**2 + 2e-6 * kept, 100.0 * side**2 + 200.0 * kept)
 
     monkeypatch.setattr(calibration, "_try", measure)
     model, thread = unet_model(depth=2, width=8), device_thread(threads=2)
-    made = calibrate(model, _spec("torch", trim_px=24), thread, budget_bytes=10**10)
+    made = calibrate(model, _spec("torch", trim_px=24, left_out_px=22), thread, budget_bytes=10**10)
     assert made.saved_s_per_px == pytest.approx(2e-6)
     assert made.saved_bytes_per_px == pytest.approx(200.0)
     assert made.seconds(10**6, left_out=10**5) == pytest.approx(0.1 + 3.0 - 0.2)
@@ -305,7 +349,7 @@ def test_a_calibration_without_a_budget_or_anything_left_out(monkeypatch: pytest
     monkeypatch.setattr(calibration, "_try", lambda _m, _s, side: calibration._Point(side * side, 1.0, 100.0))
     model, thread = unet_model(depth=2, width=8), device_thread(threads=2)
     assert calibrate(model, _spec("torch"), thread, budget_bytes=-5).s_per_px > 0
-    assert calibrate(model, _spec("torch", trim_px=2), thread, budget_bytes=10**9).saved_s_per_px == 0
+    assert calibrate(model, _spec("torch", trim_px=2, left_out_px=0), thread, budget_bytes=10**9).saved_s_per_px == 0
 
 
 def test_labels_of_a_gpu_are_waited_for_by_the_tile_and_not_by_the_device_thread(

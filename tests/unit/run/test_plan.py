@@ -11,7 +11,7 @@ import torch
 
 from pipeline.errors import ModelError, ResourceError, UsageError
 from pipeline.infer import Calibration
-from pipeline.model import EngineSpec, Model, ModelSpec, Scaling, model_from_module
+from pipeline.model import EngineSpec, Model, ModelSpec, Scaling, model_from_module, openvino
 from pipeline.run import demand
 from pipeline.run.choose import EngineChoice
 from pipeline.run.plan import Plan, make_plan
@@ -133,6 +133,22 @@ def test_a_tolerance_shortens_the_halo_and_says_by_how_much(model: Model) -> Non
     assert "no smaller halo" in plans[1e-9].reason
     with pytest.raises(UsageError, match="halo-tolerance"):
         make_plan(scene, deep, make_settings({"halo_tolerance": 0.1, "tiling": "blend"}))
+
+
+@pytest.mark.skipif(not openvino.available(), reason="openvino is an extra, for x86 CPUs")
+def test_what_others_networks_compute_in_the_halo_is_left_out_where_that_can_be_done() -> None:
+    torch.manual_seed(0)
+    layers = [torch.nn.Conv2d(2, 4, 3, padding=1), *(torch.nn.Conv2d(4, 4, 3, padding=1) for _ in range(11))]
+    names, scaling = ("a", "b", "c", "d"), Scaling.identity(2)
+    model = model_from_module(
+        torch.nn.Sequential(*layers), ModelSpec(name="chain", bands=("a", "b"), classes=names, scaling=scaling)
+    )
+    plan = _plan(model, backend="openvino")
+    assert plan.engine.trim_px == plan.tiling.halo_px == 12
+    assert 4 <= plan.engine.left_out_px == plan.tiling.rows.margin == plan.tiling.cols.margin < 12
+    for options in ({"backend": "torch"}, {"backend": "openvino", "padding": "network"}, {"tiling": "blend"}):
+        plan = _plan(model, **options)
+        assert (plan.engine.trim_px, plan.engine.left_out_px, plan.tiling.rows.margin) == (0, 0, 0)
 
 
 def test_a_patch_beyond_the_memory_given_is_refused(model: Model) -> None:
