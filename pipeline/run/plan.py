@@ -136,6 +136,7 @@ class Plan:
             "tiling": tiling.mode,
             "reason": self.reason,
             "halo_px": tiling.halo_px,
+            "left_out_px": self.engine.left_out_px,
             "overlap_px": tiling.overlap_px,
             "output_stride": tiling.stride,
             "patch_px": list(tiling.patch_hw),

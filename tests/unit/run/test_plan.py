@@ -146,6 +146,7 @@ def test_what_others_networks_compute_in_the_halo_is_left_out_where_that_can_be_
     plan = _plan(model, backend="openvino")
     assert plan.engine.trim_px == plan.tiling.halo_px == 12
     assert 4 <= plan.engine.left_out_px == plan.tiling.rows.margin == plan.tiling.cols.margin < 12
+    assert plan.summary()["left_out_px"] == plan.engine.left_out_px
     for options in ({"backend": "torch"}, {"backend": "openvino", "padding": "network"}, {"tiling": "blend"}):
         plan = _plan(model, **options)
         assert (plan.engine.trim_px, plan.engine.left_out_px, plan.tiling.rows.margin) == (0, 0, 0)
