@@ -44,6 +44,8 @@ def num_left_out(model: Model, spec: EngineSpec, *, budget_bytes: int) -> int:
         spec: Of the engine; all patches have one size.
         budget_bytes: What finding out may take.
     """
+    if not spec.trim_px:
+        return 0
     if can_trim(model.network):
         return left_out_px(model.network, spec.trim_px)
     if spec.backend == "openvino":

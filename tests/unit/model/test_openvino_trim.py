@@ -224,6 +224,7 @@ def test_engines_tell_what_they_leave_out_and_remember_it(tmp_path: Path, monkey
     assert make_engine(model, _spec(64)).run(x).shape[2:] == (256 - 2 * left_out, 320 - 2 * left_out)
     monkeypatch.setattr(engines, "_compare_trimmed", lambda *_: pytest.fail("it was known"))
     assert num_left_out(model, _spec(64), budget_bytes=10**10) == left_out
+    assert num_left_out(model, _spec(0), budget_bytes=10**10) == 0  # there is nothing to compare
     assert num_left_out(model, _spec(64), budget_bytes=10**5) == 0
     assert num_left_out(model, _spec(64, "torch"), budget_bytes=10**10) == 0
     own = unet_model(depth=2)
