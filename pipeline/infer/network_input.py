@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -12,12 +12,15 @@ from torch import Tensor
 from pipeline.grid import Padding, Window, source_index
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
     from pipeline.grid import Patch
     from pipeline.model import Scaling
+    from pipeline.scene import Block
+
+_Scalar = TypeVar("_Scalar", bound=np.generic)
 
 
 def source_window(patches: Sequence[Patch], shape: tuple[int, int], *, padding: Padding) -> Window:
@@ -41,37 +44,78 @@ def source_window(patches: Sequence[Patch], shape: tuple[int, int], *, padding: 
     )
 
 
-def gather(
-    array: NDArray[np.generic], outer: Window, wanted: Window, shape: tuple[int, int], *, padding: Padding
-) -> NDArray[np.generic]:
-    """Pixels of `wanted`, which may reach beyond the scene, from an array that covers `outer`.
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Stored values of a part of a patch."""
+
+    window: Window
+    """Which part, in pixels of the scene; may lie outside it."""
+    data: Tensor
+    """`(band, y, x)`, the file's dtype, on the device; on the CPU often a view of the block that was read."""
+    invalid: Tensor | None = None
+    """`(band or 1, y, x)`, or `(y, x)`, boolean, True = not usable; None when all are usable."""
+
+    def within(self, window: Window) -> Piece:
+        """The part of it that lies in a window."""
+        both = self.window.intersect(window)
+        inside = (..., *both.slices_in(self.window))
+        return Piece(both, self.data[inside], None if self.invalid is None else self.invalid[inside])
+
+
+def cut(
+    block: Block,
+    outer: Window,
+    wanted: Window,
+    shape: tuple[int, int],
+    *,
+    padding: Padding,
+    bring: Callable[[NDArray[np.generic]], Tensor],
+) -> list[Piece]:
+    """A patch, which may reach beyond the scene, from a block: its real pixels uncopied, and the strips around them.
 
     Args:
-        array: `(band, y, x)` covering `outer`; `outer` lies in the scene.
-        outer: What `array` covers.
-        wanted: What is needed.
+        block: What was read of `outer`.
+        outer: A window of the scene that holds all that the patch is filled from.
+        wanted: The patch.
         shape: Scene (height, width).
-        padding: How positions outside the scene are filled; with `zero` they become 0 (False).
-
-    Returns:
-        `(band, y, x)` of `wanted`; a view where nothing has to be invented.
+        padding: How positions outside the scene are filled; with `zero` they are 0, and not usable.
+        bring: To the device.
     """
-    if wanted.intersect(outer) == wanted:
-        return array[(slice(None), *wanted.slices_in(outer))]
-    rows = _source(wanted.row_off, wanted.row_stop, outer.row_off, shape[0], padding)
-    cols = _source(wanted.col_off, wanted.col_stop, outer.col_off, shape[1], padding)
-    block = np.empty((len(array), wanted.height, wanted.width), array.dtype)
-    # Real pixels are one block, copied as such; index arrays serve the strips around it only.
-    y, x = rows.real, cols.real
-    block[:, y, x] = array[:, rows.slice_of(y), cols.slice_of(x)]
-    for strip in (slice(0, y.start), slice(y.stop, wanted.height)):
-        block[:, strip] = array[:, rows.index[strip]][:, :, cols.index]
-    for strip in (slice(0, x.start), slice(x.stop, wanted.width)):
-        block[:, y, strip] = array[:, rows.slice_of(y)][:, :, cols.index[strip]]
-    if padding == "zero":
-        block[:, rows.absent] = 0
-        block[:, :, cols.absent] = 0
-    return block
+
+    def piece(window: Window) -> Piece:
+        rows = _source(window.row_off, window.row_stop, outer.row_off, shape[0], padding)
+        cols = _source(window.col_off, window.col_stop, outer.col_off, shape[1], padding)
+        invalid = _invalid(block, rows, cols)
+        return Piece(window, bring(_take(block.data, rows, cols)), None if invalid is None else bring(invalid))
+
+    real = wanted.intersect(Window.from_bounds(0, 0, *shape))
+    if not real.num_pixels:
+        return [piece(wanted)]
+    parts = (
+        real,
+        replace(wanted, height=real.row_off - wanted.row_off),
+        Window.from_bounds(real.row_stop, wanted.col_off, wanted.row_stop, wanted.col_stop),
+        replace(real, col_off=wanted.col_off, width=real.col_off - wanted.col_off),
+        replace(real, col_off=real.col_stop, width=wanted.col_stop - real.col_stop),
+    )
+    return [piece(part) for part in parts if part.num_pixels]
+
+
+def _take(array: NDArray[_Scalar], rows: _Source, cols: _Source) -> NDArray[_Scalar]:
+    """Pixels of an array `(band, y, x)`; a view where they are those of the scene itself."""
+    array = array[:, rows.index if rows.real is None else rows.real]
+    return array[:, :, cols.index if cols.real is None else cols.real]
+
+
+def _invalid(block: Block, rows: _Source, cols: _Source) -> NDArray[np.bool_] | None:
+    """True where values are not usable, `(band or 1, y, x)`; None when all are."""
+    shared = block.valid.strides[0] == 0  # one plane for all bands
+    valid = _take(block.valid[:1] if shared else block.valid, rows, cols)
+    if rows.absent.any() or cols.absent.any():
+        valid = valid & ~(rows.absent[:, np.newaxis] | cols.absent)
+    elif block.all_valid or valid.all():
+        return None
+    return np.asarray(~valid)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,21 +126,13 @@ class _Source:
     """Index into the array, one per position."""
     absent: NDArray[np.bool_]
     """Positions that nothing is taken for (zero padding)."""
-    real: slice
-    """Positions inside the scene, which follow each other in the array; may be empty."""
-
-    def slice_of(self, positions: slice) -> slice:
-        """The same positions in the array."""
-        if positions.start == positions.stop:
-            return slice(0, 0)
-        first = int(self.index[positions.start])
-        return slice(first, first + positions.stop - positions.start)
+    real: slice | None
+    """The same indices where no position lies outside the scene."""
 
 
 def _source(start: int, stop: int, outer_start: int, size: int, padding: Padding) -> _Source:
     index = source_index(start, stop, size, padding=padding)
-    first, last = min(max(0, -start), stop - start), min(stop, size) - start
-    real = slice(first, max(first, last))
+    real = slice(start - outer_start, stop - outer_start) if start >= 0 and stop <= size else None
     return _Source(np.maximum(index - outer_start, 0), index < 0, real)
 
 
@@ -110,23 +146,39 @@ class Scaler:
         self._gain, self._bias = (torch.tensor(v, dtype=torch.float32)[:, None, None] for v in scaling.gain_and_bias())
         self._buffer: Tensor | None = None
 
-    def __call__(self, data: Tensor, invalid: Tensor | None, *, place: int = 0, batch: int = 1) -> Tensor:
-        """Network input from stored values; invalid (band, pixel) values become 0, which is the mean.
+    def __call__(self, data: Tensor, invalid: Tensor | None) -> Tensor:
+        """Network input from stored values of a whole patch.
 
         Args:
             data: `(band, y, x)` in the file's dtype, on the device.
             invalid: `(band, y, x)`, or `(y, x)` for all bands, boolean, True = not usable; None when all are usable.
+
+        Returns:
+            `(1, band, y, x)` float32. Valid until the next call.
+        """
+        whole = Window.from_bounds(0, 0, *data.shape[-2:])
+        return self.fill([Piece(whole, data, invalid)], whole)
+
+    def fill(self, pieces: Sequence[Piece], patch: Window, *, place: int = 0, batch: int = 1) -> Tensor:
+        """Network input from the pieces of a patch; invalid values become 0, which is the mean.
+
+        Args:
+            pieces: Cover the patch once.
+            patch: Where it lies.
             place: Of this patch in the batch.
             batch: Patches of the batch; the other places stay as they are.
 
         Returns:
             `(batch, band, y, x)` float32. Valid until the next call.
         """
-        if self._buffer is None or self._buffer.shape != (batch, *data.shape):
-            self._buffer = torch.zeros((batch, *data.shape), dtype=torch.float32, device=data.device)
-            self._gain, self._bias = self._gain.to(data.device), self._bias.to(data.device)
-        # Multiply and add apart, never fused: the low bits must not depend on where a patch was cut.
-        x = self._buffer[place].copy_(data).mul_(self._gain).add_(self._bias)
-        if invalid is not None:
-            x.masked_fill_(invalid, 0.0)
+        shape, device = (batch, len(self._gain), *patch.shape), pieces[0].data.device
+        if self._buffer is None or self._buffer.shape != shape:
+            self._buffer = torch.zeros(shape, dtype=torch.float32, device=device)
+            self._gain, self._bias = self._gain.to(device), self._bias.to(device)
+        for piece in pieces:
+            # Multiply and add apart, never fused: the low bits must not depend on where a patch was cut.
+            x = self._buffer[place][(..., *piece.window.slices_in(patch))]
+            x.copy_(piece.data).mul_(self._gain).add_(self._bias)
+            if piece.invalid is not None:
+                x.masked_fill_(piece.invalid, 0.0)
         return self._buffer

@@ -15,7 +15,7 @@ from pipeline.errors import ModelError
 from pipeline.grid import Padding, Patch, Tiling, Window, halves
 from pipeline.infer.augment import Augmentation, add_to, symmetries
 from pipeline.infer.device import is_out_of_memory, to_device, to_host
-from pipeline.infer.network_input import Scaler, gather, source_window
+from pipeline.infer.network_input import Piece, Scaler, cut, source_window
 from pipeline.infer.sink import Sink, in_output, make_sink
 from pipeline.model import NOT_FINITE, make_engine, to_probabilities
 
@@ -48,26 +48,17 @@ class TileResult:
 
 
 @dataclass(frozen=True, slots=True)
-class _Stored:
-    """A patch's stored values on the device."""
-
-    data: Tensor
-    """`(band, y, x)`, the file's dtype."""
-    invalid: Tensor | None
-    """The same shape, boolean, True = not usable; None when all are usable."""
-
-    def part(self, window: Window, *, of: Window) -> _Stored:
-        """Those of a window inside the patch's own."""
-        inside = (slice(None), *window.slices_in(of))
-        return _Stored(self.data[inside], None if self.invalid is None else self.invalid[inside])
-
-
-@dataclass(frozen=True, slots=True)
 class _Job:
     """One patch to compute."""
 
     patch: Patch
-    stored: _Stored
+    pieces: list[Piece]
+    """Its stored values on the device."""
+
+    def part(self, patch: Patch) -> _Job:
+        """A smaller patch inside it."""
+        inside = [piece.within(patch.input) for piece in self.pieces]
+        return _Job(patch, [piece for piece in inside if piece.window.num_pixels])
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,9 +158,7 @@ class Predictor:
         splits, work = 0, _Work(sink, wanted, [])
         groups = _chunks(needed, self._batch)
         for group in groups:
-            step = functools.partial(
-                self._compute, work, [_Job(patch, self._stored(patch, block, outer)) for patch in group]
-            )
+            step = functools.partial(self._compute, work, [self._job(patch, block, outer) for patch in group])
             if group is not groups[-1] or sink.labels is not None:
                 splits += self._thread.run(step)
         if needed and sink.labels is None:
@@ -185,11 +174,10 @@ class Predictor:
             mean[:, ~wanted] = np.nan
         return TileResult(mask=mask, probabilities=mean, patches=len(needed), splits=splits)
 
-    def _stored(self, patch: Patch, block: Block, outer: Window) -> _Stored:
-        """A patch's stored values, brought to the device."""
-        data = _own(gather(block.data, outer, patch.input, self.tiling.shape, padding=self._padding))
-        absent = self._patch_invalid(block, outer, patch)
-        return _Stored(self._on_device(data), None if absent is None else self._on_device(absent))
+    def _job(self, patch: Patch, block: Block, outer: Window) -> _Job:
+        """A patch with its stored values, brought to the device."""
+        shape, padding = self.tiling.shape, self._padding
+        return _Job(patch, cut(block, outer, patch.input, shape, padding=padding, bring=self._on_device))
 
     def _compute(self, work: _Work, jobs: list[_Job]) -> int:
         """Patches of one forward, on the device thread; in halves of halves where memory does not suffice.
@@ -223,8 +211,7 @@ class Predictor:
         if self.tiling.mode == "blend":
             return []
         [job] = jobs
-        parts = halves(job.patch, self.tiling, self._sizes)
-        return [[_Job(part, job.stored.part(part.input, of=job.patch.input))] for part in parts]
+        return [[job.part(half)] for half in halves(job.patch, self.tiling, self._sizes)]
 
     def _tried(self, work: _Work, jobs: list[_Job]) -> Exception | None:
         """One forward; the error where memory did not suffice, without what the failed forward held."""
@@ -241,6 +228,7 @@ class Predictor:
         return failure
 
     def _on_device(self, array: NDArray[np.generic]) -> Tensor:
+        array = _for_torch(array) if self._device.type == "cpu" else _own(array)
         try:
             return to_device(array, self._device)
         except (RuntimeError, MemoryError) as error:
@@ -255,20 +243,12 @@ class Predictor:
             shape = self._batch, len(self.spec.bands), *patch.input.shape
             self._thread.start(lambda: self._engine.prepare(shape, labels=sink.labels is not None))
 
-    def _patch_invalid(self, block: Block, outer: Window, patch: Patch) -> NDArray[np.bool_] | None:
-        """True where a patch's input values are not usable; None when all are."""
-        inside = patch.input.intersect(Window.from_bounds(0, 0, *self.tiling.shape)) == patch.input
-        if block.all_valid and (self._padding != "zero" or inside):
-            return None
-        gathered = gather(block.valid, outer, patch.input, self.tiling.shape, padding=self._padding)
-        return np.asarray(np.logical_not(gathered))
-
     def _step(self, work: _Work, jobs: list[_Job]) -> None:
         """One forward, on the device thread: stored values in, the patches' share of the result into the sink."""
         sink = work.sink
         with torch.inference_mode():
             for place, job in enumerate(jobs):
-                x = self._scaler(job.stored.data, job.stored.invalid, place=place, batch=self._fitting)
+                x = self._scaler.fill(job.pieces, job.patch.input, place=place, batch=self._fitting)
             kept = [job.patch.core.intersect(sink.window) for job in jobs]
             if sink.labels is not None and self._labelled(work, jobs[0].patch, kept[0], x):
                 return
@@ -357,6 +337,10 @@ def _wanted(block: Block, outer: Window, window: Window, output_valid: NDArray[n
 
 
 def _own(data: NDArray[np.generic]) -> NDArray[np.generic]:
-    """Contiguous and writable, as PyTorch wants arrays that it shares memory with; copied only where it is not."""
-    data = np.ascontiguousarray(data)
-    return data if data.flags.writeable else data.copy()
+    """Contiguous and writable, as what is sent to a device has to be; copied only where it is not."""
+    return _for_torch(np.ascontiguousarray(data))
+
+
+def _for_torch(data: NDArray[np.generic]) -> NDArray[np.generic]:
+    """What PyTorch can share memory with: writable, no axis running backwards; copied only where it is not."""
+    return data if data.flags.writeable and min(data.strides) >= 0 else data.copy()

@@ -28,6 +28,7 @@ from pipeline.model.cache import cache_folder, write_cached
 from pipeline.model.decision import has_labels
 from pipeline.model.engine_spec import EngineSpec
 from pipeline.model.foreign import ForeignNetwork, OnnxNetwork
+from pipeline.model.large_pages import large_pages
 from pipeline.model.lean import can_trim, fold_batch_norm, trimmed
 from pipeline.model.openvino_graph import from_onnx, sum_instead_of_join, with_labels
 from pipeline.model.openvino_trim import leave_out
@@ -132,7 +133,8 @@ def _compile(graph: Any, spec: EngineSpec) -> Any:
         "INFERENCE_NUM_THREADS": spec.threads,
         "ENABLE_CPU_PINNING": False,  # other threads read and write meanwhile
     }
-    return _core().compile_model(graph, "CPU", config).create_infer_request()
+    with large_pages():
+        return _core().compile_model(graph, "CPU", config).create_infer_request()
 
 
 def read_graph(network: nn.Module, *, bands: int, key: str | None, trim_px: int = 0) -> Any:
