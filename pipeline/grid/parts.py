@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,6 +30,7 @@ def balanced_core(
     stride: int,
     sizes: SizeRule,
     seconds: Callable[[tuple[NDArray[np.int64], NDArray[np.int64]]], NDArray[np.float64]],
+    once: Callable[[tuple[NDArray[np.int64], NDArray[np.int64]]], Any] = lambda _: 0.0,
     square: bool = False,
 ) -> tuple[int, int]:
     """(height, width) of the patch core that covers a scene fastest: equal parts, as few pixels twice as memory allows.
@@ -41,6 +42,7 @@ def balanced_core(
         sizes: Sides that the network takes.
         seconds: Times of forwards over patches, their heights and widths given as arrays; infinite where a patch does
             not fit the memory.
+        once: Time that patches of a size cost beside that, however many there are.
         square: Cores are squares, equal parts of one of the scene's sides.
 
     Returns:
@@ -52,7 +54,8 @@ def balanced_core(
     patches = np.vectorize(sides.get, otypes=[np.int64])(cores)
     counts = np.prod([-(-n // core) for n, core in zip(shape, cores, strict=True)], axis=0)
     fits = patches.max(axis=0) <= _largest_side(sizes, halo_px)
-    taken = np.where(fits, counts * seconds((patches[0], patches[1])), math.inf)
+    sides_hw = patches[0], patches[1]
+    taken = np.where(fits, counts * seconds(sides_hw) + once(sides_hw), math.inf)
     fastest = int(taken.argmin())
     if math.isinf(taken[fastest]):
         smallest = (sizes.at_least(2 * halo_px + stride) - 2 * halo_px) // stride * stride

@@ -9,8 +9,9 @@ import platform
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -25,13 +26,17 @@ if TYPE_CHECKING:
     from pipeline.model import Engine, Model
 
 _SMALL_PX, _LARGE_PX = 384, 1024
+_LARGER_PX = 1536
+"""Beyond what caches hold: a pixel of a bfloat16 forward took 56 ns at 1024 px, 60 at 1536, 75 at 4096."""
+_LONGEST_S = 1.0
+"""Of a forward over the larger patch; a slower network computes more than it moves, and another look gains nothing."""
 _REPEATS = 2
 _GPU_WARMS_UP_S = 0.3
 _MOST_SAVED = 0.9
 """Of what a pixel costs: the encoder sees it all the same."""
 _MOST_WAITING = 0.1
 """Waiting for cores over running: 0.005 on a quiet machine with 2 cores, 0.7 beside one other busy process."""
-_VERSION = 7
+_VERSION = 8
 """Raise when something else is measured, so that cached figures are measured again."""
 
 
@@ -52,10 +57,21 @@ class Calibration(BaseModel):
     """Seconds that an output left out saves."""
     saved_bytes_per_px: float = 0.0
     """Resident bytes that an output left out saves."""
+    large_px: int | None = None
+    """Pixels of a patch beyond which another one costs `large_s_per_px`; None where it costs the same."""
+    large_s_per_px: float = 0.0
+    """Seconds per pixel beyond `large_px`."""
+    first_s_per_px: float = 0.0
+    """Seconds per pixel that an engine's first forward takes longer: it writes to memory that was never used."""
 
-    def seconds(self, num_pixels: int, *, left_out: int = 0) -> float:
-        """Predicted seconds of a forward over a patch of so many pixels, some of whose outputs are left out."""
-        return self.fixed_s + self.s_per_px * num_pixels - self.saved_s_per_px * left_out
+    def seconds(self, num_pixels: Any, *, left_out: Any = 0) -> Any:
+        """Predicted seconds of a forward over a patch of so many pixels, some of whose outputs are left out.
+
+        Of many patches, where both are arrays.
+        """
+        beyond = 0 if self.large_px is None else np.maximum(num_pixels - self.large_px, 0)
+        taken = self.fixed_s + self.s_per_px * (num_pixels - beyond) + self.large_s_per_px * beyond
+        return taken - self.saved_s_per_px * left_out
 
 
 def calibrate(model: Model, spec: EngineSpec, thread: DeviceThread, *, budget_bytes: int) -> Calibration:
@@ -101,6 +117,8 @@ class _Point(NamedTuple):
     pixels: int
     seconds: float
     nbytes: float
+    first_s: float
+    """Seconds that the first forward took longer, compiling included."""
 
 
 def _measure(model: Model, spec: EngineSpec, budget_bytes: int) -> Calibration:
@@ -116,7 +134,27 @@ def _measure(model: Model, spec: EngineSpec, budget_bytes: int) -> Calibration:
     fixed_s, s_per_px = _line(pixels, [point.seconds for point in points])
     fixed_bytes, bytes_per_px = _line(pixels, [point.nbytes for point in points])
     made = Calibration(fixed_s=fixed_s, s_per_px=s_per_px, fixed_bytes=fixed_bytes, bytes_per_px=max(bytes_per_px, 4.0))
-    return made if not spec.trim_px or side is None else _with_savings(made, model, spec, side, points[-1])
+    if spec.trim_px and side is not None:
+        made = _with_savings(made, model, spec, side, points[-1])
+    if spec.device != "cpu" or len(points) == 1:  # on a GPU patches are limited otherwise
+        return made
+    larger = sizes.at_most(min(sizes.at_least(_LARGER_PX + 2 * margin), affordable))
+    if larger is not None and larger * larger > pixels[-1] and made.seconds(larger * larger) <= _LONGEST_S:
+        points.append(_try(model, whole, larger))
+    return _with_size(made, points)
+
+
+def _with_size(made: Calibration, points: Sequence[_Point]) -> Calibration:
+    """What is not the same for each pixel, from two or three patches of rising size."""
+    small, large = points[0], points[-1]
+    first = (large.first_s - small.first_s) / (large.pixels - small.pixels)
+    made = made.model_copy(update={"first_s_per_px": max(first, 0.0)})
+    if len(points) == 2:  # noqa: PLR2004
+        return made
+    middle = points[1]
+    slope = (large.seconds - middle.seconds) / (large.pixels - middle.pixels)
+    update = {"large_px": middle.pixels, "large_s_per_px": max(slope, made.s_per_px / 2)}
+    return made.model_copy(update=update)
 
 
 def _with_savings(made: Calibration, model: Model, spec: EngineSpec, side: int, whole: _Point) -> Calibration:
@@ -144,8 +182,11 @@ def _try(model: Model, spec: EngineSpec, side: int) -> _Point:
             engine.prepare(tuple(x.shape), labels=has_labels(model.spec))
         _forward(engine, x)
 
+    started = time.perf_counter()
     nbytes = peak_growth_bytes(first, device=spec.device)
-    return _Point(side * side, _least_seconds(lambda: _forward(engine, x), x), nbytes)
+    first_s = time.perf_counter() - started
+    seconds = _least_seconds(lambda: _forward(engine, x), x)
+    return _Point(side * side, seconds, nbytes, first_s - seconds)
 
 
 def _noise(model: Model, spec: EngineSpec, patch_hw: tuple[int, int], *, batch: int = 1) -> torch.Tensor:

@@ -46,6 +46,8 @@ class Basis:
     """What a worker has."""
     batching: Batching | None
     """Patches per forward, where that was measured."""
+    num_pixels: int | None
+    """Of all scenes that are computed with it; None where only one is."""
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
@@ -118,6 +120,7 @@ def find_basis(scene: Scene, model: Model, settings: SegmentSettings, *, num_pix
         cost=cost,
         room=room,
         batching=batching,
+        num_pixels=num_pixels,
     )
 
 

@@ -84,6 +84,8 @@ class Demand:
     """Outputs left out on each side."""
     most_px: float
     """Pixels of the largest patch that is any use, whatever the memory."""
+    engines: float = 1.0
+    """That are made for this scene: one per worker, or fewer where they go on to other scenes."""
 
     @property
     def bytes_per_px(self) -> float:
@@ -114,11 +116,40 @@ class Demand:
         fits &= pixels <= self.most_px
         return np.where(fits, taken, math.inf)
 
+    def seconds_once(self, patch_hw: tuple[Any, Any]) -> Any:
+        """Time that a patch of this size costs a whole run beside its forwards: engines get their memory.
+
+        All workers together, as `seconds` counts; of many patches, where heights and widths are given as arrays.
+        """
+        per_px = 0.0 if self.cost is None else self.cost.first_s_per_px
+        return self.engines * per_px * np.maximum(math.prod(patch_hw), _SMALL_PX)
+
+
+_SMALL_PX = 2_000_000
+"""No smaller patch is chosen to spare memory: what is done for each tile beside its forward would cost more."""
+
 
 def demand_of(
-    scene: Scene, model: Model, settings: SegmentSettings, engine: EngineChoice, cost: Calibration | None, room: Room
+    scene: Scene,
+    model: Model,
+    settings: SegmentSettings,
+    engine: EngineChoice,
+    cost: Calibration | None,
+    room: Room,
+    *,
+    num_pixels: int | None = None,
 ) -> Demand:
-    """What patches of this scene take with this engine, and what there is."""
+    """What patches of this scene take with this engine, and what there is.
+
+    Args:
+        scene: To be computed.
+        model: The model.
+        settings: What was asked for.
+        engine: What runs the network.
+        cost: Of a forward, where it was measured.
+        room: What a worker has.
+        num_pixels: Of all scenes that the engines are made for; the scene's if not given.
+    """
     mask_bands = model.spec.legend().num_mask_bands
     device, fixed = engine.spec.device, 0 if cost is None else int(cost.fixed_bytes)
     tile_bytes = tile_bytes_per_px(len(model.spec.bands), int(scene.dtype.itemsize), mask_bands)
@@ -134,6 +165,7 @@ def demand_of(
         saved_bytes_per_px=0.0 if cost is None else cost.saved_bytes_per_px,
         left_out_px=engine.spec.left_out_px,
         most_px=math.inf if device == "cpu" else _most_px_on_gpu(scene, model, room.in_flight),
+        engines=num_workers(settings) * (1.0 if num_pixels is None else math.prod(scene.geobox.shape) / num_pixels),
     )
 
 

@@ -183,7 +183,7 @@ def plan_from(scene: Scene, model: Model, settings: SegmentSettings, basis: Basi
     """
     traits, engine, cost = model.traits, basis.engine, basis.cost
     sizes = patch_sizes(traits, settings.tta)
-    demand = demand_of(scene, model, settings, engine, cost, basis.room)
+    demand = demand_of(scene, model, settings, engine, cost, basis.room, num_pixels=basis.num_pixels)
     lean_bytes = demand.bytes_per_px - demand.saved_bytes_per_px
     check_least_patch(demand.budget_bytes, lean_bytes, traits, sizes, basis.halo_px)
     network_padding = basis.padding == "network"

@@ -46,6 +46,7 @@ def lay_exact(
             stride=stride,
             sizes=sizes,
             seconds=demand.seconds,
+            once=demand.seconds_once,
             square=square,
         )
     return exact_tiling(

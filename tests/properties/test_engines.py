@@ -215,7 +215,7 @@ def test_a_calibration_beside_other_work_is_not_kept(monkeypatch: pytest.MonkeyP
 
     def measure(_: Model, __: EngineSpec, side: int) -> calibration._Point:
         tried.append(side)
-        return calibration._Point(side * side, 1e-6 * side * side, 1000.0 * side * side)
+        return calibration._Point(side * side, 1e-6 * side * side, 1000.0 * side * side, first_s=0.1)
 
     monkeypatch.setattr(calibration, "_try", measure)
     monkeypatch.setattr(calibration, "_scheduled", lambda: next(counts))
@@ -253,7 +253,7 @@ def test_a_calibration_keeps_to_the_budget(monkeypatch: pytest.MonkeyPatch) -> N
 
     def measure(model: Model, spec: EngineSpec, side: int) -> calibration._Point:
         tried.append(side)
-        return calibration._Point(side * side, 1e-6 * side * side, 1000.0 * side * side)
+        return calibration._Point(side * side, 1e-6 * side * side, 1000.0 * side * side, first_s=0.1)
 
     monkeypatch.setattr(calibration, "_try", measure)
     model, thread = unet_model(depth=2, width=8), device_thread(threads=2)
@@ -271,7 +271,8 @@ def test_a_calibration_keeps_to_the_budget(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_calibration_tells_what_leaving_outputs_out_saves(monkeypatch: pytest.MonkeyPatch) -> None:
     def measure(model: Model, spec: EngineSpec, side: int) -> calibration._Point:
         kept = (side - 2 * spec.left_out_px) ** 2
-        return calibration._Point(side * side, 0.1 + 1e-6 * side**2 + 2e-6 * kept, 100.0 * side**2 + 200.0 * kept)
+        nbytes = 100.0 * side**2 + 200.0 * kept
+        return calibration._Point(side * side, 0.1 + 1e-6 * side**2 + 2e-6 * kept, nbytes, first_s=0.1)
 
     monkeypatch.setattr(calibration, "_try", measure)
     model, thread = unet_model(depth=2, width=8), device_thread(threads=2)
@@ -279,6 +280,33 @@ def test_a_calibration_tells_what_leaving_outputs_out_saves(monkeypatch: pytest.
     assert made.saved_s_per_px == pytest.approx(2e-6)
     assert made.saved_bytes_per_px == pytest.approx(200.0)
     assert made.seconds(10**6, left_out=10**5) == pytest.approx(0.1 + 3.0 - 0.2)
+
+
+def test_a_calibration_tells_what_size_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pixel beyond what caches hold costs twice as much, and one that is written to for the first time more yet."""
+    tried: list[int] = []
+
+    def measure(_: Model, __: EngineSpec, side: int) -> calibration._Point:
+        tried.append(side)
+        pixels = side * side
+        seconds = 1e-8 * pixels + slower * max(pixels - 1024**2, 0)
+        return calibration._Point(pixels, seconds, 100.0 * pixels, first_s=0.3 + 5e-8 * pixels)
+
+    monkeypatch.setattr(calibration, "_try", measure)
+    monkeypatch.setattr(calibration, "_was_disturbed", lambda *_: False)
+    model, thread, slower = unet_model(depth=2, width=8), device_thread(threads=2), 1e-8
+    made = calibrate(model, _spec("torch"), thread, budget_bytes=10**10)
+    assert calibrate(model, _spec("torch"), thread, budget_bytes=10**10) == made  # recalled
+    assert tried == [384, 1024, 1536]
+    assert made.first_s_per_px == pytest.approx(5e-8)
+    assert made.seconds(2**20) == pytest.approx(1e-8 * 2**20)
+    assert made.seconds(2**22) == pytest.approx(1e-8 * 2**22 + 1e-8 * 3 * 2**20)
+    np.testing.assert_allclose(made.seconds(np.array([2**20, 2**22])), [made.seconds(2**20), made.seconds(2**22)])
+    del tried[:]
+    slower = 1e-6
+    slow = calibrate(model, _spec("torch", threads=3), thread, budget_bytes=10**10)
+    assert tried == [384, 1024, 1536]
+    assert slow.large_s_per_px == pytest.approx(1.01e-6)
 
 
 class _WithPrior(UNet):
@@ -346,7 +374,7 @@ def test_labels_by_thresholds_are_those_of_the_probabilities(backend: Backend, *
 
 
 def test_a_calibration_without_a_budget_or_anything_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibration, "_try", lambda _m, _s, side: calibration._Point(side * side, 1.0, 100.0))
+    monkeypatch.setattr(calibration, "_try", lambda _m, _s, side: calibration._Point(side * side, 1.0, 100.0, 0.0))
     model, thread = unet_model(depth=2, width=8), device_thread(threads=2)
     assert calibrate(model, _spec("torch"), thread, budget_bytes=-5).s_per_px > 0
     assert calibrate(model, _spec("torch", trim_px=2, left_out_px=0), thread, budget_bytes=10**9).saved_s_per_px == 0

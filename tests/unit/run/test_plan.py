@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pipeline.errors import ModelError, ResourceError, UsageError
+from pipeline.grid import SizeRule, balanced_core
 from pipeline.infer import Calibration
 from pipeline.model import EngineSpec, Model, ModelSpec, Scaling, model_from_module, openvino
 from pipeline.run import demand
@@ -53,14 +54,14 @@ def test_a_plan_survives_json(model: Model) -> None:
         assert Plan.from_json(json.loads(json.dumps(plan.to_json()))).digest == plan.digest
 
 
-def test_less_memory_means_smaller_patches_and_the_budget_holds(model: Model) -> None:
-    sides = []
-    for memory in ("800MB", "1200MB", "3GB"):
-        plan = _plan(model, memory=memory)
-        sides.append(math.prod(plan.tiling.patch_hw))
-        assert plan.peak_bytes <= 1.15 * {"800MB": 0.8e9, "1200MB": 1.2e9, "3GB": 3e9}[memory]
-    assert sides == sorted(sides)
-    assert sides[0] < sides[-1]
+def test_less_memory_means_smaller_patches_and_the_budget_holds(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    budgets = {"800MB": 0.8e9, "1200MB": 1.2e9, "3GB": 3e9}
+    for memory, nbytes in budgets.items():
+        assert _plan(model, memory=memory).peak_bytes <= 1.15 * nbytes
+    cost = Calibration(fixed_s=0.0, s_per_px=1e-7, fixed_bytes=0.0, bytes_per_px=300.0)
+    monkeypatch.setattr("pipeline.run.basis.measured_cost", lambda *_, **__: cost)
+    least, middle, most = (math.prod(_plan(model, memory=memory).tiling.patch_hw) for memory in budgets)
+    assert least < middle <= most
 
 
 def test_more_classes_shrink_the_patch() -> None:
@@ -184,6 +185,35 @@ def test_d12_memory_that_others_took_on_a_gpu_is_left_to_them(model: Model, monk
     assert crowded.seconds(side) == math.inf
     assert crowded.nbytes((1024, 1024)) <= 0.8 * 1_000_000_000
     assert math.isfinite(crowded.seconds((1024, 1024)))
+
+
+def test_memory_that_is_never_used_again_is_not_worth_having(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large scene pays for large patches, one that is soon done does not; nor do more workers with less for each."""
+    spec = EngineSpec(backend="torch", device="cpu", precision="float32", threads=1, one_size=True)
+    engine = EngineChoice(spec=spec, reason="", flips_frac=None, worth_measuring=True)
+    per_px = {"fixed_s": 0.0, "s_per_px": 3e-8, "fixed_bytes": 0.0, "bytes_per_px": 100.0}
+    monkeypatch.setattr(demand, "LIBRARIES_BYTES", {"cpu": 0})
+
+    def core(side: int, first: float, of_all: int | None = None, **options: object) -> tuple[int, int]:
+        settings = make_settings({"memory": "4GB", **options})
+        scene = _scene((side, side))
+        made = demand.demand_of(
+            scene,
+            model,
+            settings,
+            engine,
+            Calibration(**per_px, first_s_per_px=first),
+            demand.room_of(settings, "cpu"),
+            num_pixels=of_all,
+        )
+        rule = {"halo_px": 96, "stride": 16, "sizes": SizeRule(multiple=16)}
+        return balanced_core((side, side), seconds=made.seconds, once=made.seconds_once, **rule)  # type: ignore[arg-type]
+
+    large, small = core(8192, 0.0), core(8192, 1e-7)
+    assert math.prod(large) > 1.5 * math.prod(small) > 1_000_000
+    assert core(8192, 1e-7, of_all=1000 * 8192**2) == large  # its engine goes on to other scenes
+    assert math.prod(core(8192, 2e-8, workers=8)) < math.prod(core(8192, 2e-8))
+    assert math.prod(core(8192, 1.0)) > 1_000_000
 
 
 def test_on_a_gpu_the_host_holds_the_tiles_in_flight(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
