@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from pipeline.grid.tiling import SizeRule
 
 _USEFUL_CORE_PX = 2048
-"""Side; a core of this size or of this many halos gains next to nothing by growing, and a lost tile costs more."""
+"""Side; a core of this size or of this many halos gains next to nothing by growing, and a lost tile costs more. Smaller
+ones are read with more around them, which no forward's time tells."""
 _USEFUL_HALOS = 64
 _NEAR = 1.01
 """Cores that cost this much more than the fastest are as good, and a smaller patch takes less memory."""
@@ -46,8 +47,8 @@ def balanced_core(
         square: Cores are squares, equal parts of one of the scene's sides.
 
     Returns:
-        Multiples of `stride`: of those that are as good as the fastest the one with the smallest patch; the smallest
-        possible core when even that does not fit.
+        Multiples of `stride`: of those that are as good as the fastest, and as large as is useful where one is, the one
+        with the smallest patch; the smallest possible core when even that does not fit.
     """
     cores = _cores(shape, stride, square=square)  # all at once: a stride of 1 has tens of thousands
     sides = {side: sizes.at_least(side + 2 * halo_px) for side in np.unique(cores).tolist()}
@@ -61,7 +62,8 @@ def balanced_core(
         smallest = (sizes.at_least(2 * halo_px + stride) - 2 * halo_px) // stride * stride
         return smallest, smallest
     core_px = cores.prod(axis=0)
-    good = (taken <= _NEAR * taken[fastest]) & (core_px >= min(core_px[fastest], _USEFUL_CORE_PX**2))
+    near = taken <= _NEAR * taken[fastest]
+    good = near & (core_px >= min(core_px[near].max(), _USEFUL_CORE_PX**2))
     best = np.lexsort((taken[good], patches.prod(axis=0)[good]))[0]
     height, width = cores[:, good][:, best].tolist()
     return height, width
