@@ -194,7 +194,7 @@ def count_left_out(patch_hw: tuple[Any, Any], left_out_px: int) -> Any:
 
 
 def tile_bytes_per_px(bands: int, itemsize_bytes: int, mask_bands: int = 1) -> int:
-    """Bytes per pixel of a tile in flight: values as read and as extended beyond the rim, validity, mask."""
+    """Bytes per pixel of a tile in flight: values, again where PyTorch cannot use them as they lie, validity, mask."""
     return bands * (2 * itemsize_bytes + 1) + 2 + mask_bands
 
 
