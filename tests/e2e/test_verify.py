@@ -77,8 +77,7 @@ def test_an_exact_run_passes_and_says_so(
     found = json.loads((tmp_path / "run.json").read_text())["verify"]
     assert ("whole scene" in found["against"]) == (budget == "whole")
     assert found["windows"] == 8
-    assert 0 < found["max_abs"] <= 1e-5
-    assert 0 < found["mean_abs"] <= found["max_abs"]
+    assert found["mean_abs"] <= found["max_abs"] <= 1e-5  # 0 where the CPU's kernels sum in one order, whatever the size
     assert found["stored_differs_px"] == 0
     assert found["seam"]["pixels"] > 0
     assert found["other"]["pixels"] > 0
