@@ -103,7 +103,7 @@ class Predictor:
         batch: int = 1,
         make: Callable[[], Engine] | None = None,
     ) -> None:
-        assert batch == 1 or tiling.mode == "blend", "exact patches are as large as memory allows instead"
+        assert batch == 1 or tiling.mode == "blend", "exact patches are as large as pays instead"
         self.spec: ModelSpec = model.spec
         self.tiling = tiling
         self._padding = padding
