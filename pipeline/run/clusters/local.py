@@ -46,8 +46,9 @@ def processes(settings: SegmentSettings, threads: int, device: str) -> SpecClust
     def worker(number: int) -> dict[str, Any]:
         # No limit: what a worker may take is the plan's business.
         mine = {"nthreads": threads, "memory_limit": 0, "env": environment_of(number, device)}
-        # Processes read Dask's settings of its log before ours reach them.
-        return {"cls": Nanny, "options": {**common, **mine, "silence_logs": logging.ERROR}}
+        # Processes read Dask's settings of its log before ours reach them. What went wrong in a tile or at the start
+        # comes back as an exception; the log has only what is said at the end: a heartbeat that nobody hears any more.
+        return {"cls": Nanny, "options": {**common, **mine, "silence_logs": logging.CRITICAL}}
 
     for left in reversed(range(_STARTS)):
         try:

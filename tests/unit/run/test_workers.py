@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import TYPE_CHECKING
 
@@ -89,3 +90,15 @@ def test_a_cuda_cluster_on_a_machine_without_a_gpu_or_on_cpus_is_refused() -> No
     if not torch.cuda.is_available():
         with pytest.raises(UsageError, match="CF-020"):
             resolve_device(device_wanted(make_settings({"cluster": "cuda"})))
+
+
+def _log_as_a_heartbeat_that_nobody_hears() -> None:
+    log = logging.getLogger("distributed.worker")
+    log.error("Failed to communicate with scheduler during heartbeat.", exc_info=OSError("stream is closed"))
+
+
+def test_what_workers_log_while_they_end_does_not_reach_the_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+    """A heartbeat may meet a scheduler that closes: its traceback is not the user's."""
+    with connect(make_settings({"workers": 2})) as connection:
+        connection.client.run(_log_as_a_heartbeat_that_nobody_hears)
+    assert "heartbeat" not in capfd.readouterr().err
