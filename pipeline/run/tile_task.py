@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ from pipeline.model import make_engine
 from pipeline.run.clusters.latecomers import require_seen
 from pipeline.run.picture import Picture
 from pipeline.run.travel import portable
-from pipeline.scene import decode_on, limit_block_cache
+from pipeline.scene import decode_on, limit_block_cache, shares_blocks
 from pipeline.store import LedgerWriter, TileRecord, TileStore, quantize_probabilities
 
 if TYPE_CHECKING:
@@ -59,14 +60,21 @@ class TileDone:
 
 
 class _Reader:
-    """Reads blocks of a scene and remembers the last one, for the preview."""
+    """Reads blocks of a scene and remembers the last one, for the preview.
 
-    def __init__(self, scene: Scene) -> None:
+    Args:
+        scene: What is read.
+        turns: The thread that reads for all tiles in flight; None where each tile's own thread does.
+    """
+
+    def __init__(self, scene: Scene, turns: ThreadPoolExecutor | None) -> None:
         self._scene = scene
+        self._turns = turns
         self._last: tuple[Block, Window] | None = None
 
     def __call__(self, window: Window) -> Block:
-        block = self._scene.read_block(window)
+        read = self._scene.read_block
+        block = read(window) if self._turns is None else self._turns.submit(read, window).result()
         self._last = block, window
         return block
 
@@ -126,7 +134,7 @@ def _compute_with(tools: _Tools, job: Job, model: Model, tile: Tile, attempt: in
     counts = np.zeros(len(legend), np.int64)
     wanted = job.limits.mask(tile.core)
     if wanted is None or wanted.any():
-        reader = _Reader(job.scene)
+        reader = _Reader(job.scene, tools.turns)
         result = tools.predictor.predict(reader, tile.core, probabilities=job.plan.probabilities, output_valid=wanted)
         patches, splits = result.patches, result.splits
         reader.keep_picture(job.store.place, tile.core)
@@ -208,8 +216,16 @@ class _Tools:
 
     predictor: Predictor
     ledger: LedgerWriter
+    turns: ThreadPoolExecutor | None
+    """The thread that reads for all tiles; see `_turns_for`."""
     users: int = 0
     """Tiles that are being computed with them."""
+
+    def close(self) -> None:
+        """Nobody uses them any more."""
+        if self.turns is not None:
+            self.turns.shutdown()  # its datasets are closed with it
+        self.ledger.close()
 
 
 _guard = threading.Lock()
@@ -217,6 +233,18 @@ _tools: OrderedDict[str, _Tools] = OrderedDict()
 """By the run's key, those used last at the end."""
 _MOST_RUNS = 4
 """Runs of a batch that a process holds tools for: one that ends, one that begins, and two small ones."""
+
+
+def _turns_for(job: Job) -> ThreadPoolExecutor | None:
+    """The thread that reads a scene's tiles one after the other; None where the tiles' own threads do.
+
+    Forwards on a CPU take all cores: two readers side by side gain nothing there, and decode twice what neighbours
+    share. Beside a GPU as many read as there are cores.
+    """
+    if job.plan.engine.device != "cpu" or not shares_blocks(job.scene):
+        return None
+    started = _give_way if job.own_cluster else None
+    return ThreadPoolExecutor(1, thread_name_prefix="reader", initializer=started)
 
 
 @contextlib.contextmanager
@@ -229,7 +257,7 @@ def _tools_for(job: Job, model: Model) -> Iterator[_Tools]:
             decode_on(job.plan.decoding_threads)
             engine, patch_hw = job.plan.engine, job.plan.tiling.patch_hw
             predictor = make_predictor(model, job.plan, make=lambda: _engine_for(model, engine, patch_hw))
-            _tools[job.key] = _Tools(predictor, LedgerWriter(job.ledger))
+            _tools[job.key] = _Tools(predictor, LedgerWriter(job.ledger), _turns_for(job))
         tools = _tools[job.key]
         tools.users += 1
         _tools.move_to_end(job.key)
@@ -238,7 +266,7 @@ def _tools_for(job: Job, model: Model) -> Iterator[_Tools]:
     try:
         for old in closing:
             with contextlib.suppress(OSError, ResourceError):  # of another scene; what is lost is computed again
-                old.ledger.close()
+                old.close()
         yield tools
     finally:
         with _guard:
@@ -252,4 +280,4 @@ def forget(key: str = "") -> None:
         if not _tools:
             _last_made.clear()
     for tools in closing:
-        tools.ledger.close()
+        tools.close()

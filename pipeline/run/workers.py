@@ -78,9 +78,12 @@ def tiles_in_flight(settings: SegmentSettings, device: str) -> int:
     return min(_MOST_ON_GPU, max(_MOST_ON_CPU, cores_per_worker(settings)))
 
 
-def decoding_threads(settings: SegmentSettings, device: str) -> int:
-    """Threads that decode one window: beside a GPU, whose forwards need no cores, all of them."""
-    return 1 if device == "cpu" else cores_per_worker(settings)
+def decoding_threads(settings: SegmentSettings) -> int:
+    """Threads that decode one window: all of a worker's cores.
+
+    On a CPU forwards use them too, but only one window is read at a time there; a GPU's forwards need none.
+    """
+    return cores_per_worker(settings)
 
 
 def gpus() -> tuple[str, ...]:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from pipeline.scene.base import Band, Block, Scene
     from pipeline.scene.datasets import close_all, decode_on, limit_block_cache
     from pipeline.scene.describe import describe_scene
+    from pipeline.scene.in_turn import shares_blocks
     from pipeline.scene.limits import Limits
     from pipeline.scene.open import open_scene
     from pipeline.scene.quality import QualityLayer, open_quality_layer
@@ -32,6 +33,7 @@ __all__ = [
     "limit_block_cache",
     "open_quality_layer",
     "open_scene",
+    "shares_blocks",
     "write_synthetic_scene",
 ]
 
@@ -52,6 +54,7 @@ _HOMES = {
     "limit_block_cache": "datasets",
     "open_quality_layer": "quality",
     "open_scene": "open",
+    "shares_blocks": "in_turn",
     "write_synthetic_scene": "synthetic",
 }
 

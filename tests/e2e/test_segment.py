@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from rio_cogeo.cogeo import cog_validate
 
 import pipeline as sm
 from pipeline.errors import InputError, OutputError, PipelineError
+from pipeline.grid import Window
 from pipeline.run import finish
 from pipeline.run.events import Notice
+from pipeline.scene import Block, RasterScene
 from tests.networks import random_scene
 from tests.scenes import NORTH_UP, save_threshold_model, save_unet, sha256, smooth_values, write_scene
 
@@ -420,3 +423,22 @@ def test_bytes_do_not_depend_on_the_order_of_tiles(
     assert orders
     assert orders[0] != sorted(orders[0])
     assert sha256(straight.mask_path) == sha256(mixed.mask_path)
+
+
+def test_one_thread_reads_a_file_for_all_tiles_of_a_worker(
+    scene: Path, threshold: sm.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a tile's window shares with its neighbour's is then decoded once; on a GPU's host several read."""
+    names: list[str] = []
+    read_block = RasterScene.read_block
+
+    def watched(self: RasterScene, window: Window) -> Block:
+        names.append(threading.current_thread().name)
+        return read_block(self, window)
+
+    monkeypatch.setattr(RasterScene, "read_block", watched)
+    result = sm.segment(scene, threshold, tmp_path, vectors="none", patch=64, tile=64, precision="float32")
+    tiles = [name for name in names if name != "MainThread"]  # which looks at samples while it plans
+    assert tiles == ["reader_0"] * result.summary["tiles"]["total"]
+    assert len(tiles) > 10
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("reader")]

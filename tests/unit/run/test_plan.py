@@ -187,6 +187,32 @@ def test_d12_memory_that_others_took_on_a_gpu_is_left_to_them(model: Model, monk
     assert math.isfinite(crowded.seconds((1024, 1024)))
 
 
+def test_a_network_that_computes_next_to_nothing_gets_few_tiles(model: Model) -> None:
+    """Its forwards are as fast in small patches, and memory is used for the first time in them; each costs a task."""
+    spec = EngineSpec(backend="openvino", device="cpu", precision="float32", threads=2, one_size=True)
+    engine = EngineChoice(spec=spec, reason="", flips_frac=None, worth_measuring=True)
+    cost = Calibration(
+        fixed_s=5e-5,
+        s_per_px=4.6e-9,
+        fixed_bytes=4e6,
+        bytes_per_px=47.0,
+        large_px=1 << 20,
+        large_s_per_px=4.9e-9,
+        first_s_per_px=2.25e-8,
+    )
+    settings = make_settings({"memory": "3.5GB"})
+    made = demand.demand_of(_scene((16384, 16384)), model, settings, engine, cost, demand.room_of(settings, "cpu"))
+    core = balanced_core(
+        (16384, 16384),
+        halo_px=0,
+        stride=1,
+        sizes=SizeRule(multiple=1),
+        seconds=made.seconds,
+        once=made.seconds_once,
+    )
+    assert math.prod(core) >= 2048**2
+
+
 def test_memory_that_is_never_used_again_is_not_worth_having(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """A large scene pays for large patches, one that is soon done does not; nor do more workers with less for each."""
     spec = EngineSpec(backend="torch", device="cpu", precision="float32", threads=1, one_size=True)

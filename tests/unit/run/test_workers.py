@@ -63,12 +63,12 @@ def test_a_cuda_cluster_has_a_worker_for_each_gpu(has_gpus: Callable[..., None])
     assert num_workers(make_settings({"workers": 2})) == 2
 
 
-def test_cores_go_to_decoding_beside_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cores_are_shared_out_and_decode(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
     for given, cores in (({}, 16), ({"workers": 4}, 4), ({"workers": 40}, 1)):
         settings = make_settings(given)
         assert cores_per_worker(settings) == cores
-        assert (decoding_threads(settings, "cpu"), decoding_threads(settings, "cuda")) == (1, cores)
+        assert decoding_threads(settings) == cores
         assert 2 <= tiles_in_flight(settings, "cpu") <= 3
         assert tiles_in_flight(settings, "cuda") == min(8, max(3, cores))
 
