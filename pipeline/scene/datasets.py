@@ -100,11 +100,12 @@ def open_dataset(path: str, driver: str, options: Mapping[str, str] | None = Non
     Args:
         path: As GDAL takes it.
         driver: The one allowed.
-        options: Of GDAL, for this dataset; read it under the same ones.
+        options: Of GDAL, for a file behind a server; read it under the same ones.
     """
     with without_georeference(), gdal_options({**_ALWAYS, **(options or {})}):
-        threads = {"num_threads": _decoding_threads} if _decoding_threads > 1 and driver in _THREADED else {}
-        return rasterio.open(path, driver=driver, **threads)
+        # Not behind a server: on several threads GDAL 3.10 gives wrong pixels for a request that failed, and no error.
+        several = _decoding_threads > 1 and driver in _THREADED and not options
+        return rasterio.open(path, driver=driver, **({"num_threads": _decoding_threads} if several else {}))
 
 
 @contextlib.contextmanager
@@ -158,7 +159,7 @@ def limit_block_cache() -> None:
 
 
 def decode_on(threads: int) -> None:
-    """Let datasets that are opened from now on decode the blocks of a window on so many threads, in this process.
+    """Let files on disk that are opened from now on decode the blocks of a window on so many threads, in this process.
 
     GDAL shares one pool of threads among all datasets.
     """

@@ -14,7 +14,7 @@ import pytest
 from pipeline.access import Access
 from pipeline.errors import InfrastructureError, InputError, PipelineError
 from pipeline.grid import Window
-from pipeline.scene import close_all, open_scene
+from pipeline.scene import close_all, decode_on, open_scene
 from pipeline.scene.raster import RasterScene
 from pipeline.scene.remote import _check_address, parse_location
 from tests.infra.range_server import RangeServer
@@ -46,9 +46,11 @@ def server(values: NDArray[np.uint16], tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "bucket").mkdir()
     (tmp_path / "me").symlink_to(tmp_path)  # Azure's account, the first part of the path where the host is not its own
     write_scene(tmp_path / "bucket" / "a.tif", values, nodata=0, tiled=True, blockxsize=64, blockysize=64)
+    decode_on(2)  # as workers do: behind a server GDAL would give wrong pixels for a request that failed, and no error
     with RangeServer(tmp_path) as running:
         yield running
     close_all()
+    decode_on(1)
 
 
 def place(server: RangeServer, kind: str) -> str:
