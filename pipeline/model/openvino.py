@@ -31,7 +31,7 @@ from pipeline.model.foreign import ForeignNetwork, OnnxNetwork
 from pipeline.model.large_pages import large_pages
 from pipeline.model.lean import can_trim, fold_batch_norm, trimmed
 from pipeline.model.openvino_graph import from_onnx, sum_instead_of_join, with_labels
-from pipeline.model.openvino_trim import leave_out
+from pipeline.model.openvino_trim import crop_by_padding, leave_out
 
 if TYPE_CHECKING:
     import numpy as np
@@ -158,7 +158,7 @@ def read_graph(network: nn.Module, *, bands: int, key: str | None, trim_px: int 
     return graph
 
 
-_CONVERTER = 4
+_CONVERTER = 5
 """Raise when the conversion changes, so that cached graphs are made again."""
 
 
@@ -175,7 +175,7 @@ def _convert(network: nn.Module, bands: int, trim_px: int) -> Any:
     if isinstance(network, OnnxNetwork):
         graph = from_onnx(network, bands, read=_core().read_model)
         leave_out(graph, trim_px)
-        return sum_instead_of_join(graph)
+        return sum_instead_of_join(crop_by_padding(graph))
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")  # about checks of shapes, which tracing makes constant
         folded = copy.deepcopy(network)
@@ -188,7 +188,7 @@ def _convert(network: nn.Module, bands: int, trim_px: int) -> Any:
     graph.reshape([1, bands, -1, -1])
     if not itself:
         leave_out(graph, trim_px)
-    return sum_instead_of_join(graph)
+    return sum_instead_of_join(crop_by_padding(graph))
 
 
 _EXAMPLE_PX = 256

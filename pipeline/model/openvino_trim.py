@@ -242,3 +242,68 @@ def _scales(node: Any) -> list[float] | None:
     if any(not math.isclose(scale, 1.0) for axis, scale in by_axis.items() if axis not in _SPATIAL):
         return None
     return [by_axis.get(axis, 1.0) for axis in _SPATIAL]
+
+
+def crop_by_padding(graph: Any) -> Any:
+    """The graph with each cut before a transposed convolution as that convolution's padding.
+
+    Padding leaves outputs out, and what they would have come from is never read: what is kept is then read where it
+    lies. The cut itself is a copy, a twentieth of a forward that leaves out its halo.
+    """
+    for node in graph.get_ordered_ops():
+        if node.get_type_name() == "ConvolutionBackpropData" and _reads_once(node):
+            _crop(node)
+    graph.validate_nodes_and_infer_types()
+    return graph
+
+
+def _reads_once(transposed: Any) -> bool:
+    """Whether outputs are of one input each, so that what is cut has no part in what is kept.
+
+    Steps of one are left out: inside the library that is a common convolution, which cannot be padded to crop.
+    """
+    how = transposed.get_attributes()
+    weights = transposed.input_value(1).get_partial_shape()
+    explicit = str(how["auto_pad"]).lower() in {"explicit", "notset"} and transposed.get_input_size() == _WITHOUT_SHAPE
+    if weights.is_dynamic or not explicit or set(how["dilations"]) != {1}:
+        return False
+    sides = [weights[axis].get_length() for axis in _SPATIAL]
+    each = zip(sides, how["output_padding"], how["strides"], strict=True)
+    return all(step > 1 and side + extra <= step for side, extra, step in each)
+
+
+def _crop(transposed: Any) -> None:
+    from openvino import opset13 as op  # noqa: PLC0415 - an extra
+
+    cut = transposed.input_value(0).get_node()
+    rims = _rims(cut)
+    if rims is None:
+        return
+    how = transposed.get_attributes()
+    first, last = (
+        [pad + step * px for pad, step, px in zip(how[name], how["strides"], side, strict=True)]
+        for name, side in zip(("pads_begin", "pads_end"), rims, strict=True)
+    )
+    made = op.convolution_backprop_data(
+        cut.input_value(0),
+        transposed.input_value(1),
+        how["strides"],
+        pads_begin=first,
+        pads_end=last,
+        dilations=how["dilations"],
+        output_padding=how["output_padding"],
+    )
+    made.set_friendly_name(transposed.get_friendly_name())
+    transposed.output(0).replace(made.output(0))
+
+
+def _rims(cut: Any) -> tuple[list[int], list[int]] | None:
+    """Rows and columns that a slice takes off, (first, last); None where it is no slice, or takes off anything else."""
+    constants = [value.get_node() for value in cut.input_values()[1:]]
+    if cut.get_type_name() != "Slice" or any(node.get_type_name() != "Constant" for node in constants):
+        return None
+    starts, stops, steps, axes = ([int(v) for v in node.data] for node in constants)
+    if set(steps) != {1} or not set(axes) <= set(_SPATIAL) or min(starts) < 0 or max(stops) >= 0:
+        return None
+    first, last = (dict(zip(axes, side, strict=True)) for side in (starts, stops))
+    return [first.get(axis, 0) for axis in _SPATIAL], [-last.get(axis, 0) for axis in _SPATIAL]

@@ -24,7 +24,7 @@ import pipeline as sm
 from pipeline.grid import Window
 from pipeline.infer import Scaler, device_thread
 from pipeline.model import labels_of, make_engine
-from pipeline.scene import open_scene
+from pipeline.scene import close_all, decode_on, open_scene
 from tests.bench.common import OUT, interleaved, null_model, publish, resnet, scene_of, unet
 
 if TYPE_CHECKING:
@@ -97,6 +97,8 @@ def gdal_copy(scene: Path, **options: Any) -> float:
 
 def decode(case: Case, plan: Plan) -> float:
     """Seconds of reading the scene alone, tile by tile, on one thread."""
+    close_all()
+    decode_on(1)  # a run before this one may have left more
     scene = open_scene(case.scene)
     started = time.perf_counter()
     for tile in plan.tiling.tiles():

@@ -25,7 +25,7 @@ from pipeline.model import (
     openvino_trim,
 )
 from pipeline.model import openvino as engines
-from pipeline.model.openvino_trim import leave_out
+from pipeline.model.openvino_trim import crop_by_padding, leave_out
 from tests.networks import ResNet34UNet, unet_model
 
 if TYPE_CHECKING:
@@ -208,6 +208,76 @@ class _Sized(nn.Module):
 @pytest.mark.parametrize(("align_corners", "by_size"), [(True, False), (False, True), (True, True)])
 def test_enlargements_that_depend_on_the_size_are_left_whole(*, align_corners: bool, by_size: bool) -> None:
     assert _same_inside(_Sized(align_corners=align_corners, by_size=by_size), 16, (64, 96)) == 0
+
+
+class _CutAndEnlarged(nn.Module):
+    """A transposed convolution of what is cut."""
+
+    def __init__(self, cut: tuple[slice, ...], size: int, step: int, **how: Any) -> None:
+        super().__init__()
+        self.cut = cut
+        bands = len(range(_BANDS)[cut[1]])
+        self.up = nn.ConvTranspose2d(bands, 4, size, step, **how)
+
+    def forward(self, x: Tensor) -> Tensor:
+        enlarged: Tensor = self.up(torch.relu(x)[self.cut])
+        return enlarged
+
+
+def _slices(graph: Any) -> int:
+    return sum(node.get_type_name() == "Slice" for node in graph.get_ops())
+
+
+_ALL = slice(None)
+_RIMS = st.integers(0, 7)
+
+
+@settings(deadline=None, max_examples=20)
+@given(rims=st.tuples(_RIMS, _RIMS, _RIMS, _RIMS), step=st.integers(2, 3), how=st.data())
+def test_a_cut_becomes_padding_of_what_enlarges(rims: tuple[int, ...], step: int, how: st.DataObject) -> None:
+    top, bottom, left, right = rims
+    cut = _ALL, _ALL, slice(top, -bottom or None), slice(left, -right or None)
+    size = how.draw(st.integers(1, step))
+    padding, extra = how.draw(st.integers(0, size - 1)), how.draw(st.integers(0, step - size))
+    bias = how.draw(st.booleans())
+    network = _CutAndEnlarged(cut, size, step, padding=padding, output_padding=extra, bias=bias)
+    x = torch.randn(1, _BANDS, 23, 19)
+    with torch.inference_mode():
+        expected = network(x).numpy()
+    graph = crop_by_padding(_graph(network))
+    assert _slices(graph) == 0 or 0 in {bottom, right}  # without an end, what is cut follows from the size
+    np.testing.assert_allclose(_output(graph, x), expected, rtol=1e-4, atol=1e-5)
+
+
+_RIM = slice(3, -2)
+
+
+@pytest.mark.parametrize(
+    ("cut", "size", "step", "extra"),
+    [
+        ((_ALL, _ALL, _RIM, _RIM), 4, 2, 0),  # a pixel beyond the cut would be added to what is kept
+        ((_ALL, _ALL, _RIM, _RIM), 2, 2, 1),  # and here to the outputs that are nobody's
+        ((_ALL, _ALL, _RIM, _RIM), 1, 1, 0),
+        ((_ALL, slice(0, -1), _ALL, _ALL), 2, 2, 0),
+        ((_ALL, _ALL, _RIM, slice(3, 12)), 2, 2, 0),
+        ((_ALL, _ALL, _RIM, slice(3, -2, 2)), 2, 2, 0),
+    ],
+)
+def test_other_cuts_stay(cut: tuple[slice, ...], size: int, step: int, extra: int) -> None:
+    network = _CutAndEnlarged(cut, size, step, output_padding=extra)
+    x = torch.randn(1, _BANDS, 23, 19)
+    graph = crop_by_padding(_graph(network))
+    assert _slices(graph) == 1
+    with torch.inference_mode():
+        np.testing.assert_allclose(_output(graph, x), network(x).numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_our_unet_enlarges_without_a_copy() -> None:
+    model = unet_model(depth=3, classes=3)
+    graph = engines.read_graph(model.network, bands=len(model.spec.bands), key=None, trim_px=48)
+    enlarging = [node for node in graph.get_ordered_ops() if node.get_type_name() == "ConvolutionBackpropData"]
+    assert [node.input_value(0).get_node().get_type_name() for node in enlarging] == ["Relu"] * 3
+    assert [list(node.get_attributes()["pads_begin"]) for node in enlarging] == [[8, 8], [4, 4], [6, 6]]
 
 
 _TWO_LEVELS = [_Level(4, 3, 1, "max3", "nearest", "concat", attention=False, norm=True)] * 2
