@@ -100,6 +100,7 @@ def show_plan(summary: dict[str, Any]) -> None:
         del facts["device_memory_bytes"]
     else:
         facts["device_memory"] = f"{facts.pop('device_memory_bytes') / 1e9:.2f} GB"
+    facts["block_cache"] = f"{facts.pop('block_cache_bytes') / 1e6:.0f} MB of decoded blocks"
     facts["scratch"] = f"{facts.pop('scratch_bytes') / 1e6:.1f} MB at most"
     show_facts(facts)
 

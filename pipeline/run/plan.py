@@ -13,6 +13,7 @@ from pipeline.grid import Padding, Tiling
 from pipeline.infer import Augmentation, Batching, Taper, symmetries
 from pipeline.model import EngineSpec
 from pipeline.run.basis import Basis, find_basis
+from pipeline.run.block_cache import choose_block_cache, extra_cache_bytes
 from pipeline.run.demand import (
     LIBRARIES_BYTES,
     check_least_patch,
@@ -55,6 +56,8 @@ class Plan:
     """Tiles that a worker holds at a time."""
     decoding_threads: int
     """Threads of a worker that decode one window of the scene."""
+    block_cache_bytes: int
+    """Decoded blocks that a worker keeps."""
     probabilities: bool
     """Whether probabilities are kept."""
     num_classes: int
@@ -101,7 +104,8 @@ class Plan:
         blended = 4 * (self.num_classes + 1) if self.tiling.mode == "blend" or self.probabilities else 0
         per_px = tile_bytes_per_px(self.bands, self.itemsize_bytes, self.mask_bands) + blended
         forward = self.forward_bytes if self.engine.device == "cpu" else 0
-        return int(LIBRARIES_BYTES[self.engine.device] + forward + self.in_flight * math.prod(sides) * per_px)
+        tiles = self.in_flight * math.prod(sides) * per_px + extra_cache_bytes(self.block_cache_bytes)
+        return int(LIBRARIES_BYTES[self.engine.device] + forward + tiles)
 
     @property
     def infer_s(self) -> float | None:
@@ -147,6 +151,7 @@ class Plan:
             "redundancy": round(tiling.redundancy(), 3),
             "batch": self.batch,
             "tiles_in_flight": self.in_flight,
+            "block_cache_bytes": self.block_cache_bytes,
             "tta": self.tta,
             "forwards_per_patch": self.forwards_per_patch,
             "padding": self.padding,
@@ -175,7 +180,7 @@ def make_plan(scene: Scene, model: Model, settings: SegmentSettings) -> Plan:
 
 
 def plan_from(scene: Scene, model: Model, settings: SegmentSettings, basis: Basis) -> Plan:
-    """The plan of one scene, on a basis that may come from another machine: arithmetic only.
+    """The plan of one scene, on a basis that may come from another machine: nothing is measured.
 
     Raises:
         UsageError: CF-006 when options do not fit the network.
@@ -210,6 +215,9 @@ def plan_from(scene: Scene, model: Model, settings: SegmentSettings, basis: Basi
         batch=batching.batch,
         in_flight=basis.room.in_flight,
         decoding_threads=basis.room.decoding_threads,
+        block_cache_bytes=choose_block_cache(
+            scene, tiling, basis.room, padding=basis.padding, spare_bytes=demand.budget_bytes - need
+        ),
         probabilities=settings.probabilities,
         num_classes=len(model.spec.classes),
         mask_bands=model.spec.legend().num_mask_bands,

@@ -253,7 +253,7 @@ def _tools_for(job: Job, model: Model) -> Iterator[_Tools]:
         require_seen(job.store, job.store_id)
     with _guard:
         if job.key not in _tools:
-            limit_block_cache()
+            limit_block_cache(job.plan.block_cache_bytes)
             decode_on(job.plan.decoding_threads)
             engine, patch_hw = job.plan.engine, job.plan.tiling.patch_hw
             predictor = make_predictor(model, job.plan, make=lambda: _engine_for(model, engine, patch_hw))

@@ -8,9 +8,9 @@ if TYPE_CHECKING:
     from pipeline.scene.aoi import Aoi
     from pipeline.scene.array import ArrayScene
     from pipeline.scene.base import Band, Block, Scene
-    from pipeline.scene.datasets import close_all, decode_on, limit_block_cache
+    from pipeline.scene.datasets import BLOCK_CACHE_BYTES, close_all, decode_on, limit_block_cache
     from pipeline.scene.describe import describe_scene
-    from pipeline.scene.in_turn import shares_blocks
+    from pipeline.scene.in_turn import decoded_bytes, shares_blocks
     from pipeline.scene.limits import Limits
     from pipeline.scene.open import open_scene
     from pipeline.scene.quality import QualityLayer, open_quality_layer
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pipeline.scene.synthetic import SyntheticScene, write_synthetic_scene
 
 __all__ = [
+    "BLOCK_CACHE_BYTES",
     "Aoi",
     "ArrayScene",
     "Band",
@@ -29,6 +30,7 @@ __all__ = [
     "SyntheticScene",
     "close_all",
     "decode_on",
+    "decoded_bytes",
     "describe_scene",
     "limit_block_cache",
     "open_quality_layer",
@@ -39,6 +41,7 @@ __all__ = [
 
 # GDAL, PROJ, xarray and SciPy take a second to load together; each is loaded with the first name that needs it.
 _HOMES = {
+    "BLOCK_CACHE_BYTES": "datasets",
     "Aoi": "aoi",
     "ArrayScene": "array",
     "Band": "base",
@@ -50,6 +53,7 @@ _HOMES = {
     "SyntheticScene": "synthetic",
     "close_all": "datasets",
     "decode_on": "datasets",
+    "decoded_bytes": "in_turn",
     "describe_scene": "describe",
     "limit_block_cache": "datasets",
     "open_quality_layer": "quality",

@@ -55,14 +55,15 @@ class _Cache(OrderedDict[DatasetKey, Any]):
     __hash__ = object.__hash__  # type: ignore[assignment]  # identity: a WeakSet holds the caches
 
 
-_BLOCK_CACHE_BYTES = 128 * 2**20
-"""A few rows of blocks: enough that neighbouring tiles do not decode their shared rim twice."""
+BLOCK_CACHE_BYTES = 128 * 2**20
+"""For decoded blocks unless told otherwise: enough that tiles side by side do not decode their shared rim twice."""
 
 _THREADED = frozenset({"GTiff", "COG"})
 """Drivers that decode the blocks of one window side by side."""
 
 _decoding_threads = 1
 _limits: list[rasterio.Env] = []
+"""The last one holds."""
 _local = threading.local()
 _caches: weakref.WeakSet[_Cache] = weakref.WeakSet()
 _lock = threading.Lock()
@@ -146,16 +147,16 @@ def give_back(key: DatasetKey) -> None:
         dataset.close()
 
 
-def limit_block_cache() -> None:
+def limit_block_cache(nbytes: int = BLOCK_CACHE_BYTES) -> None:
     """Bound GDAL's cache of decoded blocks in this process, which is a twentieth of all memory unless told.
 
-    The setting is GDAL's own and process-wide; it stays until the process ends.
+    The setting is GDAL's own and process-wide; it stays until the next one, or until the process ends.
     """
     with _lock:
-        if not _limits:
-            limit = rasterio.Env(GDAL_CACHEMAX=_BLOCK_CACHE_BYTES)
+        if not _limits or _limits[-1].options["GDAL_CACHEMAX"] != nbytes:
+            limit = rasterio.Env(GDAL_CACHEMAX=nbytes)
             limit.__enter__()  # never left: leaving would bring the default back while others read
-            _limits.append(limit)
+            _limits[:] = [limit]
 
 
 def decode_on(threads: int) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from rasterio.enums import Interleaving
 from rasterio.windows import Window as RasterioWindow
 
 from pipeline.bucket import failed
@@ -133,6 +134,21 @@ class RasterScene:
             if extra is not None:
                 valid = extra if valid is None else valid & extra
         return make_block(data, valid)
+
+    def decoded_bytes(self, window: Window) -> int:
+        """Bytes of the blocks that are decoded for a window, which GDAL keeps for the next one.
+
+        Raises:
+            InputError: IN-015 when the file changed.
+        """
+        dataset = self.dataset()
+        height, width = dataset.block_shapes[0]
+        rows = -(-window.row_stop // height) - window.row_off // height
+        cols = -(-window.col_stop // width) - window.col_off // width
+        together = dataset.interleaving == Interleaving.pixel  # all bands lie in one block and are kept
+        bands = dataset.count if together else len(self.bands) + len(self.alpha)
+        bytes_per_px = bands * self.dtype.itemsize + (self.mask != "none")
+        return int(rows * height * cols * width * bytes_per_px)
 
     def fingerprint(self) -> dict[str, Json]:
         """Identity of the file as it is now, and of what was chosen from it.

@@ -54,10 +54,33 @@ class Part:
         placement = place(geobox, self.geobox or self.scene.geobox, reference=self.reference)
         return replace(self, placement=placement, kernel=_kernel(placement, resampling))
 
+    @property
+    def offset(self) -> tuple[int, int] | None:
+        """(row, column) of the grid's origin in the source where pixels coincide; None where they do not."""
+        return self.placement.offset() if isinstance(self.placement, AlongAxes) else None
+
+    def source_window(self, window: Window) -> Window | None:
+        """What of the source is read for a window of the grid; None where the source does not reach."""
+        assert self.placement is not None
+        if self.offset is not None:
+            row_off, col_off = window.row_off + self.offset[0], window.col_off + self.offset[1]
+            found = replace(window, row_off=row_off, col_off=col_off)
+        else:
+            from pipeline.scene.resample import reach  # noqa: PLC0415 - Numba, for those who need it
+
+            span = self.placement.span(window)
+            if span is None:
+                return None
+            down, along = (reach(self.kernel, scale) for scale in self.placement.scale_yx)
+            low_row, high_row, low_col, high_col = (math.floor(position) for position in span)
+            found = Window.from_bounds(low_row - down, low_col - along, high_row + down + 1, high_col + along + 1)
+        found = found.intersect(_whole(self.scene))
+        return found if found.num_pixels else None
+
     def describe(self) -> dict[str, Json]:
         """How it is read, for people."""
         assert self.placement is not None
-        plain = isinstance(self.placement, AlongAxes) and self.placement.offset() is not None
+        plain = self.offset is not None
         down, along = self.placement.scale_yx
         return {
             "source": self.scene.name,
@@ -153,7 +176,7 @@ class SourcesScene:
             empty = as_stored(band.nodata, dtype)
             plane[:] = 0 if empty is None else empty
         valid = np.zeros(data.shape, np.bool_)
-        for part, slots in self._wanted():
+        for part, slots in self.wanted():
             for strip in _strips(part, window):
                 _add(part, strip, slots, data, valid, window)
         return make_block(data, valid)
@@ -186,7 +209,7 @@ class SourcesScene:
         numbers = {band.index for band in self.bands}
         return [part for part in self.parts if numbers & set(part.numbers)]
 
-    def _wanted(self) -> Iterator[tuple[Part, list[int]]]:
+    def wanted(self) -> Iterator[tuple[Part, list[int]]]:
         """Parts cut down to the bands that are read, and the places of these among the selected ones."""
         for part in self.needed():
             by_number = dict(zip(part.numbers, part.scene.bands, strict=True))
@@ -222,52 +245,20 @@ def _add(
 def _read_part(part: Part, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_], Window] | None:
     """Values and validity of a window as far as the source reaches, and the window that they are of; None: nowhere."""
     assert part.placement is not None
-    offset = part.placement.offset() if isinstance(part.placement, AlongAxes) else None
-    if offset is not None:
-        return _plain(part, window, offset)
-    from pipeline.scene.resample import nearest, reach, resampled  # noqa: PLC0415 - Numba, for those who need it
-
-    span = part.placement.span(window)
-    if span is None:
-        return None
-    margin = [reach(part.kernel, scale) for scale in part.placement.scale_yx]
-    low_row, high_row, low_col, high_col = span
-    outer = Window.from_bounds(
-        math.floor(low_row) - margin[0],
-        math.floor(low_col) - margin[1],
-        math.floor(high_row) + margin[0] + 1,
-        math.floor(high_col) + margin[1] + 1,
-    ).intersect(_whole(part.scene))
-    if not outer.num_pixels:
+    outer = part.source_window(window)
+    if outer is None:
         return None
     block = part.scene.read_block(outer)
+    if part.offset is not None:  # pixels coincide
+        row_off, col_off = outer.row_off - part.offset[0], outer.col_off - part.offset[1]
+        return block.data, block.valid, replace(outer, row_off=row_off, col_off=col_off)
+    from pipeline.scene.resample import nearest, resampled  # noqa: PLC0415 - Numba, for those who need it
+
     rows, cols = part.placement.positions(window)
     if part.kernel == "nearest":
         return *nearest(block.data, block.valid, outer, rows, cols), window
     scale = part.placement.scale_yx
     return *resampled(block.data, block.valid, outer, rows, cols, kernel=part.kernel, scale_yx=scale), window
-
-
-def _plain(
-    part: Part, window: Window, offset: tuple[int, int]
-) -> tuple[NDArray[Any], NDArray[np.bool_], Window] | None:
-    """Pixels coincide: read them."""
-    wanted = Window(
-        row_off=window.row_off + offset[0],
-        col_off=window.col_off + offset[1],
-        height=window.height,
-        width=window.width,
-    ).intersect(_whole(part.scene))
-    if not wanted.num_pixels:
-        return None
-    block = part.scene.read_block(wanted)
-    where = Window(
-        row_off=wanted.row_off - offset[0],
-        col_off=wanted.col_off - offset[1],
-        height=wanted.height,
-        width=wanted.width,
-    )
-    return block.data, block.valid, where
 
 
 def _whole(scene: Scene) -> Window:
