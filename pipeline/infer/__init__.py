@@ -3,7 +3,7 @@
 from pipeline.infer.augment import Augmentation, Symmetry, symmetries
 from pipeline.infer.calibration import Batching, Calibration, calibrate, choose_batch
 from pipeline.infer.device import Device, DeviceThread, device_thread, is_device_lost, is_out_of_memory, resolve_device
-from pipeline.infer.host_memory import give_back_freed, resident_bytes
+from pipeline.infer.host_memory import give_back_freed, resident_bytes, share_heap
 from pipeline.infer.network_input import Scaler, source_window
 from pipeline.infer.predictor import Predictor, TileResult
 from pipeline.infer.taper import Taper, axis_weights
@@ -28,6 +28,7 @@ __all__ = [
     "is_out_of_memory",
     "resident_bytes",
     "resolve_device",
+    "share_heap",
     "source_window",
     "symmetries",
 ]

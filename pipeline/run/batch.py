@@ -10,6 +10,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from pipeline.infer import share_heap
 from pipeline.run.batch_work import BatchWork
 from pipeline.run.events import Listener, silent
 from pipeline.run.freeze import freeze_batch
@@ -98,6 +99,7 @@ def batch(
         PipelineError: Nothing can be begun: wrong settings, lists, or a batch of something else at `out_root`.
         KeyboardInterrupt: After Ctrl-C; the same call continues.
     """
+    share_heap()
     settings = make_settings(options)
     frozen = freeze_batch(scenes, model, out_root, settings=settings, lists=lists, asset=asset)
     outcomes = frozen.outcomes

@@ -33,7 +33,12 @@ def choose_block_cache(scene: Scene, tiling: Tiling, room: Room, *, padding: Pad
     if not room.reads_in_order or not shares_blocks(scene):
         return BLOCK_CACHE_BYTES
     wanted = bytes_of_a_row(scene, tiling, padding=padding)
-    return wanted if BLOCK_CACHE_BYTES < wanted <= BLOCK_CACHE_BYTES + spare_bytes else BLOCK_CACHE_BYTES
+    most = min(_MOST_BYTES, BLOCK_CACHE_BYTES + spare_bytes)
+    return wanted if BLOCK_CACHE_BYTES < wanted <= most else BLOCK_CACHE_BYTES
+
+
+_MOST_BYTES = 320 * 2**20
+"""A row of tiles of four bands of Sentinel-2, 300 MiB, fits. Rows grow with a scene's width, and memory must not."""
 
 
 def extra_cache_bytes(cache_bytes: int) -> int:

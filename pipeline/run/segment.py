@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import OutputError
+from pipeline.infer import share_heap
 from pipeline.run.cluster import admit, connect
 from pipeline.run.events import Listener, Notice, StageAdvanced, StageFinished, StageStarted, silent
 from pipeline.run.feed import run_tiles
@@ -87,6 +88,7 @@ def segment(
         PipelineError: With an exit code and a fix; see `docs/errors.md`. Results that were there stay whole.
         KeyboardInterrupt: After Ctrl-C; the same call resumes.
     """
+    share_heap()
     given = make_settings(options)
     # absolute: workers, and a resumption, may stand in another folder
     output = output_at(out_dir, access_of(given), given.scratch)

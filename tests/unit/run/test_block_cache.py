@@ -128,7 +128,9 @@ def usual(monkeypatch: pytest.MonkeyPatch) -> int:
     return 1 << 20
 
 
-def test_more_than_the_usual_cache_is_taken_where_it_helps_and_fits(tmp_path: Path, usual: int) -> None:
+def test_more_than_the_usual_cache_is_taken_where_it_helps_and_fits(
+    tmp_path: Path, usual: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shape = 900, 1600
     scene = open_scene(_file(tmp_path / "scene.tif", shape, (128, 128)))
     tiling = _tiling(shape, (256, 256), 48)
@@ -140,6 +142,8 @@ def test_more_than_the_usual_cache_is_taken_where_it_helps_and_fits(tmp_path: Pa
     assert choose_block_cache(scene, tiling, several, padding="reflect", spare_bytes=10**9) == usual
     aligned = _tiling(shape, (256, 256), 0)
     assert choose_block_cache(scene, aligned, _ROOM, padding="reflect", spare_bytes=10**9) == usual
+    monkeypatch.setattr("pipeline.run.block_cache._MOST_BYTES", wanted - 1)
+    assert choose_block_cache(scene, tiling, _ROOM, padding="reflect", spare_bytes=10**9) == usual
 
 
 def test_bands_of_one_block_count_all_and_those_of_their_own_as_they_are_read(tmp_path: Path) -> None:
