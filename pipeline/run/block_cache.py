@@ -16,21 +16,19 @@ from pipeline.scene import BLOCK_CACHE_BYTES, decoded_bytes, shares_blocks
 
 if TYPE_CHECKING:
     from pipeline.grid import Padding, Tiling
-    from pipeline.run.demand import Room
     from pipeline.scene import Scene
 
 
-def choose_block_cache(scene: Scene, tiling: Tiling, room: Room, *, padding: Padding, spare_bytes: int) -> int:
-    """Bytes of GDAL's cache of decoded blocks, for the worker that reads a scene row by row.
+def choose_block_cache(scene: Scene, tiling: Tiling, *, padding: Padding, spare_bytes: int) -> int:
+    """Bytes of GDAL's cache of decoded blocks, for a worker that reads a scene row by row.
 
     Args:
         scene: To be read.
         tiling: Its tiles, read in their order.
-        room: What a worker has.
         padding: How the scene is extended beyond its rim.
-        spare_bytes: What patches leave of a worker's memory.
+        spare_bytes: What patches and tiles leave of the worker's memory.
     """
-    if not room.reads_in_order or not shares_blocks(scene):
+    if spare_bytes <= 0 or not shares_blocks(scene):
         return BLOCK_CACHE_BYTES
     wanted = bytes_of_a_row(scene, tiling, padding=padding)
     most = min(_MOST_BYTES, BLOCK_CACHE_BYTES + spare_bytes)
@@ -38,11 +36,12 @@ def choose_block_cache(scene: Scene, tiling: Tiling, room: Room, *, padding: Pad
 
 
 _MOST_BYTES = 320 * 2**20
-"""A row of tiles of four bands of Sentinel-2, 300 MiB, fits. Rows grow with a scene's width, and memory must not."""
+"""Four bands of Sentinel-2 take 288 MiB, under tiles that touch three rows of blocks. Rows grow with a scene's width,
+and memory must not."""
 
 
 def extra_cache_bytes(cache_bytes: int) -> int:
-    """What a cache takes beyond the usual one, which counts as values of tiles in flight."""
+    """What a cache takes beyond the usual one, for which a default budget leaves room below 2 GB."""
     return max(0, cache_bytes - BLOCK_CACHE_BYTES)
 
 

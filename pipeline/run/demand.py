@@ -12,14 +12,7 @@ import torch
 
 from pipeline.errors import ResourceError
 from pipeline.infer import resident_bytes
-from pipeline.run.workers import (
-    decoding_threads,
-    gpus,
-    memory_per_worker,
-    num_workers,
-    on_this_machine,
-    tiles_in_flight,
-)
+from pipeline.run.workers import decoding_threads, gpus, memory_per_worker, num_workers, tiles_in_flight
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -57,8 +50,6 @@ class Room:
     """Tiles that it holds at a time."""
     decoding_threads: int
     """Threads that decode one window."""
-    reads_in_order: bool
-    """Whether one worker reads all tiles one after the other."""
 
 
 def room_of(settings: SegmentSettings, device: str) -> Room:
@@ -68,7 +59,6 @@ def room_of(settings: SegmentSettings, device: str) -> Room:
         host_bytes=_memory(settings, device) - LIBRARIES_BYTES[device],
         in_flight=tiles_in_flight(settings, device),
         decoding_threads=decoding_threads(settings),
-        reads_in_order=device == "cpu" and on_this_machine(settings) and num_workers(settings) == 1,
     )
 
 

@@ -23,6 +23,8 @@ from pipeline.run.demand import (
     too_little,
 )
 from pipeline.run.tilings import lay_blend, lay_exact, patch_sizes
+from pipeline.run.workers import reads_in_order
+from pipeline.scene import BLOCK_CACHE_BYTES
 
 if TYPE_CHECKING:
     from pipeline.model import Model
@@ -57,7 +59,7 @@ class Plan:
     decoding_threads: int
     """Threads of a worker that decode one window of the scene."""
     block_cache_bytes: int
-    """Decoded blocks that a worker keeps."""
+    """Bytes of decoded blocks that a worker keeps."""
     probabilities: bool
     """Whether probabilities are kept."""
     num_classes: int
@@ -203,7 +205,7 @@ def plan_from(scene: Scene, model: Model, settings: SegmentSettings, basis: Basi
     if settings.memory is not None and demand.on_host and need > demand.budget_bytes:  # only --patch can ask for more
         need = int(settings.memory - demand.budget_bytes + need)
         raise too_little(f"patches of {tiling.patch_hw[0]} x {tiling.patch_hw[1]} px need {need / 1e9:.1f} GB", need)
-    return Plan(
+    plan = Plan(
         tiling=tiling,
         reason=basis.reason,
         padding=basis.padding,
@@ -215,9 +217,7 @@ def plan_from(scene: Scene, model: Model, settings: SegmentSettings, basis: Basi
         batch=batching.batch,
         in_flight=basis.room.in_flight,
         decoding_threads=basis.room.decoding_threads,
-        block_cache_bytes=choose_block_cache(
-            scene, tiling, basis.room, padding=basis.padding, spare_bytes=demand.budget_bytes - need
-        ),
+        block_cache_bytes=BLOCK_CACHE_BYTES,
         probabilities=settings.probabilities,
         num_classes=len(model.spec.classes),
         mask_bands=model.spec.legend().num_mask_bands,
@@ -228,3 +228,8 @@ def plan_from(scene: Scene, model: Model, settings: SegmentSettings, basis: Basi
         saved_bytes_per_px=demand.saved_bytes_per_px,
         forward_s=batching.seconds,
     )
+    if not reads_in_order(settings, engine.spec.device):
+        return plan
+    spare = min(demand.budget_bytes - need, basis.room.host_bytes + LIBRARIES_BYTES["cpu"] - plan.peak_bytes)
+    cache = choose_block_cache(scene, tiling, padding=basis.padding, spare_bytes=spare)
+    return dataclasses.replace(plan, block_cache_bytes=cache)

@@ -64,7 +64,7 @@ if TYPE_CHECKING:
 
 _MANY_FLIPS = 0.005
 """Share of sampled pixels whose class differs from float32, above which a precision that was asked for is warned of."""
-_FORMAT_VERSION = 3
+_FORMAT_VERSION = 4
 """Of plan.json and run.json; raised when an older one can no longer be resumed."""
 
 

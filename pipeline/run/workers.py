@@ -86,6 +86,11 @@ def decoding_threads(settings: SegmentSettings) -> int:
     return cores_per_worker(settings)
 
 
+def reads_in_order(settings: SegmentSettings, device: str) -> bool:
+    """Whether one worker reads all tiles one after the other: with several the tile above is seldom its own."""
+    return device == "cpu" and on_this_machine(settings) and num_workers(settings) == 1
+
+
 def gpus() -> tuple[str, ...]:
     """GPUs of this machine that may be used, as CUDA_VISIBLE_DEVICES names them."""
     count = torch.cuda.device_count()

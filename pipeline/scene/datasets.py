@@ -16,6 +16,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import rasterio
+from rasterio._env import set_gdal_config
 from rasterio._err import CPLE_BaseError
 from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
 from rasterio.session import DummySession
@@ -62,8 +63,6 @@ _THREADED = frozenset({"GTiff", "COG"})
 """Drivers that decode the blocks of one window side by side."""
 
 _decoding_threads = 1
-_limits: list[rasterio.Env] = []
-"""The last one holds."""
 _local = threading.local()
 _caches: weakref.WeakSet[_Cache] = weakref.WeakSet()
 _lock = threading.Lock()
@@ -152,11 +151,8 @@ def limit_block_cache(nbytes: int = BLOCK_CACHE_BYTES) -> None:
 
     The setting is GDAL's own and process-wide; it stays until the next one, or until the process ends.
     """
-    with _lock:
-        if not _limits or _limits[-1].options["GDAL_CACHEMAX"] != nbytes:
-            limit = rasterio.Env(GDAL_CACHEMAX=nbytes)
-            limit.__enter__()  # never left: leaving would bring the default back while others read
-            _limits[:] = [limit]
+    # Not by an Env: a thread that leaves one that was opened inside it would bring its own setting back for all.
+    set_gdal_config("GDAL_CACHEMAX", nbytes)
 
 
 def decode_on(threads: int) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
-from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.enums import ColorInterp, Interleaving, MaskFlags
 
 from pipeline.errors import InputError, PipelineError, UsageError
 from pipeline.grid import GeoBox
@@ -175,6 +175,8 @@ def _inspect(
         alpha=alpha,
         mask=_mask_kind(dataset, overridden=nodata is not None),
         dtypes=tuple(dataset.dtypes[b.index - 1] for b in bands),
+        block_hw=dataset.block_shapes[0],
+        bands_together=dataset.interleaving == Interleaving.pixel,
         nodata_override=nodata,
         assumed_crs=assume_crs,
     )

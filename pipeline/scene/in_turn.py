@@ -33,11 +33,7 @@ def shares_blocks(scene: Scene) -> bool:
 
 
 def decoded_bytes(scene: Scene, window: Window) -> int:
-    """Bytes of the blocks that are decoded for a window of a scene of which `shares_blocks` holds; 0 for the others.
-
-    Raises:
-        InputError: IN-015 when a file changed.
-    """
+    """Bytes of the blocks that are decoded for a window of a scene of which `shares_blocks` holds; 0 for the others."""
     match scene:
         case RasterScene():
             return scene.decoded_bytes(window)

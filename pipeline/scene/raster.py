@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from rasterio.enums import Interleaving
 from rasterio.windows import Window as RasterioWindow
 
 from pipeline.bucket import failed
@@ -77,6 +76,10 @@ class RasterScene:
     """How the file masks pixels besides nodata and alpha: "none", "dataset" or "band"."""
     dtypes: tuple[str, ...]
     """Dtype of each band of `all_bands`."""
+    block_hw: tuple[int, int]
+    """(height, width) of the blocks that are decoded whole."""
+    bands_together: bool
+    """Whether a block holds all bands of its pixels."""
     nodata_override: float | None
     """Nodata given by the user in place of the file's."""
     assumed_crs: str | None
@@ -136,19 +139,13 @@ class RasterScene:
         return make_block(data, valid)
 
     def decoded_bytes(self, window: Window) -> int:
-        """Bytes of the blocks that are decoded for a window, which GDAL keeps for the next one.
-
-        Raises:
-            InputError: IN-015 when the file changed.
-        """
-        dataset = self.dataset()
-        height, width = dataset.block_shapes[0]
+        """Bytes of the blocks that are decoded for a window, which GDAL keeps for the next one."""
+        height, width = self.block_hw
         rows = -(-window.row_stop // height) - window.row_off // height
         cols = -(-window.col_stop // width) - window.col_off // width
-        together = dataset.interleaving == Interleaving.pixel  # all bands lie in one block and are kept
-        bands = dataset.count if together else len(self.bands) + len(self.alpha)
-        bytes_per_px = bands * self.dtype.itemsize + (self.mask != "none")
-        return int(rows * height * cols * width * bytes_per_px)
+        bands = len(self.all_bands if self.bands_together else self.bands) + len(self.alpha)
+        masks = {"none": 0, "dataset": 1, "band": len(self.bands)}[self.mask]
+        return rows * height * cols * width * (bands * self.dtype.itemsize + masks)
 
     def fingerprint(self) -> dict[str, Json]:
         """Identity of the file as it is now, and of what was chosen from it.

@@ -272,6 +272,25 @@ def test_other_cuts_stay(cut: tuple[slice, ...], size: int, step: int, extra: in
         np.testing.assert_allclose(_output(graph, x), network(x).numpy(), rtol=1e-4, atol=1e-5)
 
 
+class _AlongRows(nn.Module):
+    """A transposed convolution of another rank."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose1d(_BANDS, _BANDS, 2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        row: Tensor = self.up(x[:, :, 0, 2:-2])
+        return x + row.mean()
+
+
+def test_other_ranks_are_left_alone() -> None:
+    network, x = _AlongRows(), torch.randn(1, _BANDS, 16, 16)
+    graph = crop_by_padding(_graph(network))
+    with torch.inference_mode():
+        np.testing.assert_allclose(_output(graph, x), network(x).numpy(), rtol=1e-4, atol=1e-5)
+
+
 def test_our_unet_enlarges_without_a_copy() -> None:
     model = unet_model(depth=3, classes=3)
     graph = engines.read_graph(model.network, bands=len(model.spec.bands), key=None, trim_px=48)

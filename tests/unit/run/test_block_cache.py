@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import tempfile
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +15,13 @@ import pytest
 from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rasterio._env import get_gdal_config
 
 from pipeline.grid import SizeRule, Tiling, Window, exact_tiling
 from pipeline.infer import source_window
+from pipeline.run.basis import find_basis
 from pipeline.run.block_cache import bytes_of_a_row, choose_block_cache
-from pipeline.run.demand import Room
-from pipeline.run.plan import make_plan
+from pipeline.run.plan import make_plan, plan_from
 from pipeline.run.segment import segment
 from pipeline.run.settings import make_settings
 from pipeline.scene import BLOCK_CACHE_BYTES, RasterScene, close_all, decoded_bytes, limit_block_cache, open_scene
@@ -30,8 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pipeline.scene import Scene
-
-_ROOM = Room(forward_bytes=10**9, host_bytes=10**9, in_flight=2, decoding_threads=1, reads_in_order=True)
 
 
 def _tiling(shape: tuple[int, int], core: tuple[int, int], halo: int) -> Tiling:
@@ -124,7 +124,8 @@ def test_gdal_reads_the_file_once_with_it_and_more_than_once_without(tmp_path: P
 @pytest.fixture
 def usual(monkeypatch: pytest.MonkeyPatch) -> int:
     """A usual cache that is smaller than a row of the scenes here."""
-    monkeypatch.setattr("pipeline.run.block_cache.BLOCK_CACHE_BYTES", 1 << 20)
+    for module in ("block_cache", "plan"):
+        monkeypatch.setattr(f"pipeline.run.{module}.BLOCK_CACHE_BYTES", 1 << 20)
     return 1 << 20
 
 
@@ -137,13 +138,11 @@ def test_more_than_the_usual_cache_is_taken_where_it_helps_and_fits(
     wanted = bytes_of_a_row(scene, tiling, padding="reflect")
     assert wanted > usual
     for spare, chosen in ((wanted - usual, wanted), (wanted - usual - 1, usual), (10**9, wanted), (-1, usual)):
-        assert choose_block_cache(scene, tiling, _ROOM, padding="reflect", spare_bytes=spare) == chosen
-    several = dataclasses.replace(_ROOM, reads_in_order=False)
-    assert choose_block_cache(scene, tiling, several, padding="reflect", spare_bytes=10**9) == usual
+        assert choose_block_cache(scene, tiling, padding="reflect", spare_bytes=spare) == chosen
     aligned = _tiling(shape, (256, 256), 0)
-    assert choose_block_cache(scene, aligned, _ROOM, padding="reflect", spare_bytes=10**9) == usual
+    assert choose_block_cache(scene, aligned, padding="reflect", spare_bytes=10**9) == usual
     monkeypatch.setattr("pipeline.run.block_cache._MOST_BYTES", wanted - 1)
-    assert choose_block_cache(scene, tiling, _ROOM, padding="reflect", spare_bytes=10**9) == usual
+    assert choose_block_cache(scene, tiling, padding="reflect", spare_bytes=10**9) == usual
 
 
 def test_bands_of_one_block_count_all_and_those_of_their_own_as_they_are_read(tmp_path: Path) -> None:
@@ -190,3 +189,44 @@ def test_workers_set_what_the_plan_says(tmp_path: Path, monkeypatch: pytest.Monk
     [cache_bytes] = set(told)
     assert cache_bytes > usual
     assert result.summary["plan"]["block_cache_bytes"] == cache_bytes
+
+
+def test_masks_count_as_they_are_kept(tmp_path: Path) -> None:
+    pixel = Window(row_off=0, col_off=0, height=1, width=1)
+    scene = open_scene(_file(tmp_path / "scene.tif", (256, 256), (128, 64)))
+    assert isinstance(scene, RasterScene)
+    for mask, planes in (("none", 0), ("dataset", 1), ("band", 2)):
+        assert replace(scene, mask=mask).decoded_bytes(pixel) == (2 * 2 + planes) * 128 * 64
+
+
+def test_the_last_limit_holds_whoever_opens_a_file_meanwhile(tmp_path: Path) -> None:
+    scene = open_scene(_file(tmp_path / "scene.tif", (256, 256), (128, 64)))
+    pixel = Window(row_off=0, col_off=0, height=1, width=1)
+    try:
+        with ThreadPoolExecutor(1) as another:
+            another.submit(limit_block_cache, 216 << 20).result()
+            limit_block_cache(130 << 20)
+            another.submit(scene.read_block, pixel).result()
+        assert get_gdal_config("GDAL_CACHEMAX") == 130 << 20
+    finally:
+        limit_block_cache()
+        close_all()
+
+
+def test_workers_of_other_hosts_keep_no_rows(tmp_path: Path, usual: int) -> None:
+    """Their plan rests on what one of them found about itself, as if it were alone."""
+    scene = open_scene(_file(tmp_path / "scene.tif", (1500, 1500), (512, 512)))
+    model = unet_model(depth=3)
+    alone = make_settings({"patch": 384, "memory": "1.5GB"})
+    basis = find_basis(scene, model, alone)
+    assert plan_from(scene, model, alone, basis).block_cache_bytes > usual
+    there = make_settings({"patch": 384, "memory": "1.5GB", "cluster": "tcp://127.0.0.1:9"})
+    assert plan_from(scene, model, there, basis).block_cache_bytes == usual
+
+
+def test_large_tiles_leave_no_room_for_it(tmp_path: Path, usual: int) -> None:
+    scene = open_scene(_file(tmp_path / "scene.tif", (6000, 6000), (512, 512), bands=2))
+    settings = make_settings({"patch": 384, "tile": 6000, "memory": "1.1GB"})
+    plan = make_plan(scene, unet_model(depth=3), settings)
+    assert plan.peak_bytes > 1.1e9
+    assert plan.block_cache_bytes == usual
