@@ -182,7 +182,7 @@ def make_plan(scene: Scene, model: Model, settings: SegmentSettings) -> Plan:
 
 
 def plan_from(scene: Scene, model: Model, settings: SegmentSettings, basis: Basis) -> Plan:
-    """The plan of one scene, on a basis that may come from another machine: nothing is measured.
+    """The plan of one scene, on a basis that may come from another machine: arithmetic only.
 
     Raises:
         UsageError: CF-006 when options do not fit the network.
