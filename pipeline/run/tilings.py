@@ -45,8 +45,9 @@ def lay_exact(
             halo_px=halo,
             stride=stride,
             sizes=sizes,
-            seconds=demand.seconds,
+            seconds=lambda patch_hw: demand.seconds(patch_hw) + demand.seconds_beside(patch_hw),
             once=demand.seconds_once,
+            as_good=demand.as_good,
             square=square,
         )
     return exact_tiling(

@@ -17,6 +17,7 @@ from pipeline.run import demand
 from pipeline.run.choose import EngineChoice
 from pipeline.run.plan import Plan, make_plan
 from pipeline.run.settings import make_settings
+from pipeline.run.tilings import lay_exact
 from pipeline.run.workers import tiles_in_flight
 from pipeline.scene import open_scene
 from tests.networks import unet_model
@@ -187,30 +188,59 @@ def test_d12_memory_that_others_took_on_a_gpu_is_left_to_them(model: Model, monk
     assert math.isfinite(crowded.seconds((1024, 1024)))
 
 
-def test_a_network_that_computes_next_to_nothing_gets_few_tiles(model: Model) -> None:
-    """Its forwards are as fast in small patches, and memory is used for the first time in them; each costs a task."""
+_NULL = Calibration(
+    fixed_s=5e-5,
+    s_per_px=4.6e-9,
+    fixed_bytes=4e6,
+    bytes_per_px=47.0,
+    large_px=1 << 20,
+    large_s_per_px=4.9e-9,
+    first_s_per_px=2.25e-8,
+)
+"""Of a 1x1 convolution, measured on two cores."""
+_UNET = Calibration(
+    fixed_s=2e-3,
+    s_per_px=2.4e-7,
+    fixed_bytes=2.5e7,
+    bytes_per_px=205.0,
+    large_px=1 << 20,
+    large_s_per_px=2.7e-7,
+    first_s_per_px=2e-7,
+)
+"""Of a U-Net of width 16 in float32, measured on two cores with matrix units."""
+
+
+def _core(model: Model, cost: Calibration, shape: tuple[int, int], halo: int, **options: object) -> tuple[int, int]:
+    """The core that a network of this cost gets, and its halo."""
     spec = EngineSpec(backend="openvino", device="cpu", precision="float32", threads=2, one_size=True)
     engine = EngineChoice(spec=spec, reason="", flips_frac=None, worth_measuring=True)
-    cost = Calibration(
-        fixed_s=5e-5,
-        s_per_px=4.6e-9,
-        fixed_bytes=4e6,
-        bytes_per_px=47.0,
-        large_px=1 << 20,
-        large_s_per_px=4.9e-9,
-        first_s_per_px=2.25e-8,
-    )
-    settings = make_settings({"memory": "3.5GB"})
-    made = demand.demand_of(_scene((16384, 16384)), model, settings, engine, cost, demand.room_of(settings, "cpu"))
-    core = balanced_core(
-        (16384, 16384),
-        halo_px=0,
-        stride=1,
-        sizes=SizeRule(multiple=1),
-        seconds=made.seconds,
-        once=made.seconds_once,
-    )
-    assert math.prod(core) >= 2048**2
+    settings = make_settings(options)
+    made = demand.demand_of(_scene(shape), model, settings, engine, cost, demand.room_of(settings, "cpu"))  # type: ignore[arg-type]
+    tiling = lay_exact(shape, model, settings, made, halo=halo, network_padding=False)
+    return tiling.rows.step, tiling.cols.step
+
+
+def test_a_network_that_computes_next_to_nothing_gets_few_tiles(model: Model) -> None:
+    """Its forwards are as fast in small patches, and memory is used for the first time in them; each costs a task."""
+    assert math.prod(_core(model, _NULL, (16384, 16384), 0)) >= 1_750_000
+    assert math.prod(_core(model, _NULL, (16384, 16384), 0, memory="3.5GB")) >= 2048**2
+
+
+def test_tiles_without_a_halo_lie_on_blocks_of_files(model: Model) -> None:
+    for side in (4096, 8192, 14_000, 16_384):
+        assert all(step % 256 == 0 for step in _core(model, _NULL, (side, side), 0))
+    assert all(step <= 304 for step in _core(model, _NULL, (300, 300), 0))  # and no small scene grows for it
+
+
+@pytest.mark.parametrize(("cost", "halo"), [(_NULL, 0), (_UNET, 96)], ids=["null", "unet"])
+def test_patches_are_hardly_larger_for_larger_scenes(model: Model, cost: Calibration, halo: int) -> None:
+    """Memory is flat in the size of the scene, unless --memory asks for the fastest that there is room for."""
+    sides = (4096, 5000, 7000, 8192, 10_980, 16_384, 32_768, 50_000)
+    peaks = [
+        demand.LIBRARIES_BYTES["cpu"] + math.prod(step + 2 * halo for step in core) * (cost.bytes_per_px + 80)
+        for core in (_core(model, cost, (side, side), halo) for side in sides)
+    ]
+    assert max(peaks) <= 1.1 * min(peaks)
 
 
 def test_memory_that_is_never_used_again_is_not_worth_having(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
