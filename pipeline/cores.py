@@ -6,20 +6,19 @@ import contextlib
 import os
 import sys
 from contextvars import ContextVar
-from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
+
+from pipeline.control_groups import GROUPS, MINE, least_limit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-_GROUPS = Path("/sys/fs/cgroup")
-_MINE = Path("/proc/self/cgroup")
+    from pathlib import Path
 
 
 def available_cores() -> int:
     """Cores of this process's affinity, no more than its control group's CPU quota or `at_most` says; at least 1."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, int(cpu_quota(_GROUPS, _MINE)), _told.get()))
+    return max(1, min(cores, int(cpu_quota(GROUPS, MINE)), _told.get()))
 
 
 @contextlib.contextmanager
@@ -42,19 +41,11 @@ def cpu_quota(groups: Path, mine: Path) -> float:
         groups: Where control groups are mounted, in version 2 or version 1.
         mine: The process's groups, a line `id:controllers:path` each.
     """
-    quotas = [1e6]
-    with contextlib.suppress(OSError):
-        for line in mine.read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            if controllers and "cpu" not in controllers.split(","):
-                continue
-            root = groups / controllers if controllers else groups
-            inside = PurePosixPath(path.lstrip("/"))  # in a container it may be a path of the host: only parents exist
-            quotas += [_quota(root / group) for group in (inside, *inside.parents)]
-    return min(quotas)
+    quota = least_limit("cpu", _quota, groups, mine)
+    return 1e6 if quota is None else quota
 
 
-def _quota(group: Path) -> float:
+def _quota(group: Path) -> float | None:
     """Quota of one group: `cpu.max` in version 2, two files in version 1."""
     with contextlib.suppress(OSError, ValueError):
         allowed, period = (group / "cpu.max").read_text().split()
@@ -63,4 +54,4 @@ def _quota(group: Path) -> float:
         allowed, period = ((group / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
         if float(allowed) > 0:
             return float(allowed) / float(period)
-    return 1e6
+    return None

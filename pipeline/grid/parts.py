@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _LARGE_SIDE = 2048
 """Of a core; one of this size or of so many halos gains next to nothing by growing."""
 _LARGE_HALOS = 64
-_USEFUL_CORE_PX = 1_750_000
+_USEFUL_CORE_PX = 1_600_000
 """No smaller core is taken to spare memory: more is read around it, and tasks become many."""
 _BLOCK_PX = 256
 """Files have blocks of this side, or of multiples. Tiles without a halo can lie on them: each block is read for one."""
@@ -53,7 +53,7 @@ def balanced_core(
 
     Returns:
         Multiples of `stride`: of those that are as good as the fastest, and as large as is useful where one is, the one
-        with the smallest patch; the smallest possible core when even that does not fit.
+        with the least product of time and the root of the patch's pixels; the smallest possible core when none fits.
     """
     cores = _cores(shape, stride, square=square)  # all at once: a stride of 1 has tens of thousands
     if not halo_px:
@@ -72,8 +72,8 @@ def balanced_core(
         return smallest, smallest
     core_px = cores.prod(axis=0)
     near = taken <= as_good * taken[fastest]
-    good = near & (core_px >= min(core_px[near].max(), _USEFUL_CORE_PX))
-    best = np.lexsort((taken[good], patches.prod(axis=0)[good]))[0]
+    good = near & (core_px >= min(core_px[fastest], _USEFUL_CORE_PX))
+    best = int((taken[good] * np.sqrt(patches.prod(axis=0)[good])).argmin())
     height, width = cores[:, good][:, best].tolist()
     return height, width
 

@@ -36,7 +36,7 @@ _MOST_SAVED = 0.9
 """Of what a pixel costs: the encoder sees it all the same."""
 _MOST_WAITING = 0.1
 """Waiting for cores over running: 0.005 on a quiet machine with 2 cores, 0.7 beside one other busy process."""
-_VERSION = 10
+_VERSION = 11
 """Raise when something else is measured, so that cached figures are measured again."""
 
 
@@ -74,7 +74,9 @@ class Calibration(BaseModel):
         return taken - self.saved_s_per_px * left_out
 
 
-def calibrate(model: Model, spec: EngineSpec, thread: DeviceThread, *, budget_bytes: int) -> Calibration:
+def calibrate(
+    model: Model, spec: EngineSpec, thread: DeviceThread, *, budget_bytes: int, most_bytes: int | None = None
+) -> Calibration:
     """Measure, or recall, what this engine does on this machine.
 
     Args:
@@ -82,14 +84,16 @@ def calibrate(model: Model, spec: EngineSpec, thread: DeviceThread, *, budget_by
         spec: Of the engine; with `trim_px`, what leaving outputs out saves is measured too.
         thread: Where forwards run.
         budget_bytes: What a forward may take; the larger of the two patches tried shrinks to it.
+        most_bytes: What it may take where nothing is left out of a smaller patch; the same if not given.
     """
+    most = max(budget_bytes, most_bytes or 0)
     if not model.cacheable:
-        return thread.run(lambda: _measure(model, spec, budget_bytes))
+        return thread.run(lambda: _measure(model, spec, budget_bytes, most))
     path = cache_folder() / "calibration" / f"{_key(model, spec)}.json"
     with contextlib.suppress(OSError, ValidationError):
         return Calibration.model_validate_json(path.read_text())
     before = _scheduled()
-    made = thread.run(lambda: _measure(model, spec, budget_bytes))
+    made = thread.run(lambda: _measure(model, spec, budget_bytes, most))
     if not _was_disturbed(before, _scheduled()):
         write_cached(path, made.model_dump_json(indent=1))
     return made
@@ -121,12 +125,17 @@ class _Point(NamedTuple):
     """Seconds that the first forward took longer, compiling included."""
 
 
-def _measure(model: Model, spec: EngineSpec, budget_bytes: int) -> Calibration:
+def _measure(model: Model, spec: EngineSpec, budget_bytes: int, most_bytes: int) -> Calibration:
     sizes, margin = model.traits.sizes, model.traits.margin_px
     whole = spec.untrimmed
     points = [_try(model, whole, sizes.largest or sizes.at_least(_SMALL_PX + 2 * margin))]
-    affordable = math.isqrt(int(max(budget_bytes, 0) / max(points[0].nbytes / points[0].pixels, 1.0)))
+    affordable, most = (
+        math.isqrt(int(max(nbytes, 0) / max(points[0].nbytes / points[0].pixels, 1.0)))
+        for nbytes in (budget_bytes, most_bytes)
+    )
     large = max(_LARGE_PX, 2 * spec.trim_px + _SMALL_PX) + 2 * margin
+    if spec.trim_px and large > _LARGE_PX + 2 * margin:  # less than that would not show what a wide halo saves
+        affordable = most
     side = sizes.at_most(min(sizes.at_least(large), affordable)) if sizes.largest is None else None
     if side is not None and side * side > points[0].pixels:
         points.append(_try(model, whole, side))

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from pipeline.infer import resolve_device
 from pipeline.run.basis import Basis
-from pipeline.run.demand import room_of
 from pipeline.run.plan_there import basis_of_a_worker
+from pipeline.run.room import room_of
 from pipeline.run.workers import device_wanted, on_this_machine
 from pipeline.store import read_object, to_bytes
 

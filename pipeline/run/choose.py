@@ -98,17 +98,19 @@ def trim_to_halo(choice: EngineChoice, model: Model, halo_px: int, *, budget_byt
     return dataclasses.replace(choice, spec=spec.model_copy(update={"left_out_px": left_out}))
 
 
-def measured_cost(choice: EngineChoice, model: Model, *, budget_bytes: int) -> Calibration | None:
+def measured_cost(choice: EngineChoice, model: Model, *, budget_bytes: int, most_bytes: int) -> Calibration | None:
     """Time and memory of a forward; None where they are not worth measuring.
 
     Args:
         choice: The engine.
         model: The model.
         budget_bytes: What a forward may take.
+        most_bytes: What it may take where less tells too little.
     """
     if not choice.worth_measuring:
         return None
-    return calibrate(model, choice.spec, device_thread(threads=choice.spec.threads), budget_bytes=budget_bytes)
+    thread = device_thread(threads=choice.spec.threads)
+    return calibrate(model, choice.spec, thread, budget_bytes=budget_bytes, most_bytes=most_bytes)
 
 
 def _backend(model: Model, wanted: str, *, device: str, small: bool) -> tuple[Backend, str]:

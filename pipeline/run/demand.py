@@ -1,18 +1,16 @@
-"""What a patch takes, in time and memory, and what there is."""
+"""What a patch takes, in time and memory."""
 
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from pipeline.errors import ResourceError
-from pipeline.infer import resident_bytes
-from pipeline.run.workers import decoding_threads, gpus, memory_per_worker, num_workers, tiles_in_flight
+from pipeline.run.room import LIBRARIES_BYTES
+from pipeline.run.workers import num_workers
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -21,45 +19,14 @@ if TYPE_CHECKING:
     from pipeline.infer import Augmentation, Calibration
     from pipeline.model import Model, Traits
     from pipeline.run.choose import EngineChoice
+    from pipeline.run.room import Room
     from pipeline.run.settings import SegmentSettings
     from pipeline.scene import Scene
 
-_DEFAULT_MEMORY = {"cpu": 1_750_000_000, "cuda": 6_000_000_000}
-"""Budget per worker unless --memory says otherwise: on a CPU, with libraries and caches, a run then stays below 2 GB;
-beside a GPU as many tiles are in flight as there are cores to decode them."""
-LIBRARIES_BYTES = {"cpu": 680_000_000, "cuda": 1_550_000_000}
-"""Resident size of a worker before its first tile (PyTorch, OpenVINO, GDAL, Dask): 674 MB measured; with CUDA's
-libraries 1.55 GB."""
-_SHARE_OF_GPU = 0.8
-"""Of a GPU's free memory: others may take some meanwhile, and PyTorch's allocator leaves gaps."""
 _WORKSPACE = 1.35
 """PyTorch's own buffers where a forward was not calibrated, as a factor on its live tensors."""
 LEANEST = 0.35
 """Memory of the leanest engine (OpenVINO, bfloat16) over that of PyTorch's live tensors: 118 of 336 bytes per pixel."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Room:
-    """What a worker has to compute with."""
-
-    forward_bytes: int
-    """For a forward, of the host or the device."""
-    host_bytes: int
-    """For the tiles in flight, beside the libraries."""
-    in_flight: int
-    """Tiles that it holds at a time."""
-    decoding_threads: int
-    """Threads that decode one window."""
-
-
-def room_of(settings: SegmentSettings, device: str) -> Room:
-    """What each worker of this machine has."""
-    return Room(
-        forward_bytes=_forward_budget(settings, device),
-        host_bytes=_memory(settings, device) - LIBRARIES_BYTES[device],
-        in_flight=tiles_in_flight(settings, device),
-        decoding_threads=decoding_threads(settings),
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +62,11 @@ class Demand:
     def bytes_per_px(self) -> float:
         """Of a patch: what counts against `budget_bytes`."""
         return self.forward_bytes_per_px + (self.tile_bytes_per_px if self.on_host else 0.0)
+
+    @property
+    def lean_bytes_per_px(self) -> float:
+        """The same where all outputs are left out."""
+        return self.bytes_per_px - self.saved_bytes_per_px
 
     @property
     def largest_px(self) -> int:
@@ -234,25 +206,6 @@ def _bytes_per_px(
     return max(measured, after) + averaging + apart + 4 * len(model.spec.bands)
 
 
-def _forward_budget(settings: SegmentSettings, device: str) -> int:
-    """Bytes for a forward: of the host, where the tiles in flight share them, or of what others leave of the GPU."""
-    if device == "cpu":
-        return _memory(settings, device) - LIBRARIES_BYTES[device]
-    free, _ = torch.cuda.mem_get_info()
-    sharing = math.ceil(num_workers(settings) / max(1, len(gpus())))
-    return int(_SHARE_OF_GPU * free / sharing)
-
-
-def budget_left(settings: SegmentSettings, device: str) -> int:
-    """Bytes that this process may still take. For what decides no pixel: it differs from one run to the next."""
-    return _memory(settings, device) - max(LIBRARIES_BYTES[device], resident_bytes())
-
-
-def _memory(settings: SegmentSettings, device: str) -> int:
-    there = memory_per_worker(settings) or int(0.6 * _available_bytes() / num_workers(settings))
-    return settings.memory or min(_DEFAULT_MEMORY[device], there)
-
-
 def check_least_patch(budget: int, bytes_per_px: float, traits: Traits, sizes: SizeRule, halo: int) -> None:
     """Is there room for any patch at all?
 
@@ -273,19 +226,3 @@ def too_little(what: str, need: int) -> ResourceError:
         title="Not enough memory",
         fix=f"give --memory {need / 1e9:.1f}GB, close other programs, or use --halo-tolerance 0.001 or --tiling blend",
     )
-
-
-def _available_bytes() -> int:
-    """Memory that can still be had, container limits included where the kernel tells them."""
-    available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:
-        with open("/proc/meminfo") as file:  # noqa: PTH123
-            fields = dict(line.split(":", 1) for line in file)
-        available = int(fields["MemAvailable"].split()[0]) * 1024
-        with open("/sys/fs/cgroup/memory.max") as file:  # noqa: PTH123
-            limit = file.read().strip()
-        if limit.isdigit():
-            available = min(available, int(limit))
-    except (OSError, KeyError, ValueError):
-        pass
-    return available

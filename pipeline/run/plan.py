@@ -15,13 +15,13 @@ from pipeline.model import EngineSpec
 from pipeline.run.basis import Basis, find_basis
 from pipeline.run.block_cache import choose_block_cache, extra_cache_bytes
 from pipeline.run.demand import (
-    LIBRARIES_BYTES,
     check_least_patch,
     count_left_out,
     demand_of,
     tile_bytes_per_px,
     too_little,
 )
+from pipeline.run.room import LIBRARIES_BYTES
 from pipeline.run.tilings import lay_blend, lay_exact, patch_sizes
 from pipeline.run.workers import reads_in_order
 from pipeline.scene import BLOCK_CACHE_BYTES
@@ -191,8 +191,7 @@ def plan_from(scene: Scene, model: Model, settings: SegmentSettings, basis: Basi
     traits, engine, cost = model.traits, basis.engine, basis.cost
     sizes = patch_sizes(traits, settings.tta)
     demand = demand_of(scene, model, settings, engine, cost, basis.room, num_pixels=basis.num_pixels)
-    lean_bytes = demand.bytes_per_px - demand.saved_bytes_per_px
-    check_least_patch(demand.budget_bytes, lean_bytes, traits, sizes, basis.halo_px)
+    check_least_patch(demand.budget_bytes, demand.lean_bytes_per_px, traits, sizes, basis.halo_px)
     network_padding = basis.padding == "network"
     if basis.mode == "exact":
         tiling = lay_exact(

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.infer import give_back_freed
-from pipeline.run.demand import budget_left
 from pipeline.run.events import StageFinished, StageStarted
 from pipeline.run.finish import Finished, Finisher
+from pipeline.run.room import budget_left
 from pipeline.run.verify import Verification, Verifier
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def _verify(recipe: Recipe, model: Model, tell: Listener, check: Callable[[], No
         plan=recipe.plan,
         limits=recipe.limits,
         store=recipe.store,
-        budget_bytes=budget_left(recipe.settings, recipe.plan.engine.device),
+        budget_bytes=budget_left(recipe.settings, recipe.plan.engine.device, planned_bytes=recipe.plan.peak_bytes),
         check_stop=check,
     ).run(recipe.records, count=recipe.settings.verify)
     tell(StageFinished(name="verify", seconds=time.monotonic() - started))

@@ -21,8 +21,8 @@ from pipeline.infer import TileResult
 from pipeline.model import ModelSpec, Scaling, model_from_module
 from pipeline.run import basis as basis_module
 from pipeline.run import choose as choose_module
-from pipeline.run import demand as demand_module
 from pipeline.run import results as results_module
+from pipeline.run import room as room_module
 from pipeline.run import verify as verify_module
 from pipeline.run.compare import Difference, compare
 from pipeline.run.verify import WindowCheck
@@ -52,7 +52,7 @@ def budget(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     """Memory for one forward over the whole scene, or only for forwards over windows."""
     # Set for both: what other tests have left in this process counts too.
     left = 18_000_000 if request.param == "windows" else 10**9
-    monkeypatch.setattr(results_module, "budget_left", lambda *_: left)
+    monkeypatch.setattr(results_module, "budget_left", lambda *_, **__: left)
     return str(request.param)
 
 
@@ -65,7 +65,7 @@ def test_a_process_that_holds_more_than_its_budget_still_verifies(
     scene: Path, unet: sm.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A notebook, or one that has loaded CUDA's libraries: windows are then as small as can be."""
-    monkeypatch.setattr(demand_module, "resident_bytes", lambda: 10**12)
+    monkeypatch.setattr(room_module, "resident_bytes", lambda: 10**12)
     assert _run(scene, unet, tmp_path, verify=2)["verify"]["windows"] == 2
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.control_groups import memory_limit
 from pipeline.cores import available_cores, cpu_quota
 from tests.unit.deploy.deployment import ROOT
 
@@ -35,6 +36,23 @@ def test_the_least_quota_counts(mine: str, where: str, files: dict[str, str], co
     (tmp_path / "mine").write_text(mine)
     _group(tmp_path / "groups" / where, **files)
     assert cpu_quota(tmp_path / "groups", tmp_path / "mine") == cores
+
+
+@pytest.mark.parametrize(
+    ("mine", "where", "files", "nbytes"),
+    [
+        ("0::/a/b", "a", {"memory__max": "4000000000"}, 4e9),
+        ("0::/a/b", "a", {"memory__max": "max"}, None),
+        ("4:memory:/job/step", "memory/job", {"memory__limit_in_bytes": "8000000000"}, 8e9),
+        ("4:cpu:/job/step", "memory/job", {"memory__limit_in_bytes": "8000000000"}, None),
+    ],
+)
+def test_a_job_has_the_memory_of_its_control_group(
+    mine: str, where: str, files: dict[str, str], nbytes: float | None, tmp_path: Path
+) -> None:
+    (tmp_path / "mine").write_text(mine)
+    _group(tmp_path / "groups" / where, **files)
+    assert memory_limit(tmp_path / "groups", tmp_path / "mine") == nbytes
 
 
 def test_without_control_groups_affinity_counts(tmp_path: Path) -> None:

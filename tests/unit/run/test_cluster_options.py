@@ -10,7 +10,7 @@ import pytest
 from pipeline.errors import UsageError
 from pipeline.run.clusters.options import KINDS, NAMES, AddressOptions, LocalOptions, cluster_options, make_options
 from pipeline.run.clusters.tuning import tuning
-from pipeline.run.demand import LIBRARIES_BYTES, budget_left
+from pipeline.run.room import LIBRARIES_BYTES, budget_left
 from pipeline.run.settings import make_settings
 from pipeline.run.workers import cores_per_worker, device_wanted, num_workers, starts_workers, workers_wanted
 from pipeline.yaml_file import read_yaml
