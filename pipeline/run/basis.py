@@ -152,7 +152,7 @@ def _seconds(scene: Scene, model: Model, settings: SegmentSettings, basis: Basis
     demand = demand_of(scene, model, settings, basis.engine, basis.cost, basis.room, num_pixels=basis.num_pixels)
     sizes = patch_sizes(traits, settings.tta)
     try:
-        check_least_patch(demand.budget_bytes, demand.lean_bytes_per_px, traits, sizes, basis.halo_px)
+        demand.check_least_patch(traits, sizes, basis.halo_px)
     except ResourceError:
         return math.inf
     if basis.mode == "exact":

@@ -36,7 +36,9 @@ class Demand:
     cost: Calibration | None
     """Measured time and memory of a forward."""
     budget_bytes: int
-    """Of the device, without what the engine takes whatever the patch. On a CPU the tiles in flight share it."""
+    """Of the device, without `fixed_bytes`. On a CPU the tiles in flight share it."""
+    fixed_bytes: int
+    """What the engine takes whatever the patch."""
     host_budget_bytes: int
     """For the tiles in flight, which lie in the host's memory; a device has its own for the forward."""
     forward_bytes_per_px: float
@@ -67,6 +69,10 @@ class Demand:
     def lean_bytes_per_px(self) -> float:
         """The same where all outputs are left out."""
         return self.bytes_per_px - self.saved_bytes_per_px
+
+    def check_least_patch(self, traits: Traits, sizes: SizeRule, halo: int) -> None:
+        """`check_least_patch` of what this takes."""
+        check_least_patch(self.budget_bytes, self.lean_bytes_per_px, traits, sizes, halo, fixed_bytes=self.fixed_bytes)
 
     @property
     def largest_px(self) -> int:
@@ -151,6 +157,7 @@ def demand_of(
     return Demand(
         cost=cost,
         budget_bytes=room.forward_bytes - fixed,
+        fixed_bytes=fixed,
         host_budget_bytes=room.host_bytes,
         forward_bytes_per_px=forward,
         tile_bytes_per_px=tile_bytes,
@@ -206,23 +213,34 @@ def _bytes_per_px(
     return max(measured, after) + averaging + apart + 4 * len(model.spec.bands)
 
 
-def check_least_patch(budget: int, bytes_per_px: float, traits: Traits, sizes: SizeRule, halo: int) -> None:
+def check_least_patch(
+    budget: int, bytes_per_px: float, traits: Traits, sizes: SizeRule, halo: int, *, fixed_bytes: int = 0
+) -> None:
     """Is there room for any patch at all?
+
+    Args:
+        budget: For a patch, without `fixed_bytes`.
+        bytes_per_px: Of a patch.
+        traits: Of the network.
+        sizes: Sides that it takes.
+        halo: Read around a core.
+        fixed_bytes: What the engine takes whatever the patch.
 
     Raises:
         ResourceError: RS-004 when not even the smallest useful patch fits.
     """
     least = sizes.at_least(2 * halo + max(traits.stride, 2 * traits.margin_px, 16))
     if least * least * bytes_per_px > budget:
-        need = int(least * least * bytes_per_px) + LIBRARIES_BYTES["cpu"]
-        raise too_little(f"a patch of {least} px, the smallest that is any use, needs {need / 1e9:.1f} GB", need)
+        need = int(least * least * bytes_per_px) + fixed_bytes + LIBRARIES_BYTES["cpu"]
+        raise too_little(f"a patch of {least} px, the smallest that is any use, needs", need)
 
 
 def too_little(what: str, need: int) -> ResourceError:
-    """RS-004: `what` needs so many bytes."""
+    """RS-004: `what` needs so many bytes, which are rounded up: asked for, they must do."""
+    told = f"{math.ceil(need / 1e8) / 10:.1f}"
     return ResourceError(
-        f"{what}; less is available",
+        f"{what} {told} GB; less is available",
         code="RS-004",
         title="Not enough memory",
-        fix=f"give --memory {need / 1e9:.1f}GB, close other programs, or use --halo-tolerance 0.001 or --tiling blend",
+        fix=f"give --memory {told}GB, close other programs, or use --halo-tolerance 0.001 or --tiling blend",
     )

@@ -15,7 +15,6 @@ from pipeline.model import EngineSpec
 from pipeline.run.basis import Basis, find_basis
 from pipeline.run.block_cache import choose_block_cache, extra_cache_bytes
 from pipeline.run.demand import (
-    check_least_patch,
     count_left_out,
     demand_of,
     tile_bytes_per_px,
@@ -30,6 +29,13 @@ if TYPE_CHECKING:
     from pipeline.model import Model
     from pipeline.run.settings import SegmentSettings
     from pipeline.scene import Scene
+
+
+_MANY_FLIPS = 0.005
+_MANY_TIMES = 8
+"""That a pixel is computed; as good as never in patches that were chosen, if memory allows."""
+_FEW_PATCHES = 4
+"""A small scene has no more, and is soon done."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +130,24 @@ class Plan:
         mask_bytes = self.mask_bands * (1 if self.mask_bands > 1 or self.num_classes <= 255 else 2)  # noqa: PLR2004
         return pixels * (mask_bytes + (self.num_classes if self.probabilities else 0))
 
+    @property
+    def warnings(self) -> list[str]:
+        """What a person should know before trusting the result, or waiting for it."""
+        warnings = []
+        if self.engine.precision != "float32" and (self.flips_frac or 0.0) > _MANY_FLIPS:
+            warnings.append(
+                f"{self.engine.precision} changes the class of {self.flips_frac:.2%} of sampled pixels; "
+                "--precision float32 is the reference"
+            )
+        times = self.tiling.redundancy()
+        if times > _MANY_TIMES and self.tiling.num_patches > _FEW_PATCHES:
+            height, width = self.tiling.patch_hw
+            warnings.append(
+                f"each pixel is computed {times:.0f} times: the network sees {self.tiling.halo_px} px beyond it, and "
+                f"patches have {height} x {width} px; give more --memory, a larger --patch, or --halo-tolerance 0.001"
+            )
+        return warnings
+
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
         return {**dataclasses.asdict(self), "engine": self.engine.model_dump()}
@@ -191,7 +215,7 @@ def plan_from(scene: Scene, model: Model, settings: SegmentSettings, basis: Basi
     traits, engine, cost = model.traits, basis.engine, basis.cost
     sizes = patch_sizes(traits, settings.tta)
     demand = demand_of(scene, model, settings, engine, cost, basis.room, num_pixels=basis.num_pixels)
-    check_least_patch(demand.budget_bytes, demand.lean_bytes_per_px, traits, sizes, basis.halo_px)
+    demand.check_least_patch(traits, sizes, basis.halo_px)
     network_padding = basis.padding == "network"
     if basis.mode == "exact":
         tiling = lay_exact(
@@ -203,7 +227,7 @@ def plan_from(scene: Scene, model: Model, settings: SegmentSettings, basis: Basi
     need = int(demand.nbytes(tiling.patch_hw))
     if settings.memory is not None and demand.on_host and need > demand.budget_bytes:  # only --patch can ask for more
         need = int(settings.memory - demand.budget_bytes + need)
-        raise too_little(f"patches of {tiling.patch_hw[0]} x {tiling.patch_hw[1]} px need {need / 1e9:.1f} GB", need)
+        raise too_little(f"patches of {tiling.patch_hw[0]} x {tiling.patch_hw[1]} px need", need)
     plan = Plan(
         tiling=tiling,
         reason=basis.reason,

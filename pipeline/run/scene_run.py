@@ -62,8 +62,6 @@ if TYPE_CHECKING:
     from pipeline.scene import Limits, Scene
     from pipeline.store import OutputState, Place
 
-_MANY_FLIPS = 0.005
-"""Share of sampled pixels whose class differs from float32, above which a precision that was asked for is warned of."""
 _FORMAT_VERSION = 4
 """Of plan.json and run.json; raised when an older one can no longer be resumed."""
 
@@ -367,12 +365,7 @@ def warnings_of(run: SceneRun, plan: Plan) -> list[str]:
     if run.settings.bands is None and matched_by_position(run.scene, run.model):
         names = ", ".join(f"{b.name} → {n}" for b, n in zip(run.scene.bands, run.model.spec.bands, strict=True))
         warnings.append(f"bands were matched by position: {names}")
-    if plan.engine.precision != "float32" and (plan.flips_frac or 0.0) > _MANY_FLIPS:
-        warnings.append(
-            f"{plan.engine.precision} changes the class of {plan.flips_frac:.2%} of sampled pixels; "
-            "--precision float32 is the reference"
-        )
-    return warnings
+    return [*warnings, *plan.warnings]
 
 
 def commit(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +21,7 @@ from pipeline.run.basis import one_that_pays
 from pipeline.run.choose import EngineChoice
 from pipeline.run.plan import Plan, make_plan
 from pipeline.run.settings import make_settings
-from pipeline.run.tilings import lay_exact
+from pipeline.run.tilings import lay_exact, patch_sizes
 from pipeline.run.workers import tiles_in_flight
 from pipeline.scene import open_scene
 from tests.networks import unet_model
@@ -91,6 +92,27 @@ def test_too_little_memory_is_refused_with_the_number_needed() -> None:
     with pytest.raises(ResourceError, match="RS-004") as caught:
         make_plan(_scene(), wide, make_settings({"memory": "610MB"}))  # type: ignore[arg-type]
     assert "--memory" in caught.value.fix
+
+
+def test_the_memory_that_a_message_names_suffices(model: Model) -> None:
+    """What the engine takes whatever the patch counts, and the number is rounded up."""
+    spec = EngineSpec(backend="openvino", device="cpu", precision="float32", threads=2, one_size=True)
+    engine = EngineChoice(spec=spec, reason="", flips_frac=None, worth_measuring=True)
+    cost = Calibration(fixed_s=0.0, s_per_px=1e-7, fixed_bytes=2.5e8, bytes_per_px=400.0)
+    rule = patch_sizes(model.traits, "none")
+
+    def check(memory: str) -> None:
+        settings = make_settings({"memory": memory})
+        made = demand.demand_of(_scene(), model, settings, engine, cost, room.room_of(settings, "cpu"))  # type: ignore[arg-type]
+        made.check_least_patch(model.traits, rule, 400)
+
+    with pytest.raises(ResourceError, match="RS-004") as caught:
+        check("1GB")
+    told = re.search(r"--memory (\S+)GB,", caught.value.fix)
+    assert told
+    check(f"{told[1]}GB")
+    with pytest.raises(ResourceError, match="RS-004"):
+        check(f"{float(told[1]) - 0.1:.1f}GB")
 
 
 def test_exact_is_refused_for_a_network_that_is_not(model: Model) -> None:
@@ -175,6 +197,8 @@ def test_more_memory_than_usual_is_taken_where_it_pays(model: Model, monkeypatch
     assert 850_000_000 < wide.peak_bytes < 0.6 * 8_000_000_000
     as_told = _plan(model, memory="830MB", **options)
     assert as_told.tiling.redundancy() > 2 * wide.tiling.redundancy()
+    assert wide.warnings == []
+    assert re.search(r"each pixel is computed \d+ times: .* 400 px beyond .* --memory", " ".join(as_told.warnings))
     assert as_told.peak_bytes < 900_000_000
     monkeypatch.setattr(room, "_available_bytes", lambda: 1_400_000_000)
     assert _plan(model, **options).peak_bytes < 900_000_000
