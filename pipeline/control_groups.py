@@ -34,14 +34,22 @@ def least_limit(controller: str, limit: Callable[[Path], float | None], groups: 
     return min((one for one in limits if one is not None), default=None)
 
 
-def memory_limit(groups: Path = GROUPS, mine: Path = MINE) -> float | None:
-    """Bytes that this process and others of its control group may take together; None where nobody says."""
-    return least_limit("memory", _most_memory, groups, mine)
+def memory_left(groups: Path = GROUPS, mine: Path = MINE) -> float | None:
+    """Bytes that this process's control group may still take; None where nobody limits it."""
+    return least_limit("memory", _memory_left, groups, mine)
 
 
-def _most_memory(group: Path) -> float | None:
-    """`memory.max` in version 2, `memory.limit_in_bytes` in version 1."""
-    for name in ("memory.max", "memory.limit_in_bytes"):
+def _memory_left(group: Path) -> float | None:
+    """Of one group: its limit less what it holds, beside pages of files that it would give up first."""
+    for limit, held in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
         with contextlib.suppress(OSError, ValueError):
-            return float((group / name).read_text())  # "max" is no number
+            most = float((group / limit).read_text())  # "max" is no number
+            return most - float((group / held).read_text()) + _given_up_first(group)
     return None
+
+
+def _given_up_first(group: Path) -> float:
+    with contextlib.suppress(OSError, ValueError):
+        counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        return float(counts.get("total_inactive_file", counts.get("inactive_file", 0)))
+    return 0.0

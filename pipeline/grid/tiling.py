@@ -162,8 +162,8 @@ class Tiling:
 
     def redundancy(self) -> float:
         """Pixels put through the network per pixel of the scene, summed over tiles."""
-        total = sum(patch.input.num_pixels for tile in self.tiles() for patch in self.patches(tile.core))
-        return total / (self.shape[0] * self.shape[1])
+        axes = zip((self.rows, self.cols), self.shape, self.tile_hw, strict=True)
+        return math.prod(_read(axis, size, tile) / size for axis, size, tile in axes)
 
     def patch_at(self, row: int, col: int) -> Patch:
         """The patch at these indices of the lattice."""
@@ -176,6 +176,14 @@ class Tiling:
             output_off_hw=(r0 - ir0 - self.rows.margin, c0 - ic0 - self.cols.margin),
             open_sides=(row > 0, row < self.rows.count - 1, col > 0, col < self.cols.count - 1),
         )
+
+
+def _read(axis: Axis, size: int, tile: int) -> int:
+    """Pixels along an axis that patches read, for all tiles together."""
+    spans = (
+        axis.input(index) for begin in range(0, size, tile) for index in axis.touching(begin, min(begin + tile, size))
+    )
+    return sum(stop - start for start, stop in spans)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -88,13 +88,13 @@ def calibrate(
     """
     most = max(budget_bytes, most_bytes or 0)
     if not model.cacheable:
-        return thread.run(lambda: _measure(model, spec, budget_bytes, most))
+        return thread.run(lambda: _measure(model, spec, budget_bytes, most))[0]
     path = cache_folder() / "calibration" / f"{_key(model, spec)}.json"
     with contextlib.suppress(OSError, ValidationError):
         return Calibration.model_validate_json(path.read_text())
     before = _scheduled()
-    made = thread.run(lambda: _measure(model, spec, budget_bytes, most))
-    if not _was_disturbed(before, _scheduled()):
+    made, whole = thread.run(lambda: _measure(model, spec, budget_bytes, most))
+    if whole and not _was_disturbed(before, _scheduled()):
         write_cached(path, made.model_dump_json(indent=1))
     return made
 
@@ -125,7 +125,8 @@ class _Point(NamedTuple):
     """Seconds that the first forward took longer, compiling included."""
 
 
-def _measure(model: Model, spec: EngineSpec, budget_bytes: int, most_bytes: int) -> Calibration:
+def _measure(model: Model, spec: EngineSpec, budget_bytes: int, most_bytes: int) -> tuple[Calibration, bool]:
+    """(figures, whether memory sufficed to measure what leaving outputs out saves)."""
     sizes, margin = model.traits.sizes, model.traits.margin_px
     whole = spec.untrimmed
     points = [_try(model, whole, sizes.largest or sizes.at_least(_SMALL_PX + 2 * margin))]
@@ -137,6 +138,7 @@ def _measure(model: Model, spec: EngineSpec, budget_bytes: int, most_bytes: int)
     if spec.trim_px and large > _LARGE_PX + 2 * margin:  # less than that would not show what a wide halo saves
         affordable = most
     side = sizes.at_most(min(sizes.at_least(large), affordable)) if sizes.largest is None else None
+    shown = not spec.trim_px or sizes.largest is not None or (side or 0) >= 2 * spec.trim_px + _SMALL_PX
     if side is not None and side * side > points[0].pixels:
         points.append(_try(model, whole, side))
     pixels = [point.pixels for point in points]
@@ -146,13 +148,13 @@ def _measure(model: Model, spec: EngineSpec, budget_bytes: int, most_bytes: int)
     if spec.trim_px and side is not None:
         made = _with_savings(made, model, spec, side, points[-1])
     if spec.device != "cpu" or len(points) == 1:  # on a GPU patches are limited otherwise
-        return made
+        return made, shown
     for wanted in _LARGER_PX:
         larger = sizes.at_most(min(sizes.at_least(wanted + 2 * margin), affordable))
         if larger is not None and larger * larger > pixels[-1] and made.seconds(larger * larger) <= _LONGEST_S:
             points.append(_try(model, whole, larger))
             break
-    return _with_size(made, points)
+    return _with_size(made, points), shown
 
 
 def _with_size(made: Calibration, points: Sequence[_Point]) -> Calibration:

@@ -10,19 +10,17 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-from pipeline.errors import ModelError, ResourceError
+from pipeline.errors import ModelError
 from pipeline.infer import Batching, Calibration, choose_batch, device_thread, resolve_device
 from pipeline.model import EngineSpec
 from pipeline.run.choose import EngineChoice, choose_engine, measured_cost, trim_to_halo
-from pipeline.run.demand import LEANEST, check_least_patch, demand_of
+from pipeline.run.demand import check_leanest_patch, demand_of
 from pipeline.run.halo import tolerated_halo
-from pipeline.run.room import Room, rooms_of
-from pipeline.run.tilings import lay_blend, lay_exact, misfit, patch_sizes
+from pipeline.run.room import Room, measuring_bytes, room_of
+from pipeline.run.tilings import lay_blend, misfit, patch_sizes
 from pipeline.run.workers import device_wanted
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from pipeline.grid import Padding
     from pipeline.model import Model, Traits
     from pipeline.run.settings import SegmentSettings
@@ -96,17 +94,17 @@ def find_basis(scene: Scene, model: Model, settings: SegmentSettings, *, num_pix
     padding: Padding = model.spec.padding if settings.padding == "auto" else settings.padding
     _check_padding(padding, traits, mode)
     device = resolve_device(device_wanted(settings))
-    rooms = rooms_of(settings, device)
-    room = rooms[0]
+    room = room_of(settings, device)
     if mode == "exact" and settings.halo_tolerance is None:  # before anything is measured that would not fit either
         sizes = patch_sizes(traits, settings.tta)
-        check_least_patch(rooms[-1].forward_bytes, traits.bytes_per_px * LEANEST, traits, sizes, traits.halo_px or 0)
+        check_leanest_patch(room.forward_bytes, traits, sizes)
     work = math.prod(scene.geobox.shape) if num_pixels is None else num_pixels
     engine = choose_engine(scene, model, settings, device=device, one_size=padding != "network", num_pixels=work)
     halo, reason = _halo(scene, model, settings, engine, mode, reason)
+    measuring = measuring_bytes(settings, device)
     if mode == "exact":
-        engine = trim_to_halo(engine, model, halo, budget_bytes=room.forward_bytes)
-    cost = measured_cost(engine, model, budget_bytes=room.forward_bytes, most_bytes=rooms[-1].forward_bytes)
+        engine = trim_to_halo(engine, model, halo, budget_bytes=measuring)
+    cost = measured_cost(engine, model, budget_bytes=room.forward_bytes, most_bytes=measuring)
     batching = None
     if mode == "blend" and device == "cuda":
         demand = demand_of(scene, model, settings, engine, cost, room)
@@ -115,7 +113,7 @@ def find_basis(scene: Scene, model: Model, settings: SegmentSettings, *, num_pix
         batching = choose_batch(
             model, engine.spec, device_thread(threads=engine.spec.threads), patch_hw, largest=fitting
         )
-    basis = Basis(
+    return Basis(
         mode=mode,
         reason=reason,
         halo_px=halo,
@@ -126,42 +124,6 @@ def find_basis(scene: Scene, model: Model, settings: SegmentSettings, *, num_pix
         batching=batching,
         num_pixels=num_pixels,
     )
-    bases = [dataclasses.replace(basis, room=one) for one in rooms]
-    return one_that_pays(bases, [_seconds(scene, model, settings, one) for one in bases])
-
-
-def one_that_pays(bases: Sequence[Basis], seconds: Sequence[float]) -> Basis:
-    """The one with the least room from which more does not pay: small patches compute a wide halo again and again.
-
-    More room pays where it makes time shrink by at least the square root of what it grows by.
-
-    Args:
-        bases: With more room each.
-        seconds: That each would take; infinite where no patch fits.
-    """
-    best, least = bases[0], seconds[0]
-    for one, taken in zip(bases[1:], seconds[1:], strict=True):
-        if taken <= least * math.sqrt(best.room.host_bytes / one.room.host_bytes):
-            best, least = one, taken
-    return best
-
-
-def _seconds(scene: Scene, model: Model, settings: SegmentSettings, basis: Basis) -> float:
-    """Predicted time of all forwards over the scene, or their pixels where they were not measured."""
-    traits, shape = model.traits, scene.geobox.shape
-    demand = demand_of(scene, model, settings, basis.engine, basis.cost, basis.room, num_pixels=basis.num_pixels)
-    sizes = patch_sizes(traits, settings.tta)
-    try:
-        demand.check_least_patch(traits, sizes, basis.halo_px)
-    except ResourceError:
-        return math.inf
-    if basis.mode == "exact":
-        alone = basis.padding == "network"
-        tiling = lay_exact(shape, model, settings, demand, halo=basis.halo_px, network_padding=alone)
-    else:
-        tiling = lay_blend(shape, settings, traits, demand.largest_px)
-    patches = tiling.redundancy() * math.prod(shape) / math.prod(tiling.patch_hw)
-    return float(demand.seconds(tiling.patch_hw)) * patches
 
 
 def _mode(traits: Traits, settings: SegmentSettings) -> tuple[str, str]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.errors import ResourceError
 from pipeline.run.room import LIBRARIES_BYTES
-from pipeline.run.workers import num_workers
+from pipeline.run.workers import memory_per_worker, num_workers
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -65,14 +65,26 @@ class Demand:
         """Of a patch: what counts against `budget_bytes`."""
         return self.forward_bytes_per_px + (self.tile_bytes_per_px if self.on_host else 0.0)
 
-    @property
-    def lean_bytes_per_px(self) -> float:
-        """The same where all outputs are left out."""
-        return self.bytes_per_px - self.saved_bytes_per_px
+    def check_least_patch(self, traits: Traits, sizes: SizeRule, halo_px: int) -> None:
+        """Is there room for any patch at all?
 
-    def check_least_patch(self, traits: Traits, sizes: SizeRule, halo: int) -> None:
-        """`check_least_patch` of what this takes."""
-        check_least_patch(self.budget_bytes, self.lean_bytes_per_px, traits, sizes, halo, fixed_bytes=self.fixed_bytes)
+        Raises:
+            ResourceError: RS-004 when not even the smallest useful patch fits.
+        """
+        least = _least_side(traits, sizes, halo_px)
+        what, need = f"a patch of {least} px, the smallest that is any use, needs", int(self.nbytes((least, least)))
+        if need > self.budget_bytes and not self.on_host:
+            raise ResourceError(
+                f"{what} {_gb(need + self.fixed_bytes)} GB of the GPU's memory; less is free",
+                code="RS-004",
+                title="Not enough memory",
+                fix="close what else uses the GPU, or use --device cpu, --halo-tolerance 0.001 or --tiling blend",
+            )
+        if need > self.budget_bytes:
+            raise too_little(what, need + self.fixed_bytes + LIBRARIES_BYTES["cpu"])
+        tiles = int(least * least * self.tile_bytes_per_px)
+        if tiles > self.host_budget_bytes:
+            raise too_little(what, tiles + LIBRARIES_BYTES["cpu" if self.on_host else "cuda"])
 
     @property
     def largest_px(self) -> int:
@@ -116,8 +128,8 @@ class Demand:
 _ALIKE = 1.01
 """Predicted times that differ by less are the same."""
 _AS_GOOD = 1.05
-"""Where memory was not asked about, and forwards share it with all else: patches of half the size took whole runs of a
-U-Net less than 2 % longer, and 20 % less memory. So peak memory hardly differs between sizes of scenes."""
+"""Where nobody has said how much memory to use, and forwards share it with all else: whole runs of a U-Net in patches
+of half the size took less than 2 % longer, and 20 % less memory. So peak memory hardly differs between scenes."""
 _BESIDE_S = 0.005
 """For each tile beside its forward and whatever its size, of all cores: what Dask, the store and the ledger do. A scene
 of 16384² px took 0.3 s longer in 128 tiles than in 64, 1.2 s in 256, with a network that computes next to nothing."""
@@ -153,6 +165,7 @@ def demand_of(
     device, fixed = engine.spec.device, 0 if cost is None else int(cost.fixed_bytes)
     tile_bytes = tile_bytes_per_px(len(model.spec.bands), int(scene.dtype.itemsize), mask_bands)
     tile_bytes *= room.in_flight
+    told = settings.memory or memory_per_worker(settings)
     forward = _bytes_per_px(engine, cost, model, settings.tta, probabilities=settings.probabilities)
     return Demand(
         cost=cost,
@@ -166,7 +179,7 @@ def demand_of(
         left_out_px=engine.spec.left_out_px,
         most_px=math.inf if device == "cpu" else _most_px_on_gpu(scene, model, room.in_flight),
         cores=engine.spec.threads,
-        as_good=_AS_GOOD if device == "cpu" and settings.memory is None else _ALIKE,
+        as_good=_AS_GOOD if device == "cpu" and not told else _ALIKE,
         engines=num_workers(settings) * (1.0 if num_pixels is None else math.prod(scene.geobox.shape) / num_pixels),
     )
 
@@ -213,34 +226,38 @@ def _bytes_per_px(
     return max(measured, after) + averaging + apart + 4 * len(model.spec.bands)
 
 
-def check_least_patch(
-    budget: int, bytes_per_px: float, traits: Traits, sizes: SizeRule, halo: int, *, fixed_bytes: int = 0
-) -> None:
-    """Is there room for any patch at all?
+def check_leanest_patch(budget_bytes: int, traits: Traits, sizes: SizeRule) -> None:
+    """Could there be room for any patch? Asked before anything is measured.
 
     Args:
-        budget: For a patch, without `fixed_bytes`.
-        bytes_per_px: Of a patch.
+        budget_bytes: For a forward.
         traits: Of the network.
         sizes: Sides that it takes.
-        halo: Read around a core.
-        fixed_bytes: What the engine takes whatever the patch.
 
     Raises:
-        ResourceError: RS-004 when not even the smallest useful patch fits.
+        ResourceError: RS-004 when not even the smallest useful patch fits, with the leanest engine there is.
     """
-    least = sizes.at_least(2 * halo + max(traits.stride, 2 * traits.margin_px, 16))
-    if least * least * bytes_per_px > budget:
-        need = int(least * least * bytes_per_px) + fixed_bytes + LIBRARIES_BYTES["cpu"]
-        raise too_little(f"a patch of {least} px, the smallest that is any use, needs", need)
+    least = _least_side(traits, sizes, traits.halo_px or 0)
+    need = int(least * least * traits.bytes_per_px * LEANEST)
+    if need > budget_bytes:
+        what = f"a patch of {least} px, the smallest that is any use, needs at least"
+        raise too_little(what, need + LIBRARIES_BYTES["cpu"])
+
+
+def _least_side(traits: Traits, sizes: SizeRule, halo_px: int) -> int:
+    return sizes.at_least(2 * halo_px + max(traits.stride, 2 * traits.margin_px, 16))
 
 
 def too_little(what: str, need: int) -> ResourceError:
-    """RS-004: `what` needs so many bytes, which are rounded up: asked for, they must do."""
-    told = f"{math.ceil(need / 1e8) / 10:.1f}"
+    """RS-004: `what` needs so many bytes."""
     return ResourceError(
-        f"{what} {told} GB; less is available",
+        f"{what} {_gb(need)} GB; less is available",
         code="RS-004",
         title="Not enough memory",
-        fix=f"give --memory {told}GB, close other programs, or use --halo-tolerance 0.001 or --tiling blend",
+        fix=f"give --memory {_gb(need)}GB, close other programs, or use --halo-tolerance 0.001 or --tiling blend",
     )
+
+
+def _gb(nbytes: int) -> str:
+    """Rounded up: asked for, it must do."""
+    return f"{math.ceil(nbytes / 1e8) / 10:.1f}"

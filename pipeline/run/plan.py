@@ -140,7 +140,7 @@ class Plan:
                 "--precision float32 is the reference"
             )
         times = self.tiling.redundancy()
-        if times > _MANY_TIMES and self.tiling.num_patches > _FEW_PATCHES:
+        if self.tiling.mode == "exact" and times > _MANY_TIMES and self.tiling.num_patches > _FEW_PATCHES:
             height, width = self.tiling.patch_hw
             warnings.append(
                 f"each pixel is computed {times:.0f} times: the network sees {self.tiling.halo_px} px beyond it, and "

@@ -99,7 +99,7 @@ def _verify(recipe: Recipe, model: Model, tell: Listener, check: Callable[[], No
         plan=recipe.plan,
         limits=recipe.limits,
         store=recipe.store,
-        budget_bytes=budget_left(recipe.settings, recipe.plan.engine.device, planned_bytes=recipe.plan.peak_bytes),
+        budget_bytes=budget_left(recipe.settings, recipe.plan.engine.device),
         check_stop=check,
     ).run(recipe.records, count=recipe.settings.verify)
     tell(StageFinished(name="verify", seconds=time.monotonic() - started))

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pipeline.control_groups import memory_limit
+from pipeline.control_groups import memory_left
 from pipeline.infer import resident_bytes
 from pipeline.run.workers import (
     decoding_threads,
     gpus,
     memory_per_worker,
     num_workers,
-    on_this_machine,
     tiles_in_flight,
 )
 
@@ -28,8 +27,8 @@ _DEFAULT_MEMORY = {"cpu": 1_750_000_000, "cuda": 6_000_000_000}
 beside a GPU as many tiles are in flight as there are cores to decode them."""
 _SHARE_OF_MACHINE = 0.6
 """Of a machine's free memory: others may take some meanwhile, and files are kept in the rest."""
-_SHARE_OF_JOB = 0.8
-"""Of what a batch system gives a worker, which it ends when it takes more."""
+_MEASURING = 4
+"""Times the usual budget: a patch that shows what a halo of 544 px saves takes 1.7 GB, at 784 bytes per pixel."""
 LIBRARIES_BYTES = {"cpu": 680_000_000, "cuda": 1_550_000_000}
 """Resident size of a worker before its first tile (PyTorch, OpenVINO, GDAL, Dask): 674 MB measured; with CUDA's
 libraries 1.55 GB."""
@@ -52,44 +51,29 @@ class Room:
 
 
 def room_of(settings: SegmentSettings, device: str) -> Room:
-    """What each worker of this machine has: by `--memory`, else the usual."""
-    return _room(settings, device, _memory(settings, device))
-
-
-def rooms_of(settings: SegmentSettings, device: str) -> list[Room]:
-    """What each worker of this machine has, then what it could have without `--memory`, twice as much each time.
-
-    On a CPU whose memory this process knows how to share: beside a GPU forwards have their own.
-    """
+    """What each worker has."""
     memory = _memory(settings, device)
-    rooms = [_room(settings, device, memory)]
-    if device != "cpu" or settings.memory is not None:
-        return rooms
-    most = _most(settings)
-    while memory < most:
-        memory = min(2 * memory, most)
-        rooms.append(_room(settings, device, memory))
-    return rooms
-
-
-def budget_left(settings: SegmentSettings, device: str, *, planned_bytes: int = 0) -> int:
-    """Bytes that this process may still take. For what decides no pixel: it differs from one run to the next.
-
-    Args:
-        settings: What was asked for.
-        device: `cpu` or `cuda`.
-        planned_bytes: What the run was planned to take, where that is more than usual.
-    """
-    return max(_memory(settings, device), planned_bytes) - max(LIBRARIES_BYTES[device], resident_bytes())
-
-
-def _room(settings: SegmentSettings, device: str, memory: int) -> Room:
     return Room(
         forward_bytes=memory - LIBRARIES_BYTES["cpu"] if device == "cpu" else _share_of_gpu(settings),
         host_bytes=memory - LIBRARIES_BYTES[device],
         in_flight=tiles_in_flight(settings, device),
         decoding_threads=decoding_threads(settings),
     )
+
+
+def measuring_bytes(settings: SegmentSettings, device: str) -> int:
+    """What a forward may take while the network is measured: without `--memory` more than usual, where it is there."""
+    room = room_of(settings, device)
+    if device != "cpu" or settings.memory is not None or memory_per_worker(settings) is not None:
+        return room.forward_bytes
+    most = min(_share_of_machine(settings), _MEASURING * _DEFAULT_MEMORY[device])
+    return max(room.forward_bytes, most - LIBRARIES_BYTES[device])
+
+
+def budget_left(settings: SegmentSettings, device: str) -> int:
+    """Bytes that this process may still take. For what decides no pixel: it differs from one run to the next."""
+    usual = min(_DEFAULT_MEMORY[device], memory_per_worker(settings) or _share_of_machine(settings))
+    return (settings.memory or usual) - max(LIBRARIES_BYTES[device], resident_bytes())
 
 
 def _share_of_gpu(settings: SegmentSettings) -> int:
@@ -100,16 +84,8 @@ def _share_of_gpu(settings: SegmentSettings) -> int:
 
 
 def _memory(settings: SegmentSettings, device: str) -> int:
-    there = memory_per_worker(settings) or _share_of_machine(settings)
-    return settings.memory or min(_DEFAULT_MEMORY[device], there)
-
-
-def _most(settings: SegmentSettings) -> int:
-    """What a worker may take where it pays; nothing beyond the usual on hosts whose workers somebody else started."""
-    told = memory_per_worker(settings)
-    if told is not None:
-        return int(_SHARE_OF_JOB * told)
-    return _share_of_machine(settings) if on_this_machine(settings) else 0
+    told = settings.memory or memory_per_worker(settings)
+    return told or min(_DEFAULT_MEMORY[device], _share_of_machine(settings))
 
 
 def _share_of_machine(settings: SegmentSettings) -> int:
@@ -117,13 +93,13 @@ def _share_of_machine(settings: SegmentSettings) -> int:
 
 
 def _available_bytes() -> int:
-    """Memory that can still be had, no more than this process's control group allows."""
-    available: float = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    """Memory that can still be had, of the machine and of this process's control group."""
+    available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
         with open("/proc/meminfo") as file:  # noqa: PTH123
             fields = dict(line.split(":", 1) for line in file)
         available = int(fields["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
         pass
-    limit = memory_limit()
-    return int(available if limit is None else min(available, limit))
+    left = memory_left()
+    return available if left is None else max(0, min(available, int(left)))

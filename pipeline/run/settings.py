@@ -273,8 +273,8 @@ class SegmentSettings(BaseModel):
     """Seconds in which no tile ends, at least ten times as long as a tile takes, after which what runs is written down
     and worker processes are started anew."""
     memory: Annotated[int, BeforeValidator(parse_bytes)] | None = Field(default=None, ge=2**28)
-    """Memory per worker, such as `8GB`; sets the patch and how many decoded blocks are kept. If not given: 1.75 GB,
-    or more where that pays and is there; 6 GB beside a GPU."""
+    """Memory per worker, such as `8GB`; sets the patch and how many decoded blocks are kept. If not given: what the
+    cluster's file says, else 1.75 GB, or 6 GB beside a GPU."""
     scratch: FolderOrPrefix | None = None
     """Where unfinished tiles lie: a folder, or `s3://bucket/prefix`, which workers reach without a shared disk; inside
     the output folder if not given."""

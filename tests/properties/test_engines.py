@@ -268,6 +268,28 @@ def test_a_calibration_keeps_to_the_budget(monkeypatch: pytest.MonkeyPatch) -> N
     assert tried == [384, 1472, 1472]
 
 
+def test_what_a_far_halo_saves_is_measured_with_more_memory_or_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A patch within the budget would show nothing of it, and cores of next to nothing would look as good as any."""
+    tried: list[int] = []
+
+    def measure(model: Model, spec: EngineSpec, side: int) -> calibration._Point:
+        tried.append(side)
+        kept = (side - 2 * spec.left_out_px) ** 2
+        return calibration._Point(side * side, 1e-6 * side**2 + 2e-6 * kept, 1000.0 * side**2, first_s=0.1)
+
+    monkeypatch.setattr(calibration, "_try", measure)
+    monkeypatch.setattr(calibration, "_was_disturbed", lambda *_: False)
+    model, thread = unet_model(depth=2, width=8), device_thread(threads=2)
+    spec, budget = _spec("torch", trim_px=544, left_out_px=542), 1000 * 1000**2
+    poor = calibrate(model, spec, thread, budget_bytes=budget)
+    assert poor.saved_s_per_px == 0
+    assert tried == [384, 1000]
+    made = calibrate(model, spec, thread, budget_bytes=budget, most_bytes=10**10)  # the poor figures were not kept
+    assert made.saved_s_per_px > 1e-6
+    assert tried[2:] == [384, 1472, 1472]
+    assert calibrate(model, spec, thread, budget_bytes=budget) == made  # these were
+
+
 def test_a_calibration_tells_what_leaving_outputs_out_saves(monkeypatch: pytest.MonkeyPatch) -> None:
     def measure(model: Model, spec: EngineSpec, side: int) -> calibration._Point:
         kept = (side - 2 * spec.left_out_px) ** 2

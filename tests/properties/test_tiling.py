@@ -79,6 +79,12 @@ def test_patch_cores_cover_every_tile(tiling: Tiling) -> None:
 
 
 @given(tiling=tilings())
+def test_redundancy_counts_every_patch_of_every_tile(tiling: Tiling) -> None:
+    pixels = sum(patch.input.num_pixels for tile in tiling.tiles() for patch in tiling.patches(tile.core))
+    assert tiling.redundancy() == pytest.approx(pixels / math.prod(tiling.shape))
+
+
+@given(tiling=tilings())
 def test_patches_lie_on_the_stride_and_hold_their_core(tiling: Tiling) -> None:
     for patch in tiling.patches(Window.from_bounds(0, 0, *tiling.shape)):
         assert patch.input.row_off % tiling.stride == 0

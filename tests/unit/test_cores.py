@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.control_groups import memory_limit
+from pipeline.control_groups import memory_left
 from pipeline.cores import available_cores, cpu_quota
 from tests.unit.deploy.deployment import ROOT
 
@@ -41,18 +41,24 @@ def test_the_least_quota_counts(mine: str, where: str, files: dict[str, str], co
 @pytest.mark.parametrize(
     ("mine", "where", "files", "nbytes"),
     [
-        ("0::/a/b", "a", {"memory__max": "4000000000"}, 4e9),
-        ("0::/a/b", "a", {"memory__max": "max"}, None),
-        ("4:memory:/job/step", "memory/job", {"memory__limit_in_bytes": "8000000000"}, 8e9),
-        ("4:cpu:/job/step", "memory/job", {"memory__limit_in_bytes": "8000000000"}, None),
+        ("0::/a/b", "a", {"memory__max": "4000000000", "memory__current": "1000000000"}, 3e9),
+        (
+            "0::/a",
+            "a",
+            {"memory__max": "4000", "memory__current": "3000", "memory__stat": "anon 2000\ninactive_file 900"},
+            1900,
+        ),
+        ("0::/a/b", "a", {"memory__max": "max", "memory__current": "1"}, None),
+        ("4:memory:/job/step", "memory/job", {"memory__limit_in_bytes": "8000", "memory__usage_in_bytes": "500"}, 7500),
+        ("4:cpu:/job/step", "memory/job", {"memory__limit_in_bytes": "8000", "memory__usage_in_bytes": "500"}, None),
     ],
 )
-def test_a_job_has_the_memory_of_its_control_group(
+def test_a_job_has_the_memory_that_its_control_group_has_left(
     mine: str, where: str, files: dict[str, str], nbytes: float | None, tmp_path: Path
 ) -> None:
     (tmp_path / "mine").write_text(mine)
     _group(tmp_path / "groups" / where, **files)
-    assert memory_limit(tmp_path / "groups", tmp_path / "mine") == nbytes
+    assert memory_left(tmp_path / "groups", tmp_path / "mine") == nbytes
 
 
 def test_without_control_groups_affinity_counts(tmp_path: Path) -> None:
