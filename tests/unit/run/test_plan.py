@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from pipeline.errors import ModelError, ResourceError, UsageError
-from pipeline.grid import SizeRule, balanced_core
+from pipeline.grid import SizeRule, balanced_core, exact_tiling
 from pipeline.infer import Calibration
 from pipeline.model import EngineSpec, Model, ModelSpec, Scaling, model_from_module, openvino
 from pipeline.run import demand, room
@@ -185,12 +186,19 @@ def test_a_patch_beyond_the_memory_given_is_refused(model: Model) -> None:
     assert "--memory" in str(caught.value.fix)
 
 
-def test_a_warning_says_that_memory_makes_a_wide_halo_expensive(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(type(model), "traits", model.traits.model_copy(update={"halo_px": 400}))
-    options = {"backend": "torch", "padding": "network"}  # nothing is left out of patches of many sizes
-    assert _plan(model, memory="3GB", **options).warnings == []
-    [text] = _plan(model, memory="830MB", **options).warnings
-    assert re.search(r"each pixel is computed \d+ times: .* 400 px beyond .* --memory", text)
+def test_a_warning_says_that_memory_makes_a_wide_halo_expensive(model: Model) -> None:
+    plan = _plan(model)
+
+    def warnings(core: int) -> list[str]:
+        sizes = SizeRule(multiple=4)
+        shape, rule = (4000, 5000), {"halo_px": 400, "stride": 4, "margin_px": 0, "sizes": sizes}
+        tiling = exact_tiling(shape, core_hw=(core, core), tile_px=core, **rule)  # type: ignore[arg-type]
+        return dataclasses.replace(plan, tiling=tiling).warnings
+
+    assert warnings(512) == []
+    [text] = warnings(200)
+    assert text.startswith("each pixel is computed 25 times: the network sees 400 px beyond it")
+    assert "1000 x 1000 px; give more --memory" in text
     assert _plan(model, tiling="blend", overlap=100, patch=128).warnings == []  # as was asked for
 
 
