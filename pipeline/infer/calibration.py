@@ -130,15 +130,12 @@ def _measure(model: Model, spec: EngineSpec, budget_bytes: int, most_bytes: int)
     sizes, margin = model.traits.sizes, model.traits.margin_px
     whole = spec.untrimmed
     points = [_try(model, whole, sizes.largest or sizes.at_least(_SMALL_PX + 2 * margin))]
-    affordable, most = (
-        math.isqrt(int(max(nbytes, 0) / max(points[0].nbytes / points[0].pixels, 1.0)))
-        for nbytes in (budget_bytes, most_bytes)
-    )
-    large = max(_LARGE_PX, 2 * spec.trim_px + _SMALL_PX) + 2 * margin
-    if spec.trim_px and large > _LARGE_PX + 2 * margin:  # less than that would not show what a wide halo saves
-        affordable = most
+    needed = 2 * spec.trim_px + _SMALL_PX  # less would not show what leaving out saves
+    budget = budget_bytes if needed <= _LARGE_PX else most_bytes
+    affordable = math.isqrt(int(max(budget, 0) / max(points[0].nbytes / points[0].pixels, 1.0)))
+    large = max(_LARGE_PX, needed) + 2 * margin
     side = sizes.at_most(min(sizes.at_least(large), affordable)) if sizes.largest is None else None
-    shown = not spec.trim_px or sizes.largest is not None or (side or 0) >= 2 * spec.trim_px + _SMALL_PX
+    shown = not spec.trim_px or sizes.largest is not None or (side or 0) >= needed
     if side is not None and side * side > points[0].pixels:
         points.append(_try(model, whole, side))
     pixels = [point.pixels for point in points]

@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.errors import ResourceError
 from pipeline.run.room import LIBRARIES_BYTES
-from pipeline.run.workers import memory_per_worker, num_workers
+from pipeline.run.workers import memory_told, num_workers
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -165,7 +165,6 @@ def demand_of(
     device, fixed = engine.spec.device, 0 if cost is None else int(cost.fixed_bytes)
     tile_bytes = tile_bytes_per_px(len(model.spec.bands), int(scene.dtype.itemsize), mask_bands)
     tile_bytes *= room.in_flight
-    told = settings.memory or memory_per_worker(settings)
     forward = _bytes_per_px(engine, cost, model, settings.tta, probabilities=settings.probabilities)
     return Demand(
         cost=cost,
@@ -179,7 +178,7 @@ def demand_of(
         left_out_px=engine.spec.left_out_px,
         most_px=math.inf if device == "cpu" else _most_px_on_gpu(scene, model, room.in_flight),
         cores=engine.spec.threads,
-        as_good=_AS_GOOD if device == "cpu" and not told else _ALIKE,
+        as_good=_AS_GOOD if device == "cpu" and not memory_told(settings) else _ALIKE,
         engines=num_workers(settings) * (1.0 if num_pixels is None else math.prod(scene.geobox.shape) / num_pixels),
     )
 

@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 
 
 _MANY_FLIPS = 0.005
+"""Share of sampled pixels whose class differs from float32, above which a precision that was asked for is warned of."""
 _MANY_TIMES = 8
-"""That a pixel is computed; as good as never in patches that were chosen, if memory allows."""
+"""That each pixel is computed, above which more memory is worth asking for."""
 _FEW_PATCHES = 4
 """A small scene has no more, and is soon done."""
 

@@ -12,7 +12,7 @@ from pipeline.infer import give_back_freed
 from pipeline.run.basis import Basis, find_basis
 from pipeline.run.failures import as_failure
 from pipeline.run.travel import portable
-from pipeline.run.workers import cores_of_cluster, memory_per_worker, on_this_machine
+from pipeline.run.workers import cores_of_cluster, memory_told, on_this_machine
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,12 +38,11 @@ def basis_of_a_worker(
         PipelineError: As `find_basis` does, and for what happens to workers.
     """
     cores = cores_of_cluster(settings)
-    memory = settings.memory or memory_per_worker(settings)
     # A worker need not see the cluster's file, and what it has is its own.
     alone = (
         settings
         if on_this_machine(settings)
-        else settings.model_copy(update={"cluster": "local", "workers": 1, "memory": memory})
+        else settings.model_copy(update={"cluster": "local", "workers": 1, "memory": memory_told(settings)})
     )
     for left in reversed(range(_TRIES)):
         shared, where = connection.share(model), connection.asked_first()

@@ -15,6 +15,7 @@ from pipeline.run.workers import (
     decoding_threads,
     gpus,
     memory_per_worker,
+    memory_told,
     num_workers,
     tiles_in_flight,
 )
@@ -64,7 +65,7 @@ def room_of(settings: SegmentSettings, device: str) -> Room:
 def measuring_bytes(settings: SegmentSettings, device: str) -> int:
     """What a forward may take while the network is measured: without `--memory` more than usual, where it is there."""
     room = room_of(settings, device)
-    if device != "cpu" or settings.memory is not None or memory_per_worker(settings) is not None:
+    if device != "cpu" or memory_told(settings):
         return room.forward_bytes
     most = min(_share_of_machine(settings), _MEASURING * _DEFAULT_MEMORY[device])
     return max(room.forward_bytes, most - LIBRARIES_BYTES[device])
@@ -84,8 +85,7 @@ def _share_of_gpu(settings: SegmentSettings) -> int:
 
 
 def _memory(settings: SegmentSettings, device: str) -> int:
-    told = settings.memory or memory_per_worker(settings)
-    return told or min(_DEFAULT_MEMORY[device], _share_of_machine(settings))
+    return memory_told(settings) or min(_DEFAULT_MEMORY[device], _share_of_machine(settings))
 
 
 def _share_of_machine(settings: SegmentSettings) -> int:

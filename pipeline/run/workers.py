@@ -58,6 +58,11 @@ def memory_per_worker(settings: SegmentSettings) -> int | None:
     return options.memory if isinstance(options, StartedOptions) else None
 
 
+def memory_told(settings: SegmentSettings) -> int | None:
+    """Bytes that `--memory` gives a worker, or its cluster; None where nobody has said."""
+    return settings.memory or memory_per_worker(settings)
+
+
 def on_this_machine(settings: SegmentSettings) -> bool:
     """Whether workers run here, so that what this process sees of cores, memory and GPUs is what they have."""
     return isinstance(cluster_options(settings), LocalOptions | CudaOptions)
