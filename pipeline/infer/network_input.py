@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from pipeline.grid import Padding, Window, source_index
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -175,10 +176,26 @@ class Scaler:
         if self._buffer is None or self._buffer.shape != shape:
             self._buffer = torch.zeros(shape, dtype=torch.float32, device=device)
             self._gain, self._bias = self._gain.to(device), self._bias.to(device)
-        for piece in pieces:
-            # Multiply and add apart, never fused: the low bits must not depend on where a patch was cut.
-            x = self._buffer[place][(..., *piece.window.slices_in(patch))]
-            x.copy_(piece.data).mul_(self._gain).add_(self._bias)
-            if piece.invalid is not None:
-                x.masked_fill_(piece.invalid, 0.0)
+        with _beside_readers() if device.type == "cpu" else contextlib.nullcontext():
+            for piece in pieces:
+                # Multiply and add apart, never fused: the low bits must not depend on where a patch was cut.
+                x = self._buffer[place][(..., *piece.window.slices_in(patch))]
+                x.copy_(piece.data).mul_(self._gain).add_(self._bias)
+                if piece.invalid is not None:
+                    x.masked_fill_(piece.invalid, 0.0)
         return self._buffer
+
+
+@contextlib.contextmanager
+def _beside_readers() -> Iterator[None]:
+    """Half of PyTorch's threads for what is bound by memory, while others decode.
+
+    All of them would wait at the end of each operation for the one whose core a decoder has: on two cores a patch took
+    33 ms instead of 6, and the null model's run 5 % longer.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads // 2))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

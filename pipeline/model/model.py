@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pipeline.model.spec import ModelSpec
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, weakref_slot=True, kw_only=True, eq=False)
 class Model:
     """A network with its contract. Picklable; the network stays on the CPU; `make_engine` gets it ready to run.
 

@@ -115,8 +115,19 @@ def run_tiles(
     attempts: Mapping[int, int],
     on_done: Callable[[TileDone], None],
     watch: Watch,
+    keep_engine: bool = False,
 ) -> None:
     """Compute the tiles of one scene; returns when all are recorded, or the run is to stop.
+
+    Args:
+        connection: The workers.
+        job: The scene's recipe.
+        model: What it is computed with.
+        tiles: Those to compute.
+        attempts: Tile -> attempts so far.
+        on_done: Hears of each finished tile.
+        watch: Tells when to stop.
+        keep_engine: Leave the workers the engine that they made for this model, for the next scene.
 
     Raises:
         PipelineError: The first tile's failure, after the others are finished and kept.
@@ -126,7 +137,7 @@ def run_tiles(
         run_tasks(connection, feed.next, watch=watch)
     finally:
         with contextlib.suppress(OSError, TimeoutError, RuntimeError):
-            connection.client.run(forget, job.key, on_error="ignore")
+            connection.client.run(forget, job.key, keep_engine=keep_engine, on_error="ignore")
     failure = feed.failure()
     if failure is not None:
         raise failure

@@ -10,6 +10,7 @@ from pipeline.infer import give_back_freed
 from pipeline.run.events import StageFinished, StageStarted
 from pipeline.run.finish import Finished, Finisher
 from pipeline.run.room import budget_left
+from pipeline.run.tile_task import drop_engine
 from pipeline.run.verify import Verification, Verifier
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ def _verify(recipe: Recipe, model: Model, tell: Listener, check: Callable[[], No
     """Compare sampled windows."""
     started = time.monotonic()
     tell(StageStarted(name="verify"))
+    drop_engine()
     give_back_freed()  # the budget knows what the process holds
     made = Verifier(
         scene=recipe.scene,

@@ -80,6 +80,8 @@ class SceneRun:
     home: Place
     """Where its plan lies while it is unfinished."""
     listener: Listener
+    model_stays: bool = False
+    """Whether the model was handed over by someone who may go on with it, so that it pays to keep it ready."""
     range_warning: str | None = None
     """What was found of its values; None before they were looked at, empty where they are as expected."""
     started: float = field(default_factory=time.time)
@@ -221,6 +223,7 @@ def _open(
     for kind, path in inputs:
         if isinstance(path, str | Path):
             refuse_own_input(output.folder, kind, Path(path))
+    model_stays = isinstance(model, Model)
     if not isinstance(model, Model):
         model = load_model(model, bare=bare_options(settings), trust_model=settings.trust_model)
     opened = resolve_scene(scene, model, settings)
@@ -236,6 +239,7 @@ def _open(
         out_dir=output.folder,
         home=output.home,
         listener=listener,
+        model_stays=model_stays,
     )
 
 

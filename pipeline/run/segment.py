@@ -24,6 +24,7 @@ from pipeline.run.scratch import shared_place
 from pipeline.run.settings import access_of, make_settings
 from pipeline.run.stop import StopFlag, stop_on_signals
 from pipeline.run.tasks import Watch
+from pipeline.run.tile_task import drop_engine
 from pipeline.run.tracers import hands_on
 from pipeline.run.workers import device_wanted, on_this_machine
 from pipeline.store import Folder, RunLock, create_output_folder, foreign_output, open_files_as_error
@@ -74,7 +75,8 @@ def segment(
 
     Args:
         scene: Path or address, `xarray.DataArray` (band, y, x) with a CRS, or a `Scene`.
-        model: From `load_model`, or its path.
+        model: From `load_model`, or its path. One that you hold stays ready on a CPU between calls, compiled and with
+            its memory, until another is used or you let go of it.
         out_dir: Made when missing; or `s3://bucket/prefix`, where results are sent when they are whole. A rerun of the
             same call resumes, or returns at once when all is done.
         overwrite: Replace results that are there already, in one step at the end.
@@ -189,6 +191,7 @@ def _locked(
 def _begin(run: SceneRun, scratch: Path, cluster: _Cluster) -> Ongoing:
     """A new plan, made where its work will be done: the machine that asks may have no GPU, or other cores."""
     started = time.monotonic()
+    drop_engine(unless_of=run.model)  # measuring another model needs the memory
     run.tell(StageStarted(name="plan"))
     if on_this_machine(run.settings):
         plan = make_plan(run.scene, run.model, run.settings)
@@ -217,9 +220,17 @@ def _infer(ongoing: Ongoing, cluster: _Cluster, stop: StopFlag) -> None:
 
     if missing:
         connection = cluster.ready_for(ongoing)
-        watch = _watch(ongoing, stop)
-        job, attempts = ongoing.job(), ongoing.attempts
-        run_tiles(connection, job, run.model, missing, attempts=attempts, on_done=on_done, watch=watch)
+        run_tiles(
+            connection,
+            ongoing.job(),
+            run.model,
+            missing,
+            attempts=ongoing.attempts,
+            on_done=on_done,
+            watch=_watch(ongoing, stop),
+            # A GPU's memory is wanted by others between two scenes.
+            keep_engine=run.model_stays and connection.in_process and ongoing.plan.engine.device == "cpu",
+        )
     stop.raise_if_set(f"{len(records)} of {total} tiles are kept")
     run.tell(StageFinished(name="infer", seconds=time.monotonic() - started))
 

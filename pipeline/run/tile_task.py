@@ -6,6 +6,7 @@ import contextlib
 import os
 import threading
 import time
+import weakref
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -193,7 +194,7 @@ def make_predictor(model: Model, plan: Plan, *, make: Callable[[], Engine] | Non
 class _Made:
     """An engine, and what it was made for."""
 
-    model: Model
+    model: weakref.ref[Model]
     what: tuple[object, ...]
     engine: Engine
 
@@ -204,10 +205,17 @@ _last_made: list[_Made] = []
 def _engine_for(model: Model, spec: EngineSpec, patch_hw: tuple[int, int]) -> Engine:
     """An engine; that of the scene before, compiled already, where it serves. On the device thread."""
     what = spec, patch_hw
-    if not (_last_made and _last_made[0].model is model and _last_made[0].what == what):
+    if not (_last_made and _last_made[0].model() is model and _last_made[0].what == what):
         _last_made.clear()  # before the next one takes memory
-        _last_made.append(_Made(model, what, make_engine(model, spec)))
+        ends_with = weakref.ref(model, lambda _: _last_made.clear())
+        _last_made.append(_Made(ends_with, what, make_engine(model, spec)))
     return _last_made[0].engine
+
+
+def drop_engine(*, unless_of: Model | None = None) -> None:
+    """Give the memory of an engine back that was kept for the next scene, unless it is this model's."""
+    if _last_made and (unless_of is None or _last_made[0].model() is not unless_of):
+        _last_made.clear()
 
 
 @dataclass(slots=True)
@@ -273,11 +281,16 @@ def _tools_for(job: Job, model: Model) -> Iterator[_Tools]:
             tools.users -= 1
 
 
-def forget(key: str = "") -> None:
-    """Close what this process holds for the runs whose key begins so, and the engine with the last of them."""
+def forget(key: str = "", *, keep_engine: bool = False) -> None:
+    """Close what this process holds for the runs whose key begins so, and the engine with the last of them.
+
+    Args:
+        key: Of the runs; all if not given.
+        keep_engine: For the next scene, as long as the model lives.
+    """
     with _guard:
         closing = [_tools.pop(name) for name in list(_tools) if name.startswith(key)]
-        if not _tools:
-            _last_made.clear()
+        if not _tools and not keep_engine:
+            drop_engine()
     for tools in closing:
         tools.close()

@@ -107,7 +107,7 @@ def _nothing(number: int) -> int:
 def measure_cost(repeats: int) -> None:
     """Milliseconds and bytes per null tile, in one process and over two."""
     feed.run_tile = _null_tile  # type: ignore[assignment]
-    feed.forget = lambda _key: None  # type: ignore[assignment]
+    feed.forget = lambda _key, **_: None  # type: ignore[assignment]
     rows, facts = [], {}
     for name, workers in (("in one process", 1), ("over two worker processes", 2)):
         with connect(make_settings({"workers": workers})) as connection:
@@ -139,7 +139,7 @@ def measure_cost(repeats: int) -> None:
 def measure_sizes() -> None:
     """Growth with the number of tiles."""
     feed.run_tile = _null_tile  # type: ignore[assignment]
-    feed.forget = lambda _key: None  # type: ignore[assignment]
+    feed.forget = lambda _key, **_: None  # type: ignore[assignment]
     rows, facts = [], {}
     for count in (5_000, 20_000, 80_000):
         with connect(make_settings({})) as connection:
@@ -160,7 +160,7 @@ def _sleeping_tile(_job: object, _model: object, tile: Tile, attempt: int) -> Ti
 def measure_simulation() -> None:
     """How many workers one client and scheduler keep busy: each tile sleeps for a second."""
     feed.run_tile = _sleeping_tile  # type: ignore[assignment]
-    feed.forget = lambda _key: None  # type: ignore[assignment]
+    feed.forget = lambda _key, **_: None  # type: ignore[assignment]
     rows, facts = [], {}
     for workers in (1, 8, 64, 256, 512):
         count = 20 * workers

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,10 @@ from rio_cogeo.cogeo import cog_validate
 import pipeline as sm
 from pipeline.errors import InputError, OutputError, PipelineError
 from pipeline.grid import Window
-from pipeline.run import finish
-from pipeline.run.events import Notice
+from pipeline.model import Engine, EngineSpec, make_engine
+from pipeline.run import finish, tile_task
+from pipeline.run.events import Event, Notice, StageStarted
+from pipeline.run.verify import Verifier
 from pipeline.scene import Block, RasterScene
 from tests.networks import random_scene
 from tests.scenes import NORTH_UP, save_threshold_model, save_unet, sha256, smooth_values, write_scene
@@ -166,6 +170,55 @@ def test_d16_f7_a_changed_run_is_refused_with_a_diff(
     assert sha256(out / "mask.tif") == before
     result = sm.segment(path, model, out, overwrite=True, **options)
     assert not result.resumed
+
+
+def test_an_engine_stays_ready_as_long_as_its_model_lives(
+    scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines: list[weakref.ref[Engine]] = []
+
+    def make(model: sm.Model, spec: EngineSpec) -> Engine:
+        engine = make_engine(model, spec)
+        engines.append(weakref.ref(engine))
+        return engine
+
+    monkeypatch.setattr(tile_task, "make_engine", make)
+    model = save_unet(tmp_path / "model", depth=2)
+    results = [sm.segment(scene, model, tmp_path / name, workers=1) for name in ("first", "second")]
+    assert len(engines) == 1, "the second scene waited for what was there"
+    assert len({sha256(result.mask_path) for result in results}) == 1
+    other, gone = save_unet(tmp_path / "other", depth=2, seed=1), []
+
+    def listen(event: Event) -> None:
+        if isinstance(event, StageStarted):
+            gc.collect()
+            gone.append((event.name, engines[-1]() is None))
+
+    third = sm.segment(scene, other, tmp_path / "third", workers=1, vectors="none", listener=listen)
+    assert (len(engines), gone[0]) == (2, ("plan", True)), "the first made room for the second"
+    assert sha256(third.mask_path) != sha256(results[0].mask_path)
+    del other
+    gc.collect()
+    assert engines[1]() is None
+    gone.clear()
+    sm.segment(scene, tmp_path / "model", tmp_path / "fourth", workers=1, vectors="none", listener=listen)
+    assert len(engines) == 3
+    assert ("mask", True) in gone, "nobody has a model that the run loaded for itself"
+
+
+def test_an_engine_that_was_kept_is_gone_before_windows_are_verified(
+    scene: Path, unet: sm.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[bool] = []
+    verify = Verifier.run
+
+    def run(self: Verifier, *args: Any, **kwargs: Any) -> Any:
+        kept.append(bool(tile_task._last_made))
+        return verify(self, *args, **kwargs)
+
+    monkeypatch.setattr(Verifier, "run", run)
+    sm.segment(scene, unet, tmp_path, verify=2, workers=1)
+    assert kept == [False]
 
 
 def test_workers_may_change_between_runs(scene: Path, unet: sm.Model, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def test_an_answer_that_died_with_its_worker_is_computed_again(tmp_path: Path, m
         return TileDone(record=_record(tile.index, attempt), patches=1, pixels=1)
 
     monkeypatch.setattr(feed, "run_tile", run_tile)
-    monkeypatch.setattr(feed, "forget", lambda _key: None)
+    monkeypatch.setattr(feed, "forget", lambda _key, **_: None)
     tiles = [Tile(index=i, core=Window(row_off=i, col_off=0, height=1, width=1)) for i in range(4)]
     seen: list[int] = []
     with _two_workers() as cluster, Client(cluster, set_as_default=False) as client:
@@ -78,7 +78,7 @@ def test_d10_a_worker_with_a_broken_gpu_is_replaced_and_its_tile_tried_again(
         return tile_task.run_tile(job, model, tile, attempt)  # type: ignore[arg-type]
 
     monkeypatch.setattr(feed, "run_tile", run_tile)
-    monkeypatch.setattr(feed, "forget", lambda _key: None)
+    monkeypatch.setattr(feed, "forget", lambda _key, **_: None)
     tiles = [Tile(index=i, core=Window(row_off=i, col_off=0, height=1, width=1)) for i in range(4)]
     seen: list[int] = []
     with _two_workers() as cluster, Client(cluster, set_as_default=False) as client:
