@@ -72,6 +72,7 @@ def make_files(
     """
     verified = _verify(recipe, model, tell, check) if recipe.settings.verify else None
     check()
+    give_back_freed()  # of tiles; what comes now asks for pieces of other sizes
     finished = Finisher(
         scene=recipe.scene,
         model=model,

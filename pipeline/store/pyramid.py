@@ -219,8 +219,20 @@ def halve_mask(pixels: Pixels, nodata: int) -> Pixels:
     An odd last row or column counts by itself. Nodata only where all four are. Every value of the result stands in
     the four that it replaces.
     """
+    bands, height, width = pixels.shape
+    out = np.empty((bands, (height + 1) // 2, (width + 1) // 2), pixels.dtype)
+    for row in range(0, height, _ROWS_AT_ONCE):
+        _halve_rows(pixels[:, row : row + _ROWS_AT_ONCE], nodata, out[:, row // 2 : (row + _ROWS_AT_ONCE) // 2])
+    return out
+
+
+_ROWS_AT_ONCE = 256
+"""Even. What is made of them on the way takes three times their own memory."""
+
+
+def _halve_rows(pixels: Pixels, nodata: int, out: Pixels) -> None:
     a, b, c, d = _quarters(pixels)
-    out = a.copy()
+    out[:] = a
     # Most of a mask is the inside of regions: look closely only where the first value has no second of its kind.
     alone = (a != b) & (a != c) & (a != d)
     hole = a == nodata
@@ -228,7 +240,6 @@ def halve_mask(pixels: Pixels, nodata: int) -> Pixels:
         alone |= hole & ((b != nodata) | (c != nodata) | (d != nodata))
     if alone.any():
         out[alone] = _commonest(a[alone], b[alone], c[alone], d[alone], nodata)
-    return out
 
 
 def _commonest(a: Pixels, b: Pixels, c: Pixels, d: Pixels, nodata: int) -> Pixels:
