@@ -205,16 +205,19 @@ _last_made: list[_Made] = []
 def _engine_for(model: Model, spec: EngineSpec, patch_hw: tuple[int, int]) -> Engine:
     """An engine; that of the scene before, compiled already, where it serves. On the device thread."""
     what = spec, patch_hw
-    if not (_last_made and _last_made[0].model() is model and _last_made[0].what == what):
+    held = next(iter(_last_made), None)
+    if held is None or held.model() is not model or held.what != what:
+        held = None
         _last_made.clear()  # before the next one takes memory
-        ends_with = weakref.ref(model, lambda _: _last_made.clear())
-        _last_made.append(_Made(ends_with, what, make_engine(model, spec)))
-    return _last_made[0].engine
+        held = _Made(weakref.ref(model, lambda _: _last_made.clear()), what, make_engine(model, spec))
+        _last_made.append(held)
+    return held.engine
 
 
 def drop_engine(*, unless_of: Model | None = None) -> None:
-    """Give the memory of an engine back that was kept for the next scene, unless it is this model's."""
-    if _last_made and (unless_of is None or _last_made[0].model() is not unless_of):
+    """Give back the memory of an engine that waits for its next scene, unless it is this model's."""
+    held = next(iter(_last_made), None)
+    if held is not None and not _tools and (unless_of is None or held.model() is not unless_of):
         _last_made.clear()
 
 
@@ -290,7 +293,7 @@ def forget(key: str = "", *, keep_engine: bool = False) -> None:
     """
     with _guard:
         closing = [_tools.pop(name) for name in list(_tools) if name.startswith(key)]
-        if not _tools and not keep_engine:
+        if not keep_engine:
             drop_engine()
     for tools in closing:
         tools.close()

@@ -9,7 +9,7 @@ from pipeline.run import tile_task
 from tests.networks import unet_model
 
 
-def test_an_engine_serves_its_own_model_specification_and_patch_only() -> None:
+def test_an_engine_serves_its_own_model_specification_and_patch_only(monkeypatch: pytest.MonkeyPatch) -> None:
     one, other = unet_model(seed=0), unet_model(seed=1)
     spec = EngineSpec(backend="torch", device="cpu", precision="float32", threads=1, one_size=True)
     first = tile_task._engine_for(one, spec, (64, 64))
@@ -21,6 +21,10 @@ def test_an_engine_serves_its_own_model_specification_and_patch_only() -> None:
     ):
         kept = tile_task._engine_for(one, spec, (64, 64))
         assert tile_task._engine_for(model, asked, patch_hw) is not kept
+    monkeypatch.setitem(tile_task._tools, "a run", object())
+    tile_task.drop_engine()
+    assert tile_task._last_made, "tiles are being computed with it"
+    monkeypatch.undo()
     tile_task.drop_engine()
     assert not tile_task._last_made
 
