@@ -10,6 +10,7 @@ import argparse
 import math
 import os
 import shutil
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ from pipeline.scene import close_all, decode_on, open_scene
 from tests.bench.common import OUT, interleaved, null_model, publish, resnet, scene_of, unet
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pipeline.model import Model
     from pipeline.run.plan import Plan
 
@@ -43,7 +46,7 @@ class Case:
     bar: str
 
 
-def bare_forward(case: Case, plan: Plan, *, trim: bool = False) -> float:
+def bare_forward(case: Case, plan: Plan, *, trim: bool = False, scale: bool = False) -> float:
     """Seconds of the network alone for the scene's own pixels: no halo, no reading, nothing kept.
 
     One patch of real pixels, of the plan's size on the plan's engine, is given again and again. The engine lives no
@@ -53,26 +56,63 @@ def bare_forward(case: Case, plan: Plan, *, trim: bool = False) -> float:
         case: Network and scene.
         plan: Patch and engine.
         trim: Leave outputs in the halo out, as the plan's engine does; the bare network computes them.
+        scale: Make its input from stored values each time, on all threads.
     """
-    height, width = plan.tiling.patch_hw
-    scene = open_scene(case.scene)
-    row, col = ((n - side) // 2 for n, side in zip(scene.geobox.shape, (height, width), strict=True))
-    block = scene.read_block(Window(row_off=row, col_off=col, height=height, width=width))
-    data, scaler = torch.from_numpy(np.array(block.data)), Scaler(case.model.spec.scaling)
+    stored = _stored_patch(case, plan)
+    gain, bias = (torch.tensor(v, dtype=torch.float32)[:, None, None] for v in case.model.spec.scaling.gain_and_bias())
+    x = _scaled(case, stored)
     thread = device_thread(threads=plan.engine.threads)
     spec = plan.engine if trim else plan.engine.untrimmed
     engine = thread.run(lambda: make_engine(case.model, spec))
 
     def patch() -> None:
         with torch.inference_mode():
-            labels_of(engine, scaler(data, None), case.model.spec)
+            if scale:
+                x[0].copy_(stored).mul_(gain).add_(bias)
+            labels_of(engine, x, case.model.spec)
 
-    thread.run(patch)  # the first forward compiles
+    return _seconds_for_scene(lambda: thread.run(patch), plan)
+
+
+def _stored_patch(case: Case, plan: Plan) -> torch.Tensor:
+    """Stored values `(band, y, x)` from the middle of the scene, of the plan's patch size."""
+    height, width = plan.tiling.patch_hw
+    scene = open_scene(case.scene)
+    row, col = ((n - side) // 2 for n, side in zip(scene.geobox.shape, (height, width), strict=True))
+    block = scene.read_block(Window(row_off=row, col_off=col, height=height, width=width))
+    return torch.from_numpy(np.array(block.data))
+
+
+def _scaled(case: Case, stored: torch.Tensor) -> torch.Tensor:
+    """What the network is given, `(1, band, y, x)`."""
+    return Scaler(case.model.spec.scaling)(stored, None)
+
+
+def _seconds_for_scene(forward: Callable[[], object], plan: Plan) -> float:
+    """Seconds of as many forwards of one patch as have the scene's pixels, after one that compiles."""
+    forward()
     patches = math.prod(plan.tiling.shape) / math.prod(plan.tiling.patch_hw)
     started = time.perf_counter()
     for _ in range(round(patches)):
-        thread.run(patch)
+        forward()
     return (time.perf_counter() - started) * patches / round(patches)
+
+
+def exported_forward(case: Case, plan: Plan) -> float:
+    """As `bare_forward`, of the network as OpenVINO converts and compiles it: scaled pixels in, logits out.
+
+    What a loop that somebody writes around the library would call; our own graph is another (ADR 5).
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino
+
+    x = _scaled(case, _stored_patch(case, plan)).numpy()
+    graph = openvino.convert_model(case.model.network, example_input=torch.zeros(1, x.shape[1], 256, 256))
+    graph.reshape(list(x.shape))
+    precision = {"float32": "f32", "bfloat16": "bf16"}[plan.engine.precision]
+    config = {"INFERENCE_PRECISION_HINT": precision, "NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": plan.engine.threads}
+    request = openvino.Core().compile_model(graph, "CPU", config).create_infer_request()
+    return _seconds_for_scene(lambda: request.infer([x], share_inputs=True), plan)
 
 
 def end_to_end(case: Case) -> tuple[float, float]:
@@ -114,12 +154,14 @@ def ratio(ours_s: float, floor_s: float) -> str:
 def measure(case: Case, repeats: int) -> tuple[list[tuple[str, str, str]], dict[str, Any]]:
     """Rows of the table and the numbers behind them, for one network."""
     plan = sm.plan(case.scene, case.model, vectors="none", **case.options)
-    medians = interleaved(
-        repeats,
-        bare=lambda: bare_forward(case, plan),
-        forwards=lambda: bare_forward(case, plan, trim=True),
-        segment=lambda: end_to_end(case),
-    )
+    work: dict[str, Callable[[], Any]] = {
+        "bare": lambda: bare_forward(case, plan),
+        "forwards": lambda: bare_forward(case, plan, trim=True),
+        "segment": lambda: end_to_end(case),
+    }
+    if plan.engine.backend == "openvino":
+        work["exported"] = lambda: exported_forward(case, plan)
+    medians = interleaved(repeats, **work)
     floor, forwards, (total, infer) = medians["bare"][0], medians["forwards"][0], medians["segment"]
     redundancy = plan.tiling.redundancy()
     patch, core = plan.tiling.patch_hw, (plan.tiling.rows.step, plan.tiling.cols.step)
@@ -134,6 +176,11 @@ def measure(case: Case, repeats: int) -> tuple[list[tuple[str, str, str]], dict[
             "— inference stage ÷ its own forwards, which leave outputs in the halo out",
             ratio(infer, forwards * redundancy),
             "",
+        ),
+        *(
+            [("— end to end ÷ the same of the network as OpenVINO compiles it, logits out", ratio(total, as_is[0]), "")]
+            if (as_is := medians.get("exported"))
+            else []
         ),
         (f"— {plan.engine.backend}, patch {patch[0]} × {patch[1]}, core {core[0]} × {core[1]} px", "", ""),
     ]
@@ -171,7 +218,7 @@ def measure_null(size: int, repeats: int) -> tuple[list[tuple[str, str, str]], d
         copy=lambda: gdal_copy(large),
         segment=lambda: end_to_end(null),
         decode=lambda: decode(null, plan),
-        forwards=lambda: bare_forward(null, plan),
+        forwards=lambda: bare_forward(null, plan, scale=True),
         mask_copy=lambda: gdal_copy(OUT / "speed" / "mask.tif", level=5),  # as ours is
     )
     name = f"null model (1×1 convolution), {size}² 4-band uint16: end to end ÷ GDAL copy to COG"
