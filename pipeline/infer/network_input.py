@@ -191,7 +191,7 @@ def _beside_readers() -> Iterator[None]:
     """Half of PyTorch's threads for what is bound by memory, while others decode.
 
     All of them would wait at the end of each operation for the one whose core a decoder has: on two cores a patch took
-    33 ms instead of 6, and the null model's run 5 % longer.
+    33 ms instead of 6, and the null model's run 7 % longer.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, threads // 2))

@@ -207,8 +207,8 @@ def _engine_for(model: Model, spec: EngineSpec, patch_hw: tuple[int, int]) -> En
     what = spec, patch_hw
     held = next(iter(_last_made), None)
     if held is None or held.model() is not model or held.what != what:
-        held = None
-        _last_made.clear()  # before the next one takes memory
+        held = None  # nobody holds the former any more before the next one takes memory
+        _last_made.clear()
         held = _Made(weakref.ref(model, lambda _: _last_made.clear()), what, make_engine(model, spec))
         _last_made.append(held)
     return held.engine

@@ -23,7 +23,7 @@ import torch
 
 import pipeline as sm
 from pipeline.grid import Window
-from pipeline.infer import Scaler, device_thread
+from pipeline.infer import device_thread
 from pipeline.model import labels_of, make_engine
 from pipeline.scene import close_all, decode_on, open_scene
 from tests.bench.common import OUT, interleaved, null_model, publish, resnet, scene_of, unet
@@ -56,10 +56,9 @@ def bare_forward(case: Case, plan: Plan, *, trim: bool = False, scale: bool = Fa
         case: Network and scene.
         plan: Patch and engine.
         trim: Leave outputs in the halo out, as the plan's engine does; the bare network computes them.
-        scale: Make its input from stored values each time, on all threads.
+        scale: Make its input from stored values each time.
     """
     stored = _stored_patch(case, plan)
-    gain, bias = (torch.tensor(v, dtype=torch.float32)[:, None, None] for v in case.model.spec.scaling.gain_and_bias())
     x = _scaled(case, stored)
     thread = device_thread(threads=plan.engine.threads)
     spec = plan.engine if trim else plan.engine.untrimmed
@@ -68,7 +67,7 @@ def bare_forward(case: Case, plan: Plan, *, trim: bool = False, scale: bool = Fa
     def patch() -> None:
         with torch.inference_mode():
             if scale:
-                x[0].copy_(stored).mul_(gain).add_(bias)
+                _scaled(case, stored, into=x)
             labels_of(engine, x, case.model.spec)
 
     return _seconds_for_scene(lambda: thread.run(patch), plan)
@@ -83,9 +82,12 @@ def _stored_patch(case: Case, plan: Plan) -> torch.Tensor:
     return torch.from_numpy(np.array(block.data))
 
 
-def _scaled(case: Case, stored: torch.Tensor) -> torch.Tensor:
-    """What the network is given, `(1, band, y, x)`."""
-    return Scaler(case.model.spec.scaling)(stored, None)
+def _scaled(case: Case, stored: torch.Tensor, *, into: torch.Tensor | None = None) -> torch.Tensor:
+    """What the network is given, `(1, band, y, x)`, made by all threads."""
+    gain, bias = (torch.tensor(v, dtype=torch.float32)[:, None, None] for v in case.model.spec.scaling.gain_and_bias())
+    x = torch.empty((1, *stored.shape)) if into is None else into
+    x[0].copy_(stored).mul_(gain).add_(bias)
+    return x
 
 
 def _seconds_for_scene(forward: Callable[[], object], plan: Plan) -> float:
@@ -177,13 +179,11 @@ def measure(case: Case, repeats: int) -> tuple[list[tuple[str, str, str]], dict[
             ratio(infer, forwards * redundancy),
             "",
         ),
-        *(
-            [("— end to end ÷ the same of the network as OpenVINO compiles it, logits out", ratio(total, as_is[0]), "")]
-            if (as_is := medians.get("exported"))
-            else []
-        ),
-        (f"— {plan.engine.backend}, patch {patch[0]} × {patch[1]}, core {core[0]} × {core[1]} px", "", ""),
     ]
+    if "exported" in medians:
+        text = "— end to end ÷ the same of the network as OpenVINO compiles it, logits out"
+        rows.append((text, ratio(total, medians["exported"][0]), ""))
+    rows.append((f"— {plan.engine.backend}, patch {patch[0]} × {patch[1]}, core {core[0]} × {core[1]} px", "", ""))
     return rows, {"medians_s": medians, "plan": plan.summary()}
 
 
