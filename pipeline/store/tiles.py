@@ -259,9 +259,11 @@ def _create_array(
 
 
 def _array(place: Place) -> zarr.Array[Any]:
-    # Comparing every chunk with the fill value costs more than storing it: zstd shrinks it to a few bytes.
     with place.failures():
-        return zarr.open_array(place.arrays(), mode="r+", zarr_format=3, config={"write_empty_chunks": True})
+        array = zarr.open_array(place.arrays(), mode="r+", zarr_format=3)
+    # Comparing every chunk with the fill value costs twice what storing it does: zstd shrinks it to a few bytes. Asked
+    # for here, because `open_array` takes a `config` and forgets it (Zarr 3.1.6).
+    return array.with_config({"write_empty_chunks": True})
 
 
 def _get(place: Place, array: zarr.Array[Any], window: Window) -> NDArray[np.generic]:

@@ -67,6 +67,14 @@ def test_unwritten_tiles_read_as_nodata(tmp_path: Path) -> None:
     assert (store.read_probabilities(window) == 255).all()
 
 
+def test_a_written_tile_has_a_shard_whatever_it_holds(tmp_path: Path) -> None:
+    store = _store(tmp_path / "s")
+    tile = _tiles()[0]
+    store.write(tile, np.full(tile.shape, 255, np.uint8))
+    assert len(_shards(tmp_path / "s")) == 1, "it was compared with the fill value, which costs more than storing it"
+    assert (store.read_mask(tile) == 255).all()
+
+
 def test_probabilities_round_trip_and_digest(tmp_path: Path) -> None:
     store = _store(tmp_path / "s", num_classes=3)
     window = _tiles()[-1]
