@@ -27,7 +27,7 @@ help:
 	@echo "make experiment-skips  with and without skip connections, from few labels, into docs/"
 	@echo "make test-encoders pretrained encoders, in an environment of their own"
 	@echo "make lock          newest packages for the images, with hashes (asks the package index; minutes)"
-	@echo "make bench-peers   other ways of doing it on the same weights (with MONAI where it is installed)"
+	@echo "make bench-peers   other ways of doing it on the same weights (each where it is installed)"
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "Python's venv is missing: apt install python3-venv"; exit 2; }

@@ -5,17 +5,17 @@ python -m tests.bench.peers [--size 8192] [--seam-size 2048] [--repeats 1] [--on
 Peers that want libraries which must not enter the main environment (torchvision) run in one of their own:
     python -m venv bench-out/peers-venv
     bench-out/peers-venv/bin/pip install -c constraints.txt -e ".[openvino]" monai onnx onnxscript torchgeo requests
-    and geodeep
+    geodeep terratorch geoai-py
 
 A peer is what its users would write with its defaults; seconds and memory are those of its whole process, imports and
 compilation included, caches warm. Seam error is the share of pixels whose class differs from one whole forward, farther
-from nodata than the halo: peers give nodata to the network as it is. Left out as too large to install beside the
-others: geoai, terratorch.
+from nodata than the halo: peers give nodata to the network as it is.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import json
 import os
@@ -168,14 +168,52 @@ def map_overlap(scene: Path, model: Path, mask: Path) -> None:
     _write(mask, scene, made.compute()[0])
 
 
+@functools.cache
+def _let_torchvision_in() -> Any:
+    """Its CUDA build beside PyTorch for the CPU: what it finds no code for has to be known by name, as long as this."""
+    import torch
+
+    library = torch.library.Library("torchvision", "DEF")
+    if not hasattr(torch.ops.torchvision, "nms"):
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    return library
+
+
+def terratorch(scene: Path, model: Path, mask: Path) -> None:
+    """terratorch's `tiled_inference` with its defaults: chips of 224 px every 192, 8 px dropped, batches of 16."""
+    _let_torchvision_in()
+    from terratorch.tasks.tiled_inference import tiled_inference
+
+    with rasterio.open(scene) as source:
+        x = _scaled(source.read())
+    scores = tiled_inference(_network(model), x)
+    _write(mask, scene, scores[0].argmax(0).numpy().astype(np.uint8))
+
+
+def geoai(scene: Path, model: Path, mask: Path) -> None:
+    """geoai's `predict_geotiff` with its defaults: tiles of 256 px, 64 shared, spline weights, batches of four."""
+    _let_torchvision_in()
+    from geoai.inference import predict_geotiff
+
+    predict_geotiff(
+        _network(model),
+        str(scene),
+        str(mask),
+        num_classes=4,
+        output_dtype="uint8",
+        output_nodata=255,
+        preprocess_fn=lambda chip: (chip - np.float32(1000)) / np.float32(800),
+        postprocess_fn=lambda scores: scores.argmax(0)[None],
+        verbose=False,
+    )
+
+
 def torchgeo(scene: Path, model: Path, mask: Path) -> None:
     """torchgeo's `GridGeoSampler` and a DataLoader, batches of four, as its tutorials have it."""
     import torch
 
-    if not hasattr(torch.ops.torchvision, "nms"):  # torchvision's CUDA build beside PyTorch for the CPU
-        library = torch.library.Library("torchvision", "DEF")
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _let_torchvision_in()
     from torch.utils.data import DataLoader
     from torchgeo.datasets import RasterDataset, stack_samples
     from torchgeo.samplers import GridGeoSampler
@@ -239,11 +277,33 @@ def geodeep(scene: Path, model: Path, mask: Path) -> None:
 
 def whole(scene: Path, model: Path, mask: Path) -> None:
     """One forward over the scene, mirrored around: what all others are compared with."""
+    labels = _network(model)(_scaled(_mirrored(scene)))[0].argmax(0).numpy().astype(np.uint8)
+    _write(mask, scene, labels[_HALO:-_HALO, _HALO:-_HALO])
+
+
+def whole_ours(scene: Path, model: Path, mask: Path) -> None:
+    """The same with our scaling and our engine: sums of another order, which decide otherwise where classes tie."""
+    import torch
+
+    import pipeline as sm
+    from pipeline.infer import device_thread
+    from pipeline.model import labels_of, make_engine
+
+    loaded = sm.load_model(model)
+    thread = device_thread(threads=os.cpu_count() or 1)
+    spec = sm.plan(scene, loaded, vectors="none", precision="float32").engine.untrimmed
+    engine = thread.run(lambda: make_engine(loaded, spec))
+    gain, bias = (torch.tensor(v, dtype=torch.float32)[:, None, None] for v in loaded.spec.scaling.gain_and_bias())
+    x = torch.from_numpy(_mirrored(scene)).float().mul_(gain).add_(bias)[None]
+    with torch.inference_mode():
+        labels = thread.run(lambda: labels_of(engine, x, loaded.spec))
+    _write(mask, scene, labels.numpy()[_HALO:-_HALO, _HALO:-_HALO])
+
+
+def _mirrored(scene: Path) -> NDArray[Any]:
+    """The whole scene `(band, y, x)`, with its mirror image around it as far as the halo."""
     with rasterio.open(scene) as source:
-        data, shape = source.read(), source.shape
-    x = _scaled(np.pad(data, ((0, 0), (_HALO, _HALO), (_HALO, _HALO)), mode="reflect"))
-    labels = _network(model)(x)[0].argmax(0).numpy().astype(np.uint8)
-    _write(mask, scene, labels[_HALO : _HALO + shape[0], _HALO : _HALO + shape[1]])
+        return np.pad(source.read(), ((0, 0), (_HALO, _HALO), (_HALO, _HALO)), mode="reflect")
 
 
 PEERS = {
@@ -255,6 +315,8 @@ PEERS = {
     "gridx": Peer(name="the same, 96 px thrown away", run=grid_loop_exact),
     "geodeep": Peer(name="GeoDeep (ONNX Runtime)", run=geodeep, needs="geodeep", same_input=False),
     "torchgeo": Peer(name="torchgeo grid sampler", run=torchgeo, needs="torchgeo"),
+    "terratorch": Peer(name="terratorch tiled_inference", run=terratorch, needs="terratorch"),
+    "geoai": Peer(name="geoai predict_geotiff", run=geoai, needs="geoai"),
     "dask": Peer(name="Dask map_overlap, chunks of 2048, depth 96", run=map_overlap),
     "monai": Peer(name="MONAI sliding window, Gaussian, 50 %", run=monai, needs="monai"),
 }
@@ -300,13 +362,12 @@ def far_from_nodata(scene: Path) -> NDArray[np.bool_]:
     return np.asarray(ndimage.distance_transform_cdt(valid, metric="chessboard") > _HALO + 16)
 
 
-def seam_error(key: str, scene: Path, model: Path, reference: NDArray[Any], far: NDArray[np.bool_]) -> float:
-    """Share of the pixels `far` from nodata whose class is not that of one whole forward."""
+def classes_of(key: str, scene: Path, model: Path) -> NDArray[Any]:
+    """The mask that one of the ways makes."""
     mask = OUT / "peers" / f"{key}-seams.tif"
     measure(key, scene, model, mask)
     with rasterio.open(mask) as source:
-        made = source.read(1)
-    return float((made != reference)[far].mean())
+        return np.asarray(source.read(1))
 
 
 def main() -> None:
@@ -320,18 +381,16 @@ def main() -> None:
     given = parser.parse_args()
     if given.child:
         key, scene, model, mask = given.child
-        runs = {name: peer.run for name, peer in PEERS.items() if peer.run} | {"whole": whole}
+        runs = {name: peer.run for name, peer in PEERS.items() if peer.run}
+        runs |= {"whole": whole, "whole-ours": whole_ours}
         runs[key](Path(scene), Path(model), Path(mask))
         return
     unet()
     model, scene, small = OUT / "unet-16-4", scene_of(given.size), scene_of(given.seam_size)
     keys = [key for key in given.only.split(",") if python_with(PEERS[key].needs)]
-    measure("whole", small, model, OUT / "peers" / "whole.tif")
-    with rasterio.open(OUT / "peers" / "whole.tif") as source:
-        reference = source.read(1)
-    far = far_from_nodata(small)
-    comparable = [key for key in keys if PEERS[key].same_input]
-    seams = {key: seam_error(key, small, model, reference, far) for key in comparable}
+    far, reference = far_from_nodata(small), classes_of("whole", small, model)
+    masks = {key: classes_of(key, small, model) for key in keys if PEERS[key].same_input}
+    seams = {key: float((mask != reference)[far].mean()) for key, mask in masks.items()}
     print(json.dumps(seams), flush=True)
     figures: dict[str, list[tuple[float, float, float]]] = {key: [] for key in keys}
     for _ in range(given.repeats):
@@ -349,6 +408,9 @@ def main() -> None:
         )
         for key, (wall, cpu, peak) in medians.items()
     ]
+    if "ours32" in masks:
+        own = int((masks["ours32"] != classes_of("whole-ours", small, model))[far].sum())
+        rows.append(("float32 against one whole forward of the same engine", f"{own} pixels differ", "0"))
     title = f"Peers at {given.size}², whole processes; pixels that differ from one whole forward at {given.seam_size}²"
     options = f"--size {given.size} --seam-size {given.seam_size} --repeats {given.repeats} --only {','.join(keys)}"
     publish(f"peers-{given.size}", title, f"make bench-peers ({options})", rows, {"medians": medians, "seams": seams})

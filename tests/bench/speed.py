@@ -211,6 +211,7 @@ _RESNET_PX = 4096
 def measure_null(size: int, repeats: int) -> tuple[list[tuple[str, str, str]], dict[str, Any]]:
     """Everything but the network, against GDAL's own copy and against its own parts."""
     large = scene_of(size)
+    mask = OUT / "speed" / "mask.tif"
     null = Case(name="null model", model=null_model(), scene=large, options={}, bar="≤ 0.55")
     plan = sm.plan(large, null.model, vectors="none")  # measured once per model; not part of a run
     medians = interleaved(
@@ -219,14 +220,17 @@ def measure_null(size: int, repeats: int) -> tuple[list[tuple[str, str, str]], d
         segment=lambda: end_to_end(null),
         decode=lambda: decode(null, plan),
         forwards=lambda: bare_forward(null, plan, scale=True),
-        mask_copy=lambda: gdal_copy(OUT / "speed" / "mask.tif", level=5),  # as ours is
+        # Compressed as ours is; halved by GDAL's fastest way, which may lose or shift what is narrow.
+        mask_cog=lambda: gdal_copy(mask, level=5, overviews="IGNORE_EXISTING", resampling="NEAREST"),
+        mask_copy=lambda: gdal_copy(mask, level=5),
     )
     name = f"null model (1×1 convolution), {size}² 4-band uint16: end to end ÷ GDAL copy to COG"
-    parts = sum(medians[part][0] for part in ("decode", "forwards", "mask_copy"))
-    text = "— ÷ its parts one after the other: decoding on one thread, forwards, GDAL copy of the mask to COG"
+    total, parts = medians["segment"][0], medians["decode"][0] + medians["forwards"][0]
+    text = "— ÷ its parts one after the other: decoding on one thread, forwards, GDAL making a COG of the mask"
     rows = [
-        (name, ratio(medians["segment"][0], medians["copy"][0]), null.bar),
-        (text, ratio(medians["segment"][0], parts), "≤ 1.15"),
+        (name, ratio(total, medians["copy"][0]), null.bar),
+        (text, ratio(total, parts + medians["mask_cog"][0]), "≤ 1.15"),
+        ("— the same, had the mask its overviews already", ratio(total, parts + medians["mask_copy"][0]), ""),
     ]
     return rows, {"null model": medians}
 
