@@ -40,7 +40,8 @@ def show_run(result: RunResult) -> None:
     plan = summary["plan"]
     if summary.get("values"):
         console.print(f"values: {summary['values']}", soft_wrap=True)
-    console.print(f"{plan['tiling']} tiling: {plan['reason']}")
+    console.print(f"{plan['tiling']} tiling: {plan['reason']}", soft_wrap=True)
+    console.print(f"{plan['precision']} on {plan['device']}: {plan['engine_reason']}", soft_wrap=True)
     console.print(f"{stages}   peak memory {summary['peak_memory_bytes'] / 1e9:.2f} GB")
     if summary.get("verify"):
         console.print(_verified(summary["verify"]))

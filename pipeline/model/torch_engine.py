@@ -14,7 +14,7 @@ from pipeline.model.lean import is_plain_unet, lean, trimmed, widened
 from pipeline.model.unet import Trimmed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor, nn
 
@@ -41,13 +41,8 @@ class TorchEngine:
         ready, computes_itself, self._bands_at_once = lean(network, device=spec.device, dtype=self._dtype)
         self._autocasts = not computes_itself
         self._network: nn.Module = trimmed(ready, spec.trim_px).eval()
-        if self._on_gpu:
-            if spec.deterministic:
-                os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
-            # PyTorch's default lets convolutions round float32 to TF32, and pick kernels by timing them.
-            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = spec.precision != "float32"
-            torch.backends.cudnn.benchmark = False
-            torch.use_deterministic_algorithms(spec.deterministic)
+        if self._on_gpu and spec.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
         self._input: Tensor | None = None
         self._replays: dict[tuple[tuple[int, ...], bool], Replay] = {}
 
@@ -61,7 +56,7 @@ class TorchEngine:
         if not self._on_gpu or not self._spec.one_size or (shape, labels) in self._replays:
             return
         x = self._new_input(shape)
-        with torch.inference_mode(), self._autocast():
+        with self._as_asked_for():
             recorded = Replay.record(function, x)
         if recorded is not None:
             self._replays[shape, labels] = recorded
@@ -85,7 +80,7 @@ class TorchEngine:
                 return recorded(x)
         if self._input is None or self._input.shape[::2] != x.shape[::2] or self._input.shape[3] != x.shape[3]:
             self._input = self._new_input(tuple(x.shape))
-        with torch.inference_mode(), self._autocast():
+        with self._as_asked_for():
             self._input[:, : x.shape[1]].copy_(x)
             return function(self._input)
 
@@ -120,10 +115,18 @@ class TorchEngine:
             return network.features(x, self._spec.trim_px), network.head
         return self._network(x), _as_it_is
 
-    def _autocast(self) -> contextlib.AbstractContextManager[object]:
-        if not self._autocasts:
-            return contextlib.nullcontext()
-        return torch.autocast(self._spec.device, dtype=self._dtype)
+    @contextlib.contextmanager
+    def _as_asked_for(self) -> Iterator[None]:
+        """The precision and the kind of kernels of this engine's spec, whatever other engines of the process have."""
+        if self._on_gpu:
+            # PyTorch's default lets convolutions round float32 to TF32, and pick kernels by timing them. Settings of
+            # the whole process: another engine, made since, may have changed them.
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = self._spec.precision != "float32"
+            torch.backends.cudnn.benchmark = False
+            torch.use_deterministic_algorithms(self._spec.deterministic)
+        autocast = torch.autocast(self._spec.device, dtype=self._dtype) if self._autocasts else contextlib.nullcontext()
+        with torch.inference_mode(), autocast:
+            yield
 
     def _new_input(self, shape: tuple[int, ...]) -> Tensor:
         batch, bands, height, width = shape

@@ -163,7 +163,8 @@ def demand_of(
     """
     mask_bands = model.spec.legend().num_mask_bands
     device, fixed = engine.spec.device, 0 if cost is None else int(cost.fixed_bytes)
-    tile_bytes = tile_bytes_per_px(len(model.spec.bands), int(scene.dtype.itemsize), mask_bands)
+    kept = len(model.spec.classes) if settings.probabilities else 0
+    tile_bytes = tile_bytes_per_px(len(model.spec.bands), int(scene.dtype.itemsize), mask_bands, probabilities=kept)
     tile_bytes *= room.in_flight
     forward = _bytes_per_px(engine, cost, model, settings.tta, probabilities=settings.probabilities)
     return Demand(
@@ -207,9 +208,12 @@ def count_left_out(patch_hw: tuple[Any, Any], left_out_px: int) -> Any:
     return math.prod(patch_hw) - math.prod(side - 2 * left_out_px for side in patch_hw)
 
 
-def tile_bytes_per_px(bands: int, itemsize_bytes: int, mask_bands: int = 1) -> int:
-    """Bytes per pixel of a tile in flight: values, again where PyTorch cannot use them as they lie, validity, mask."""
-    return bands * (2 * itemsize_bytes + 1) + 2 + mask_bands
+def tile_bytes_per_px(bands: int, itemsize_bytes: int, mask_bands: int = 1, *, probabilities: int = 0) -> int:
+    """Bytes per pixel of a tile in flight: values, again where PyTorch cannot use them as they lie, validity, mask.
+
+    Of `probabilities`, where they are kept, each is held as float32, as it is stored, and as a part of its shard.
+    """
+    return bands * (2 * itemsize_bytes + 1) + 2 + mask_bands + 6 * probabilities
 
 
 def _bytes_per_px(

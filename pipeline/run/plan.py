@@ -110,8 +110,9 @@ class Plan:
         """Predicted peak resident memory of a worker."""
         rim = 2 * self.tiling.halo_px + (self.tiling.rows.patch if self.tiling.mode == "blend" else 0)
         sides = [min(side, n) + rim for side, n in zip(self.tiling.tile_hw, self.tiling.shape, strict=True)]
-        blended = 4 * (self.num_classes + 1) if self.tiling.mode == "blend" or self.probabilities else 0
-        per_px = tile_bytes_per_px(self.bands, self.itemsize_bytes, self.mask_bands) + blended
+        blended = 4 * (self.num_classes + 1) if self.tiling.mode == "blend" and not self.probabilities else 0
+        kept = self.num_classes if self.probabilities else 0
+        per_px = tile_bytes_per_px(self.bands, self.itemsize_bytes, self.mask_bands, probabilities=kept) + blended
         forward = self.forward_bytes if self.engine.device == "cpu" else 0
         tiles = self.in_flight * math.prod(sides) * per_px + extra_cache_bytes(self.block_cache_bytes)
         return int(LIBRARIES_BYTES[self.engine.device] + forward + tiles)

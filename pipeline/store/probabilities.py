@@ -15,9 +15,15 @@ PROBABILITY_NODATA = 255
 
 
 def quantize_probabilities(probabilities: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
-    """Probabilities in [0, 1], any shape -> uint8 0-250, rounded half to even; NaN becomes 255."""
-    scaled = np.rint(np.clip(probabilities, 0.0, 1.0) * np.float32(PROBABILITY_STEPS))
-    return np.where(np.isnan(scaled), PROBABILITY_NODATA, scaled).astype(np.uint8)
+    """Probabilities in [0, 1], `(class, …)` -> uint8 0-250, rounded half to even; NaN becomes 255.
+
+    One class after the other, so that what is made on the way takes little memory however many there are.
+    """
+    stored = np.empty(probabilities.shape, np.uint8)
+    for number, values in enumerate(probabilities):
+        scaled = np.rint(np.clip(values, 0.0, 1.0) * np.float32(PROBABILITY_STEPS))
+        stored[number] = np.where(np.isnan(scaled), PROBABILITY_NODATA, scaled)
+    return stored
 
 
 def restore_probabilities(stored: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -26,12 +26,13 @@ if __name__ == "__main__":
     with open(sys.argv[1], "rb") as file:
         model = pickle.load(file)
     for run in range(int(sys.argv[5])):
-        sm.segment(sys.argv[2], model, f"{sys.argv[3]}/{run}", vectors="none", verify=int(sys.argv[4]))
+        options = {"verify": int(sys.argv[4]), "probabilities": bool(int(sys.argv[6]))}
+        sm.segment(sys.argv[2], model, f"{sys.argv[3]}/{run}", vectors="none", **options)
 """
 
 
 def peak_bytes(
-    model: Model, scene: Path, *, verify: int = 0, first_look: bool = False, runs: int = 1
+    model: Model, scene: Path, *, verify: int = 0, first_look: bool = False, runs: int = 1, probabilities: bool = False
 ) -> tuple[int, float]:
     """(peak resident bytes, seconds) of a fresh process that segments the scene.
 
@@ -41,6 +42,7 @@ def peak_bytes(
         verify: Windows to compute once more.
         first_look: With an empty cache, so that the network is measured first.
         runs: One after the other in that process.
+        probabilities: Of all classes, into a file of their own.
     """
     shutil.rmtree(OUT / "memory", ignore_errors=True)
     recipe = OUT / "model.pickle"
@@ -54,7 +56,7 @@ def peak_bytes(
     started = time.perf_counter()
     pid = os.posix_spawn(
         sys.executable,
-        [sys.executable, str(child), str(recipe), str(scene), str(OUT / "memory"), str(verify), str(runs)],
+        [sys.executable, *map(str, (child, recipe, scene, OUT / "memory", verify, runs, int(probabilities)))],
         environment,
     )
     _, status, usage = os.wait4(pid, 0)
@@ -93,6 +95,9 @@ def main() -> None:
         peak, _ = peak_bytes(unet(), scene, **extra)  # type: ignore[arg-type]
         rows.append((f"— with {name}, {options.sizes[0]}²", f"{peak / 1e9:.2f} GB", "≤ 2 GB"))
         facts[name] = {options.sizes[0]: peak}
+    peak, _ = peak_bytes(unet(classes=100), scene_of(2048), probabilities=True)
+    rows.append(("— of 100 classes with `--probabilities`, 2048²", f"{peak / 1e9:.2f} GB", "≤ 2 GB"))
+    facts["probabilities of 100 classes"] = {2048: peak}
     sizes_text = " ".join(map(str, options.sizes))
     publish("memory", "Memory: flat in the size of the scene", f"make bench-memory (--sizes {sizes_text})", rows, facts)
 

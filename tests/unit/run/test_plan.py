@@ -80,6 +80,20 @@ def test_more_classes_shrink_the_patch() -> None:
     assert lots.forward_bytes <= 1.1 * max(few.forward_bytes, 4e8)
 
 
+def test_probabilities_of_many_classes_stay_within_the_memory_given(model: Model) -> None:
+    """Tiles in flight hold every class of each pixel, whatever the forward takes."""
+    cost = Calibration(fixed_s=0.0, s_per_px=1e-7, fixed_bytes=0.0, bytes_per_px=150.0)
+    names = tuple(f"c{i}" for i in range(100))
+    many = dataclasses.replace(model, spec=model.spec.model_copy(update={"classes": names}))
+    classes, nbytes = _lay(many, cost, (8192, 8192), 96, memory="1.5GB")
+    kept, _ = _lay(many, cost, (8192, 8192), 96, memory="1.5GB", probabilities=True)
+    assert math.prod(kept) < math.prod(classes) / 3
+    assert nbytes <= 1.5e9
+    tiles = tiles_in_flight(make_settings({}), "cpu") * math.prod(kept)
+    outputs = (150 + 8 * 100) * math.prod(kept)  # a forward, its outputs and what activation makes of them
+    assert room.LIBRARIES_BYTES["cpu"] + outputs + 4 * 100 * tiles <= 1.5e9
+
+
 def test_patches_are_equal_parts(model: Model) -> None:
     """No sliver at the end: the last core is more than half a core."""
     plan = _plan(model, memory="1GB")
