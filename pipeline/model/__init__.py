@@ -14,7 +14,7 @@ from pipeline.model.folder import (
     save_model,
     write_traits,
 )
-from pipeline.model.foreign import NetworkIO
+from pipeline.model.foreign import ForeignNetwork, NetworkIO
 from pipeline.model.lean import can_trim, left_out_px
 from pipeline.model.model import Model, model_from_module
 from pipeline.model.probe import probe
@@ -30,6 +30,7 @@ __all__ = [
     "BareOptions",
     "Engine",
     "EngineSpec",
+    "ForeignNetwork",
     "Model",
     "ModelSpec",
     "NetworkIO",

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 Format = Literal["onnx", "torchscript", "pt2"]
 SUFFIXES: dict[str, Format] = {".onnx": "onnx", ".pt2": "pt2", ".torchscript": "torchscript"}
 _RANK = 4
+_SPATIAL = 2
 
 
 class NetworkIO(BaseModel):
@@ -57,9 +58,21 @@ class ForeignNetwork(nn.Module, abc.ABC):
 
     def forward(self, x: Tensor) -> Tensor:
         """One tensor `(batch, class, y', x')` float32."""
-        last = self.io.layout == "channels_last"
-        output = self._pick(self._compute(x.permute(0, 2, 3, 1).contiguous() if last else x))
-        return output.permute(0, 3, 1, 2) if last else output
+        output = self._pick(self._compute(self._turned(x)))
+        return output.permute(0, 3, 1, 2) if self.io.layout == "channels_last" else output
+
+    def outputs(self, x: Tensor) -> dict[str, tuple[int, ...]]:
+        """All that comes out: sizes in the file's own layout, by name, or by position where there are no names."""
+        found = self._compute(self._turned(x))
+        if isinstance(found, Tensor):
+            return {"0": tuple(found.shape)}
+        named = found if isinstance(found, dict) else dict(enumerate(found))
+        names = [name for name in named if isinstance(name, str)] or list(named)
+        return {str(name): tuple(named[name].shape) for name in names if isinstance(named[name], Tensor)}
+
+    def _turned(self, x: Tensor) -> Tensor:
+        """In the file's own layout."""
+        return x.permute(0, 2, 3, 1).contiguous() if self.io.layout == "channels_last" else x
 
     @abc.abstractmethod
     def _compute(self, x: Tensor) -> Any:
@@ -95,7 +108,8 @@ class TorchProgram(ForeignNetwork):
 
     def __init__(self, content: bytes, io_spec: NetworkIO) -> None:
         super().__init__(content, io_spec)
-        self.program = _load_program(content, io_spec)
+        self.program, shape = _load_program(content, io_spec)
+        self.fixed_side = _only_side(shape, io_spec)
         self.requires_grad_(requires_grad=False)
 
     def _compute(self, x: Tensor) -> Any:
@@ -120,18 +134,7 @@ class OnnxNetwork(ForeignNetwork):
 
     def __init__(self, content: bytes, io_spec: NetworkIO) -> None:
         super().__init__(content, io_spec)
-        shape = self.input_shape
-        side = shape[1:3] if io_spec.layout == "channels_last" else shape[2:4]
-        if all(isinstance(n, int) for n in side):
-            if side[0] != side[1]:
-                raise ModelError(
-                    f"the network takes patches of {side[0]} x {side[1]} px only; expected square ones",
-                    code="MD-007",
-                    title="Network takes no tried patch size",
-                    where=io_spec.file,
-                    fix="export it with free height and width (dynamic axes)",
-                )
-            self.fixed_side = int(side[0])
+        self.fixed_side = _only_side(self.input_shape, io_spec)
 
     @functools.cached_property
     def session(self) -> Any:
@@ -202,7 +205,7 @@ def onnx_session(content: bytes, *, where: str, threads: int = 0, device: str = 
     # Idle threads must not spin: reading and writing go on beside them.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        return ort.InferenceSession(content, options, providers=[provider])
+        session = ort.InferenceSession(content, options, providers=[provider])
     except Exception as error:  # ONNX Runtime's exceptions share no base of their own
         reason = str(error).partition("\n")[0]
         if "opset" in reason.lower() or "ir version" in reason.lower():
@@ -214,6 +217,9 @@ def onnx_session(content: bytes, *, where: str, threads: int = 0, device: str = 
             where=where,
             fix="copy or export the file again",
         ) from error
+    if provider not in session.get_providers():  # its libraries do not load: it would go on with the CPU's, silently
+        raise _needs_onnx(f"ONNX Runtime's {provider} does not start here, only {session.get_providers()}", where)
+    return session
 
 
 def load_foreign(path: Path, io_spec: NetworkIO, *, trust: bool) -> ForeignNetwork:
@@ -247,13 +253,32 @@ def load_foreign(path: Path, io_spec: NetworkIO, *, trust: bool) -> ForeignNetwo
     return TorchProgram(content, io_spec).eval()
 
 
-def _load_program(content: bytes, io_spec: NetworkIO) -> Any:
+def _only_side(shape: Sequence[Any], io_spec: NetworkIO) -> int | None:
+    """The only side that a file declares for its input, of whose four sizes those are numbers that are not free."""
+    side = shape[1:3] if io_spec.layout == "channels_last" else shape[2:4]
+    if len(side) < _SPATIAL or not all(isinstance(n, int) for n in side):
+        return None
+    if side[0] != side[1]:
+        raise ModelError(
+            f"the network takes patches of {side[0]} x {side[1]} px only; expected square ones",
+            code="MD-007",
+            title="Network takes no tried patch size",
+            where=io_spec.file,
+            fix="export it with free height and width (dynamic axes)",
+        )
+    return int(side[0])
+
+
+def _load_program(content: bytes, io_spec: NetworkIO) -> tuple[Any, Sequence[Any]]:
+    """(program, sizes of its input as far as the file tells)."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # TorchScript is deprecated: whoever brings such a file knows
             if io_spec.format == "torchscript":
-                return torch.jit.load(io.BytesIO(content), map_location="cpu").eval()  # type: ignore[no-untyped-call]
-            return torch.export.load(io.BytesIO(content)).module()
+                loaded = torch.jit.load(io.BytesIO(content), map_location="cpu")  # type: ignore[no-untyped-call]
+                return loaded.eval(), ()
+            exported = torch.export.load(io.BytesIO(content))
+            return exported.module(), _exported_shape(exported)
     except Exception as error:
         raise ModelError(
             f"not a whole {io_spec.format} file: {str(error).partition(chr(10))[0] or type(error).__name__}",
@@ -262,6 +287,13 @@ def _load_program(content: bytes, io_spec: NetworkIO) -> Any:
             where=io_spec.file,
             fix="copy or export the file again",
         ) from error
+
+
+def _exported_shape(exported: Any) -> Sequence[Any]:
+    """Sizes of the first input that is no weight; symbols where they are free."""
+    inputs = set(exported.graph_signature.user_inputs)
+    found = (node.meta["val"] for node in exported.graph.nodes if node.op == "placeholder" and node.name in inputs)
+    return tuple(getattr(next(found, None), "shape", ()))
 
 
 def _tensor(value: Any, io_spec: NetworkIO) -> Tensor:
@@ -297,5 +329,5 @@ def _needs_onnx(what: str, where: str) -> ModelError:
         code="MD-014",
         title="ONNX Runtime cannot run it",
         where=where,
-        fix='pip install "scenemask[onnx]", or upgrade onnxruntime (onnxruntime-gpu for CUDA)',
+        fix='pip install "scenemask[onnx]", or upgrade it (for CUDA onnxruntime-gpu, and the CUDA that it needs)',
     )

@@ -181,11 +181,12 @@ def _convert(network: nn.Module, bands: int, trim_px: int) -> Any:
         folded = copy.deepcopy(network)
         if not isinstance(network, ForeignNetwork):
             folded = fold_batch_norm(folded)
-        side = 2 * trim_px + _EXAMPLE_PX
+        only = getattr(network, "fixed_side", None)
+        side = only or 2 * trim_px + _EXAMPLE_PX
         itself = can_trim(network)
         made = trimmed(folded, trim_px) if itself else folded
         graph = openvino.convert_model(made.eval(), example_input=torch.zeros(1, bands, side, side))
-    graph.reshape([1, bands, -1, -1])
+    graph.reshape([1, bands, *((only, only) if only else (-1, -1))])
     if not itself:
         leave_out(graph, trim_px)
     return sum_instead_of_join(crop_by_padding(graph))

@@ -63,12 +63,13 @@ def probe(network: nn.Module, *, bands: int) -> Traits:
 
     Raises:
         ModelError: MD-005 when the network does not map images to images of the same resolution; MD-007 when it fails
-            on every size tried, or on all but one.
+            on every size tried.
     """
-    if getattr(network, "fixed_side", None) is not None:
-        return _fixed(network, bands, int(network.fixed_side))  # type: ignore[arg-type]
     with torch.inference_mode():
-        sizes = _measure_sizes(network, bands)
+        sides = _working_sides(network, bands)
+        if isinstance(sides, int):
+            return _fixed(network, bands, sides)
+        sizes = _size_rule(network, bands, sides)
         try:
             return _measure(network, bands, sizes)
         except ModelError:
@@ -89,8 +90,8 @@ def count_outputs(network: nn.Module, *, bands: int) -> int:
         ModelError: As `probe`.
     """
     with torch.inference_mode():
-        fixed = getattr(network, "fixed_side", None)
-        side = fixed or _measure_sizes(network, bands).rule.at_least(1)
+        sides = _working_sides(network, bands)
+        side = sides if isinstance(sides, int) else _size_rule(network, bands, sides).rule.at_least(1)
         return int(network(torch.zeros(1, bands, side, side)).shape[1])
 
 
@@ -132,7 +133,7 @@ def _fixed(network: nn.Module, bands: int, side: int) -> Traits:
         out = _output_side(network, bands, side)
         if out != side:  # a margin could be a lower resolution: with one size nothing tells them apart
             raise ModelError(
-                f"a patch of {side} px, the only size that the network declares, gives {out}; expected the same size",
+                f"a patch of {side} px, the only size that the network takes, gives {out}; expected the same size",
                 code="MD-005",
                 title="Output does not fit the input",
                 fix="use a network that puts out one value per pixel",
@@ -171,12 +172,16 @@ def _verdict(
     return "exact", f"outputs depend on inputs at most {halo} px beyond their {stride} px block"
 
 
-def _measure_sizes(network: nn.Module, bands: int) -> _Sizes:
-    """Sides that work from 256 px on, and what is dropped there.
+def _working_sides(network: nn.Module, bands: int) -> dict[int, list[int]] | int:
+    """Sides that work from 256 px on, by what is dropped there; or the only side that a network takes.
 
-    A side works when no other drops less: a network that pools without looking takes any side and cuts what is left.
+    That is what its file declares, or the one tried side that does not fail: a free network whose sides are multiples
+    of up to 128 px works on two at least.
     """
-    sides: dict[int, list[int]] = {}  # by what is dropped
+    declared = getattr(network, "fixed_side", None)
+    if declared is not None:
+        return int(declared)
+    sides: dict[int, list[int]] = {}
     for side in range(256, 256 + 2 * _LARGEST_MULTIPLE + 1):
         out = _output_side(network, bands, side)
         if out is None:
@@ -185,18 +190,34 @@ def _measure_sizes(network: nn.Module, bands: int) -> _Sizes:
             _check_resolution(network, bands, side, out)
         sides.setdefault(side - out, []).append(side)
         if len(sides[side - out]) == 3:  # noqa: PLR2004 - two gaps: the second confirms the first
-            break
-    if not sides:
-        raise ModelError(
-            "the network fails on every square patch of 256 to 512 px",
-            code="MD-007",
-            title="Network takes no tried patch size",
-            fix="check the number of bands, and that the network is fully convolutional",
-        )
+            return sides
+    working = [side for alike in sides.values() for side in alike]
+    if len(working) > 1:
+        return sides
+    others = working or [side for side in _USUAL_SIDES if _output_side(network, bands, side) is not None]
+    if len(others) == 1:
+        return others[0]
+    raise ModelError(
+        f"the network fails on every square patch of 256 to 512 px, and on {', '.join(map(str, _USUAL_SIDES))} px",
+        code="MD-007",
+        title="Network takes no tried patch size",
+        fix="check the number of bands, and that the network is fully convolutional",
+    )
+
+
+_USUAL_SIDES = (64, 96, 112, 128, 160, 192, 200, 224, 240, 640, 768, 800, 1024)
+"""Sides that networks are made for, beside those that are all tried."""
+
+
+def _size_rule(network: nn.Module, bands: int, sides: dict[int, list[int]]) -> _Sizes:
+    """Sides that work, and what is dropped there.
+
+    A side works when no other drops less: a network that pools without looking takes any side and cuts what is left.
+    """
     dropped = min((d for d in sides if d >= 0), default=max(sides))
     working = sides[dropped]
-    first, alone = working[0], sum(map(len, sides.values())) == 1
-    if dropped < 0 or dropped % 2 or (alone and dropped):  # with one side only, a margin could be a lower resolution
+    first = working[0]
+    if dropped < 0 or dropped % 2:
         raise _misfit(first, first - dropped)
     multiple = max((b - a for a, b in itertools.pairwise(working)), default=_LARGEST_MULTIPLE)
     remainder = first % multiple

@@ -11,7 +11,7 @@ from pipeline.run.settings import make_settings
 from pipeline.scene import describe_scene
 
 if TYPE_CHECKING:
-    from pipeline.model import ModelSpec
+    from pipeline.model import ForeignNetwork, ModelSpec, Traits
     from pipeline.run.settings import SegmentSettings
 
 SCENE_SETTINGS = (
@@ -91,18 +91,19 @@ def describe_model(path: Path, *, trust_model: bool = False, write: bool = False
     Raises:
         ModelError: It cannot be used.
     """
-    from pipeline.model import load_model, write_traits  # noqa: PLC0415 - torch is not needed to inspect a scene
+    from pipeline.model import ForeignNetwork, load_model, write_traits  # noqa: PLC0415 - no torch for a scene
 
     model = load_model(path, trust_model=trust_model)
     if write:
         write_traits(model)
     spec, traits = model.spec, model.traits
     rows = zip(spec.bands, spec.scaling.scale, spec.scaling.offset, spec.scaling.mean, spec.scaling.std, strict=True)
-    sizes = f"{traits.size_remainder} + " if traits.size_remainder else ""
+    file = _network_file(model.network, traits, len(spec.bands)) if isinstance(model.network, ForeignNetwork) else {}
     return {
         "name": spec.name,
         "digest": model.digest,
         "parameters": sum(p.numel() for p in model.network.parameters()),
+        **file,
         "bands": [
             {"band": band, "scale": scale, "offset": offset, "mean": mean, "std": std}
             for band, scale, offset, mean, std in rows
@@ -121,14 +122,40 @@ def describe_model(path: Path, *, trust_model: bool = False, write: bool = False
         "padding": spec.padding,
         "output_stride_px": traits.stride,
         "halo_px": traits.halo_px,
-        "patch_sides_px": f"{sizes}multiples of {traits.size_multiple}, at least {traits.size_smallest}",
+        "patch_sides_px": _sides(traits),
         "dropped_border_px": traits.margin_px,
+        "same_wherever_it_lies": "yes" if traits.equivariant else "no",
+        "same_each_time": "yes" if traits.deterministic else "no",
         "tiling": traits.tiling,
         "reason": traits.reason,
         "forward_memory_bytes_per_px": round(traits.bytes_per_px),
         "evidence": traits.evidence,
         "warnings": model.warnings,
     }
+
+
+def _network_file(network: ForeignNetwork, traits: Traits, bands: int) -> dict[str, Any]:
+    """What kind of file it is, and which of its outputs counts."""
+    import torch  # noqa: PLC0415 - not needed to inspect a scene
+
+    side = traits.sizes.at_least(2 * traits.margin_px + 1)
+    with torch.inference_mode():
+        outputs = network.outputs(torch.zeros(1, bands, side, side))
+    counts = "the first with four axes" if network.io.output is None else repr(network.io.output)
+    return {
+        "format": network.io.format,
+        "layout": network.io.layout,
+        "outputs": [{"output": name, "sizes": " x ".join(map(str, sizes))} for name, sizes in outputs.items()],
+        "output_that_counts": counts,
+    }
+
+
+def _sides(traits: Traits) -> str:
+    """Sides of patches that the network takes."""
+    if traits.size_largest == traits.size_smallest:
+        return f"{traits.size_smallest} only"
+    more = f"{traits.size_remainder} + " if traits.size_remainder else ""
+    return f"{more}multiples of {traits.size_multiple}, at least {traits.size_smallest}"
 
 
 def _decision(spec: ModelSpec) -> str:

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import rasterio
 
+from pipeline.infer import calibration
+from pipeline.model.probe import probe
 from tests.commands import Cli, assert_block
 from tests.scenes import save_threshold_model, save_unet, smooth_values, write_scene
 
@@ -120,6 +122,42 @@ def test_inspect_says_why_a_model_is_blended(cli: Cli, tmp_path: Path) -> None:
     assert facts["reason"] in _words(cli("inspect", tmp_path)[1])
 
 
+def test_inspect_writes_what_it_measured_and_nobody_measures_it_again(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probed: list[int] = []
+
+    def counting(*args: Any, **options: Any) -> Any:
+        probed.append(1)
+        return probe(*args, **options)
+
+    monkeypatch.setattr("pipeline.model.model.probe", counting)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "first"))
+    folder = tmp_path / "model"
+    save_unet(folder, depth=1)
+    card = folder / "model.json"
+    bare = card.read_text()
+    measured = _json(cli("inspect", folder, "--json")[1])
+    assert card.read_text() == bare, "a look changes nothing"
+    status, out, err = cli("inspect", folder, "--write", "--json")
+    assert (status, err) == (0, "")
+    assert _json(out) == measured
+
+    written = _json(card.read_text())["properties"]["scenemask:traits"]
+    assert (written["stride"], written["halo_px"], written["tiling"]) == (2, measured["halo_px"], "exact")
+    assert written["evidence"]
+    assert written["evidence"] == measured["evidence"]
+
+    # Somebody else's cache is empty: what stands in the card must do.
+    probed.clear()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "second"))
+    assert _json(cli("inspect", folder, "--json")[1]) == measured
+    assert probed == []
+    card.write_text(bare)
+    assert _json(cli("inspect", folder, "--json")[1])["halo_px"] == measured["halo_px"]
+    assert probed == [1]
+
+
 def test_inspect_of_neither(cli: Cli, tmp_path: Path) -> None:
     status, _, err = cli("inspect", tmp_path / "none.tif")
     assert status == 3
@@ -127,6 +165,64 @@ def test_inspect_of_neither(cli: Cli, tmp_path: Path) -> None:
     status, _, err = cli("inspect", tmp_path)
     assert status == 3
     assert_block(err, "IN-054")
+
+
+@pytest.fixture(scope="module")
+def worth_measuring(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A scene that is large enough for a forward to be measured, and a network of some work."""
+    folder = tmp_path_factory.mktemp("large")
+    save_unet(folder / "model", depth=2)
+    data = np.tile(smooth_values(2, (60, 60)), (1, 20, 75))
+    return write_scene(folder / "s.tif", data, names=("b0", "b1")), folder / "model"
+
+
+MEASURED = ("--backend", "torch", "--precision", "float32", "--memory", "2GB")
+
+
+@pytest.fixture
+def _short_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two patches are measured, not three, and kept although other tests run beside this one."""
+    monkeypatch.setattr(calibration, "_LARGER_PX", ())
+    monkeypatch.setattr(calibration, "_MOST_WAITING", 1e9)
+
+
+@pytest.mark.usefixtures("_short_calibration")
+def test_plan_predicts_seconds_and_memory(cli: Cli, worth_measuring: tuple[Path, Path]) -> None:
+    scene, model = worth_measuring
+    arguments = ("plan", scene, "-m", model, *MEASURED)
+    status, out, err = cli(*arguments, "--json")
+    assert (status, err) == (0, "")
+    plan = _json(out)
+    assert 0 < plan["forward_s"] < 600
+    assert 1e8 < plan["peak_memory_bytes"] < 2.3e9
+    assert plan["patches"] >= plan["tiles"] >= 1
+
+    status, out, err = cli(*arguments)
+    assert (status, err) == (0, "")
+    told = _words(out)
+    seconds, memory = (re.search(text, told) for text in (r"forward s ([\d.]+)", r"peak memory ([\d.]+) GB per worker"))
+    assert seconds is not None
+    assert memory is not None
+    assert 0 < float(seconds[1]) < 600
+    assert 0.1 < float(memory[1]) < 2.3
+
+
+@pytest.mark.usefixtures("_short_calibration")
+def test_a_run_keeps_its_prediction_beside_what_it_took(
+    cli: Cli, worth_measuring: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Bounds are wide: others use this machine, and the peak is that of all tests of this process."""
+    scene, model = worth_measuring
+    status, _, err = cli("segment", scene, "-m", model, "-o", tmp_path, "--vectors", "none", *MEASURED)
+    assert status == 0, err
+    told = _json((tmp_path / "run.json").read_text())
+    predicted_s, took_s = told["plan"]["forward_s"], told["timings_s"]["infer"]
+    assert 0 < predicted_s < 600
+    assert 1 / 50 < took_s / predicted_s < 50
+    predicted, peak = told["plan"]["peak_memory_bytes"], told["peak_memory_bytes"]
+    assert 1e8 < predicted < 1e11
+    assert 1e8 < peak < 1e11
+    assert peak > predicted / 20
 
 
 def test_doctor_tells_what_a_question_needs(cli: Cli) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,12 @@ import geopandas
 import numpy as np
 import pytest
 import shapely
+import torch
+from torch import nn
 
 import pipeline as sm
 from pipeline.errors import UsageError
+from pipeline.model import ModelSpec, Scaling
 from tests.scenes import save_unet, smooth_values, write_scene
 
 SHAPE = (180, 210)
@@ -87,6 +91,32 @@ def test_a_model_may_be_given_by_its_path(scene: Path, unet: sm.Model, tmp_path:
     probabilities = sm.predict(scene, bare, patch=96, mean=500, std=250, class_names="x,y,z")
     assert list(probabilities["class"].values) == ["x", "y", "z"]
     assert np.array_equal(probabilities.compute(scheduler="synchronous").values, expected, equal_nan=True)
+
+
+def test_d8_a_network_in_train_mode_gives_what_it_gives_in_eval_mode(tmp_path: Path) -> None:
+    """Batch norm uses what it has learnt, not the statistics of a patch, and dropout drops nothing."""
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(2, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout2d(0.5), nn.Conv2d(8, 3, 1), nn.Dropout()
+    )  # fmt: skip
+    network.train()(3 * torch.randn(4, 2, 64, 64) + 1)  # statistics unlike those of the scene
+    learnt = copy.deepcopy(network[1].running_mean)
+    data = smooth_values(2, (64, 80))
+    x = torch.from_numpy((data.astype(np.float32) - 500) / 250)[None]
+    with torch.inference_mode():
+        expected = copy.deepcopy(network).eval()(x).softmax(dim=1)[0].numpy()
+        assert not np.allclose(copy.deepcopy(network)(x).softmax(dim=1)[0].numpy(), expected, atol=0.05)
+
+    assert network.training
+    scaling = Scaling(scale=(1.0, 1.0), offset=(0.0, 0.0), mean=(500.0, 500.0), std=(250.0, 250.0))
+    spec = ModelSpec(name="n", bands=("b0", "b1"), classes=("x", "y", "z"), scaling=scaling, padding="zero")
+    model = sm.model_from_module(network, spec)
+    assert not any(module.training for module in model.network.modules())
+    assert (model.traits.deterministic, model.traits.tiling) == (True, "exact")
+    scene = write_scene(tmp_path / "s.tif", data, names=("b0", "b1"))
+    for _ in range(2):
+        assert np.allclose(_computed(scene, model, patch=32, precision="float32"), expected, atol=1e-5)
+    assert torch.equal(network[1].running_mean, learnt), "a forward teaches it nothing"
 
 
 @pytest.mark.parametrize("late", [{"nodata": 7}, {"nodata": 0}, {"assume_crs": "EPSG:32633"}, {"allow_no_crs": True}])

@@ -11,10 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import pipeline as sm
 from pipeline.errors import ModelError
 from pipeline.model import BareOptions, EngineSpec, ModelSpec, Scaling, adopt_model, load_model, make_engine
 from pipeline.model.foreign import NetworkIO, load_foreign
-from tests.networks import unet_model
+from pipeline.run.inspect import inspect_target
+from tests.networks import random_scene, unet_model
+from tests.scenes import write_scene
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,9 +43,11 @@ class _Odd(nn.Module):
         return logits.mean(dim=(1, 2, 3)), logits
 
 
-def _export(network: nn.Module, path: Path, *, side: int | None = None, last: bool = False) -> Path:
+def _export(
+    network: nn.Module, path: Path, *, side: int | None = None, width: int | None = None, last: bool = False
+) -> Path:
     """Save a network in the format that the suffix names; sides are free unless given."""
-    x = torch.zeros(1, 2, side or 64, side or 64)
+    x = torch.zeros(1, 2, side or 64, width or side or 64)
     x = x.permute(0, 2, 3, 1).contiguous() if last else x
     axes = (1, 2) if last else (2, 3)
     with warnings.catch_warnings():
@@ -51,8 +56,8 @@ def _export(network: nn.Module, path: Path, *, side: int | None = None, last: bo
             dynamic = None if side else {"x": {a: f"side{a}" for a in axes}}
             torch.onnx.export(network, (x,), str(path), dynamo=False, dynamic_axes=dynamic, input_names=["x"])
         elif path.suffix == ".pt2":
-            free = dict.fromkeys(axes, torch.export.Dim.DYNAMIC)
-            torch.export.save(torch.export.export(network, (x,), dynamic_shapes=(free,)), path)
+            free = None if side else dict.fromkeys(axes, torch.export.Dim.DYNAMIC)
+            torch.export.save(torch.export.export(network, (x,), dynamic_shapes=(free,) if free else None), path)
         else:
             torch.jit.save(torch.jit.trace(network, x), path)
     return path
@@ -155,6 +160,46 @@ def test_d17_a_missing_runtime_names_the_install_line(tmp_path: Path, monkeypatc
     assert "scenemask[onnx]" in str(caught.value.fix)
 
 
+def test_d17_a_runtime_without_cuda_is_named_where_cuda_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the file nor its version is to blame, as what ONNX Runtime itself raises would make believe."""
+    import onnxruntime
+
+    model = load_model(_export(_plain(), tmp_path / "n.onnx"), bare=BareOptions(class_names=("x", "y", "z")))
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    spec = EngineSpec(backend="onnxruntime", device="cuda", precision="float32", threads=1, one_size=True)
+    with pytest.raises(ModelError) as caught:
+        make_engine(model, spec)
+    error = caught.value
+    assert (error.code, error.exit_code, error.where) == ("MD-014", 4, "n.onnx")
+    assert "no CUDAExecutionProvider" in str(error)
+    assert "'CPUExecutionProvider'" in str(error)
+    assert "too old" not in str(error)
+    assert "onnxruntime-gpu" in str(error.fix)
+    on_cpu = make_engine(model, spec.model_copy(update={"device": "cpu"}))
+    assert on_cpu.run(torch.zeros(1, 2, 8, 8)).shape == (1, 3, 8, 8)
+
+
+def test_d17_a_cuda_that_does_not_start_is_no_reason_to_go_on_without_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime lists the provider, its libraries do not load, and the session is the CPU's."""
+    import onnxruntime
+
+    model = load_model(_export(_plain(), tmp_path / "n.onnx"), bare=BareOptions(class_names=("x", "y", "z")))
+    opened = onnxruntime.InferenceSession
+    monkeypatch.setattr(
+        onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    )
+    monkeypatch.setattr(
+        onnxruntime, "InferenceSession", lambda *given, providers: opened(*given, providers=["CPUExecutionProvider"])
+    )
+    spec = EngineSpec(backend="onnxruntime", device="cuda", precision="float32", threads=1, one_size=True)
+    with pytest.raises(ModelError, match=r"MD-014.*CUDAExecutionProvider does not start here"):
+        make_engine(model, spec)
+
+
 def _with_external_weights(path: Path, location: str) -> None:
     document = onnx.load(path)
     onnx.save(document, path, save_as_external_data=True, location="w.bin", size_threshold=0)
@@ -191,14 +236,46 @@ def test_weights_elsewhere_are_refused(tmp_path: Path, location: str) -> None:
     assert caught.value.code == "MD-015"
 
 
-def test_a_fixed_size_is_blended_and_says_so(tmp_path: Path) -> None:
-    path = _export(_plain(), tmp_path / "n.onnx", side=96)
-    model = load_model(path)
+@pytest.mark.parametrize("name", ["n.onnx", "n.pt2"])
+def test_a_fixed_size_is_blended_and_says_so(tmp_path: Path, name: str) -> None:
+    path = _export(_plain(), tmp_path / name, side=96)
+    model = load_model(path, trust_model=True)
     assert model.traits.tiling == "blend"
     assert "96 px only" in model.traits.reason
     assert model.traits.sizes.at_least(1) == 96
     with pytest.raises(ValueError, match="at most 96"):
         model.traits.sizes.at_least(97)
+
+
+@pytest.mark.parametrize("name", ["n.onnx", "n.pt2"])
+def test_a_fixed_size_that_is_no_square_is_refused(tmp_path: Path, name: str) -> None:
+    path = _export(_plain(), tmp_path / name, side=64, width=96)
+    with pytest.raises(ModelError, match="64 x 96 px only") as caught:
+        load_model(path, trust_model=True)
+    assert caught.value.code == "MD-007"
+
+
+class _AtOneSize(nn.Module):
+    """Its shapes are in the program, as those of vision transformers are."""
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.side = side
+        self.mix = nn.Conv2d(2, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mix(x).view(1, 3, self.side * self.side).view(1, 3, self.side, self.side)
+
+
+@pytest.mark.parametrize("side", [224, 320])
+def test_a_program_that_fails_on_all_sizes_but_one_is_given_that(tmp_path: Path, side: int) -> None:
+    """TorchScript does not tell what it takes: it is tried."""
+    path = _export(_AtOneSize(side).eval(), tmp_path / "n.torchscript", side=side)
+    model = load_model(path, bare=BareOptions(class_names=("c0", "c1", "c2")), trust_model=True)
+    assert f"{side} px only" in model.traits.reason
+    scene = write_scene(tmp_path / "s.tif", random_scene(2, (400, 700)))
+    result = sm.segment(scene, model, tmp_path / "out", vectors="none")
+    assert result.summary["plan"]["patch_px"] == [side, side]
 
 
 def test_one_output_of_probabilities_decides_between_two_classes(tmp_path: Path) -> None:
@@ -248,3 +325,14 @@ def test_what_probing_took_is_given_back(tmp_path: Path) -> None:
     assert model._measured_traits().stride > 0
     assert "session" not in vars(model.network)
     assert model.network(torch.zeros(1, 2, 64, 64)).shape[-1] == 64
+
+
+@pytest.mark.parametrize("name", ["n.onnx", "n.pt2"])
+def test_inspect_tells_what_is_in_a_file_and_which_output_counts(tmp_path: Path, name: str) -> None:
+    path = _export(_Odd(_plain()).eval(), tmp_path / name, side=96, last=True)
+    adopt_model(tmp_path / "m", path, _spec(), trust_model=True, layout="channels_last", output=1)
+    told = inspect_target(tmp_path / "m", trust_model=True)
+    assert (told["format"], told["layout"]) == (path.suffix[1:], "channels_last")
+    assert (told["output_that_counts"], told["patch_sides_px"]) == ("1", "96 only")
+    assert {row["sizes"] for row in told["outputs"]} == {"1", "1 x 96 x 96 x 3"}
+    assert (told["same_each_time"], told["tiling"]) == ("yes", "blend")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import ModelError
 from pipeline.model import probe
+from pipeline.model.probe import count_outputs
 from tests.networks import ResNet34UNet, unet_model
 
 
@@ -166,7 +167,7 @@ WRONG = {
     "always-256": (_FixedOutput(), "one of 384 px gives 256 px"),
     "one-more": (nn.ZeroPad2d((1, 0, 1, 0)), "256 px gives 257 px"),
     "one-less": (nn.Conv2d(2, 3, 2), "256 px gives 255 px"),
-    "one-size-half": (_OneSize(nn.AvgPool2d(2)), "256 px gives 128 px"),
+    "one-size-half": (_OneSize(nn.AvgPool2d(2)), "256 px, the only size that the network takes, gives 128"),
 }
 
 
@@ -184,9 +185,17 @@ def test_d5_half_the_resolution_at_a_declared_size_is_no_margin() -> None:
         probe(network, bands=2)
 
 
-def test_a_network_for_one_size_is_refused() -> None:
-    with pytest.raises(ModelError, match=r"MD-007.*takes 256 px and fails"):
-        probe(_OneSize(nn.Conv2d(2, 3, 3, padding=1)).eval(), bands=2)
+def test_a_network_for_one_size_is_blended_from_patches_of_that_size() -> None:
+    network = _OneSize(nn.Conv2d(2, 3, 3, padding=1)).eval()
+    traits = probe(network, bands=2)
+    assert (traits.tiling, traits.size_smallest, traits.size_largest) == ("blend", 256, 256)
+    assert "256 px only" in traits.reason
+    assert count_outputs(network, bands=2) == 3
+
+
+def test_a_network_for_no_tried_size_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"MD-007.*fails on every square patch"):
+        probe(nn.Linear(7, 3).eval(), bands=2)
 
 
 class _Careless(nn.Module):
