@@ -67,7 +67,7 @@ class ForeignNetwork(nn.Module, abc.ABC):
         if isinstance(found, Tensor):
             return {"0": tuple(found.shape)}
         named = found if isinstance(found, dict) else dict(enumerate(found))
-        names = [name for name in named if isinstance(name, str)] or list(named)
+        names: list[Any] = [name for name in named if isinstance(name, str)] or list(named)
         return {str(name): tuple(named[name].shape) for name in names if isinstance(named[name], Tensor)}
 
     def _turned(self, x: Tensor) -> Tensor:

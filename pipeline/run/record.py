@@ -59,6 +59,7 @@ def run_record(
             "total": len(records),
             "empty": sum(record.kind == "empty" for record in records),
             "split_for_memory": sum(record.splits > 0 for record in records),
+            "split": [record.tile for record in records if record.splits],
             "worker_seconds": round(sum(record.seconds for record in records), 3),
         },
         "verify": None if verified is None else verified.to_json(),

@@ -273,7 +273,10 @@ def main() -> None:
             made, facts = measure_growth(given.repeats)
         else:
             made, facts = measure(network_case(kind, given), given.repeats)
-        options = f"--only {kind} --repeats {given.repeats} --memory {given.memory}"
+        options = f"--only {kind} --repeats {given.repeats}"
+        options += (
+            "" if kind in {"null", "growth"} else f" --memory {given.memory}"
+        )  # those have what a run has unasked
         title = "Speed: the whole job against its floors"
         publish("speed", title, f"python -m tests.bench.speed {options}", made, facts, part=kind)
 

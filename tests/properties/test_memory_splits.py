@@ -152,6 +152,8 @@ def test_d9_no_halves_where_bits_or_context_must_stay(monkeypatch: pytest.Monkey
     split = sm.segment(scene, model, tmp_path / "split", **options)
     assert split.summary["deterministic"] is False
     assert split.summary["tiles"]["split_for_memory"] == split.summary["tiles"]["total"]
+    assert sorted(split.summary["tiles"]["split"]) == list(range(split.summary["tiles"]["total"]))
+    assert reference.summary["tiles"]["split"] == []
     assert split.summary["classes"][0]["pixels"] == pytest.approx(reference.summary["classes"][0]["pixels"], abs=5)
     for name, more in (("bits", {"deterministic": True}), ("blend", {"tiling": "blend"})):
         with pytest.raises(ResourceError, match="out of memory") as caught:
