@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,12 @@ import torch
 
 import pipeline as sm
 from pipeline.cli.app import main
+from pipeline.model import UNet, save_model
 from pipeline.run.cluster import connect
 from pipeline.run.events import Event, StageAdvanced
 from pipeline.run.settings import make_settings
 from pipeline.run.workers import tiles_in_flight
+from tests.networks import unet_model
 from tests.scenes import NORTH_UP, UTM, save_unet, smooth_values, write_scene
 
 SHAPE = (120, 152)
@@ -166,3 +170,27 @@ def test_jpeg_2000_gives_the_mask_of_the_same_pixels_in_a_tiff(scene: Path, mode
     with rasterio.open(one.mask_path) as a, rasterio.open(two.mask_path) as b:
         assert (a.read(1) == b.read(1)).all()
         assert (a.crs, a.transform) == (b.crs, b.transform)
+
+
+def test_a_tolerated_halo_is_told_in_run_json_and_kept_to(scene: Path, tmp_path: Path) -> None:
+    made = unet_model(depth=2)
+    assert isinstance(made.network, UNet)
+    with torch.no_grad():  # as in many a trained network, what is far off hardly counts
+        made.network.up[0].weight.mul_(1e-4)  # type: ignore[operator, union-attr]
+    faint = save_model(tmp_path / "faint", made.network, made.spec)
+    written: dict[str, Any] = {}
+    for name, more in (("whole", {}), ("tolerated", {"halo_tolerance": 1e-3})):
+        sm.segment(scene, faint, tmp_path / name, probabilities=True, **{**OPTIONS, "tile": 256, **more})
+        with rasterio.open(tmp_path / name / "probabilities.tif") as file:
+            written[name] = file.read().astype(int), file.scales[0]
+    record = json.loads((tmp_path / "tolerated" / "run.json").read_text())
+    halo = record["plan"]["halo_px"]
+    assert 0 < halo < (faint.traits.halo_px or 0)
+    assert record["settings"]["halo_tolerance"] == 1e-3
+    own, _, told = record["plan"]["reason"].partition("; ")
+    assert own == faint.traits.reason
+    found = re.fullmatch(rf"{halo} px of them change probabilities by at most (\S+) in sampled windows", told)
+    assert found
+    assert 0 < float(found[1]) <= 1e-3
+    (p, scale), (q, _) = written["whole"], written["tolerated"]
+    assert (np.abs(p - q) * scale).max() <= 1e-3 + scale  # what is written is rounded

@@ -7,16 +7,29 @@ import pickle
 import warnings
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 import pipeline as sm
 from pipeline.errors import ModelError
-from pipeline.model import BareOptions, EngineSpec, ModelSpec, Scaling, adopt_model, load_model, make_engine
+from pipeline.grid import exact_tiling
+from pipeline.model import (
+    BareOptions,
+    EngineSpec,
+    ModelSpec,
+    Scaling,
+    adopt_model,
+    load_model,
+    make_engine,
+    model_from_module,
+    openvino,
+)
 from pipeline.model.foreign import NetworkIO, load_foreign
 from pipeline.run.inspect import inspect_target
-from tests.networks import random_scene, unet_model
+from tests.networks import predict_by_tiles, random_scene, reader, unet_model, whole_forward
 from tests.scenes import write_scene
 
 if TYPE_CHECKING:
@@ -24,6 +37,7 @@ if TYPE_CHECKING:
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
+needs_openvino = pytest.mark.skipif(not openvino.available(), reason="OpenVINO is not installed")
 
 
 @pytest.fixture(autouse=True)
@@ -44,9 +58,15 @@ class _Odd(nn.Module):
 
 
 def _export(
-    network: nn.Module, path: Path, *, side: int | None = None, width: int | None = None, last: bool = False
+    network: nn.Module,
+    path: Path,
+    *,
+    side: int | None = None,
+    width: int | None = None,
+    last: bool = False,
+    multiple: int = 1,
 ) -> Path:
-    """Save a network in the format that the suffix names; sides are free unless given."""
+    """Save a network in the format that the suffix names; sides are free unless given, or multiples of a number."""
     x = torch.zeros(1, 2, side or 64, width or side or 64)
     x = x.permute(0, 2, 3, 1).contiguous() if last else x
     axes = (1, 2) if last else (2, 3)
@@ -56,11 +76,37 @@ def _export(
             dynamic = None if side else {"x": {a: f"side{a}" for a in axes}}
             torch.onnx.export(network, (x,), str(path), dynamo=False, dynamic_axes=dynamic, input_names=["x"])
         elif path.suffix == ".pt2":
-            free = None if side else dict.fromkeys(axes, torch.export.Dim.DYNAMIC)
-            torch.export.save(torch.export.export(network, (x,), dynamic_shapes=(free,) if free else None), path)
+            dim = torch.export.Dim
+            free = {a: dim.DYNAMIC if multiple == 1 else multiple * dim(f"side{a}") for a in axes}
+            torch.export.save(torch.export.export(network, (x,), dynamic_shapes=None if side else (free,)), path)
         else:
             torch.jit.save(torch.jit.trace(network, x), path)
     return path
+
+
+class _UNet(nn.Module):
+    """Two poolings and their skips, as others would write it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        convs = [nn.Conv2d(i, o, 3, padding=1) for i, o in ((2, 8), (8, 8), (8, 8), (16, 8), (16, 8))]
+        self.first, self.second, self.deepest, self.third, self.fourth = convs
+        self.up_once, self.up_again = nn.ConvTranspose2d(8, 8, 2, 2), nn.ConvTranspose2d(8, 8, 2, 2)
+        self.head = nn.Conv2d(8, 3, 1)
+        with torch.no_grad():  # signals stay as large as they are, and outputs are those of a trained network
+            for conv in [*convs, self.up_once, self.up_again]:
+                nn.init.kaiming_normal_(conv.weight)
+            self.head.weight.div_(self(torch.randn(1, 2, 64, 64)).abs().max() / 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        fine = torch.relu(self.first(x))
+        middle = torch.relu(self.second(functional.max_pool2d(fine, 2)))
+        deep = torch.relu(self.deepest(functional.max_pool2d(middle, 2)))
+        up = torch.relu(self.third(torch.cat([middle, self.up_once(deep)], dim=1)))
+        up = torch.relu(self.fourth(torch.cat([fine, self.up_again(up)], dim=1)))
+        logits: Tensor = self.head(up)
+        return logits
 
 
 def _spec(**changes: Any) -> ModelSpec:
@@ -92,6 +138,33 @@ def test_every_format_gives_what_the_network_gives(tmp_path: Path, name: str) ->
         )
         with torch.inference_mode():
             assert torch.allclose(make_engine(again, spec).run(x), network(x), atol=1e-5), backend
+
+
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [
+        ("n.onnx", "onnxruntime"),
+        pytest.param("n.onnx", "openvino", marks=needs_openvino),
+        ("n.pt2", "torch"),
+        ("n.torchscript", "torch"),
+    ],
+)
+def test_exact_law_of_files(tmp_path: Path, name: str, backend: str) -> None:
+    """Tiles computed from a file equal one whole forward of the network that it was made of, in PyTorch."""
+    network, shape = _UNet().eval(), (203, 170)
+    scaling = Scaling(scale=(1.0,) * 2, offset=(0.0,) * 2, mean=(500.0,) * 2, std=(250.0,) * 2)
+    path = _export(network, tmp_path / name, multiple=4)
+    model = adopt_model(tmp_path / "folder", path, _spec(scaling=scaling), trust_model=True)
+    traits, data = model.traits, random_scene(2, shape)
+    assert (traits.tiling, traits.stride, traits.halo_px) == ("exact", 4, 12)
+    tiling = exact_tiling(shape, core_hw=(64, 48), halo_px=12, stride=4, margin_px=0, sizes=traits.sizes, tile_px=64)
+    result = predict_by_tiles(model, tiling, reader(data), backend=backend)
+    after = [12 + -(side + 24) % 4 for side in shape]
+    expected = whole_forward(model_from_module(network, model.spec), data, before=12, after_hw=(after[0], after[1]))
+    assert result.probabilities is not None
+    assert np.abs(result.probabilities - expected).max() <= 1e-5
+    top = np.sort(expected, axis=0)
+    assert ((result.mask == expected.argmax(axis=0)) | (top[-1] - top[-2] < 2e-5)).all()
 
 
 @pytest.mark.parametrize("name", ["n.onnx", "n.pt2", "n.torchscript"])

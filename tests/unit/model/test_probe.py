@@ -79,7 +79,9 @@ def test_aligned_corners_are_never_exact() -> None:
     for module in network.modules():
         if isinstance(module, nn.Upsample):
             module.align_corners = True
-    assert probe(network, bands=2).tiling == "blend"
+    traits = probe(network, bands=2)
+    assert (traits.tiling, traits.halo_px) == ("blend", None)
+    assert "no shift of the input shifts the output alike" in traits.reason
 
 
 class _SqueezeExcite(nn.Module):
@@ -103,6 +105,33 @@ def test_d8_global_context_and_randomness_are_found_by_behaviour() -> None:
     assert probe(_SqueezeExcite().eval(), bands=2).tiling == "blend"
     random = probe(_Dropout().eval(), bands=2)
     assert (random.tiling, random.deterministic) == ("blend", False)
+
+
+class _Attention(nn.Module):
+    """Every position of a pooled map looks at every other one."""
+
+    def __init__(self, *, hand_made: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.down, self.up = nn.Conv2d(2, 8, 8, stride=8), nn.ConvTranspose2d(8, 3, 8, stride=8)
+        self.attention = None if hand_made else nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = self.down(x)
+        tokens = pooled.flatten(2).transpose(1, 2)
+        if self.attention is None:
+            attended = (tokens @ tokens.transpose(1, 2)).softmax(dim=-1) @ tokens
+        else:
+            attended = self.attention(tokens, tokens, tokens, need_weights=False)[0]
+        out: Tensor = self.up((tokens + attended).transpose(1, 2).reshape(pooled.shape))
+        return out
+
+
+@pytest.mark.parametrize("hand_made", [False, True])
+def test_attention_over_the_whole_patch_is_found_by_behaviour(*, hand_made: bool) -> None:
+    traits = probe(_Attention(hand_made=hand_made).eval(), bands=2)
+    assert (traits.tiling, traits.halo_px, traits.size_multiple) == ("blend", None, 8)
+    assert "no shift of the input shifts the output alike" in traits.reason
 
 
 def test_plain_convolutions_need_their_radius() -> None:

@@ -1,0 +1,166 @@
+"""The halo that is measured of a network: enough for tiles to equal one whole forward, and no stride more."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from pipeline.grid import exact_tiling, round_up
+from pipeline.model import ModelSpec, Scaling, model_from_module
+from tests.networks import predict_by_tiles, random_scene, reader, whole_forward
+
+_BANDS, _CLASSES, _WIDTH = 2, 3, 2
+_SLOPE = 0.5
+"""Of the activation: no unit is ever dead."""
+_SPEC = ModelSpec(
+    name="drawn",
+    bands=("b0", "b1"),
+    classes=("c0", "c1", "c2"),
+    scaling=Scaling(scale=(1.0,) * 2, offset=(0.0,) * 2, mean=(500.0,) * 2, std=(250.0,) * 2),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Conv:
+    kernel: int
+    dilation: int
+    lean: int
+    """-1 looks back only, 1 ahead only, 0 to both sides alike."""
+
+    @property
+    def back(self) -> int:
+        """Pixels seen before its own."""
+        return self.dilation * (self.kernel // 2) * (1 - self.lean)
+
+    @property
+    def ahead(self) -> int:
+        return self.dilation * (self.kernel // 2) * (1 + self.lean)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Level:
+    """Convolutions at one resolution, before what lies deeper and after it."""
+
+    before: tuple[_Conv, ...]
+    after: tuple[_Conv, ...]
+    pool: str
+    up: str
+    skip: bool
+
+
+class _Drawn(nn.Module):
+    """What a list of levels describes, from the finest to the coarsest; each but the first halves the resolution."""
+
+    def __init__(self, levels: list[_Level], ins: int) -> None:
+        super().__init__()
+        level, *deeper = levels
+        self.before = _chain(level.before, ins)
+        self.skip = level.skip
+        self.deeper = nn.Sequential(_pool(level), _Drawn(deeper, _WIDTH), _up(level)) if deeper else None
+        self.after = _chain(level.after, 2 * _WIDTH if deeper and level.skip else _WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.before(x)
+        if self.deeper is not None:
+            y = self.deeper(x)
+            x = torch.cat([x, y], dim=1) if self.skip else y
+        out: Tensor = self.after(x)
+        return out
+
+
+def _chain(convs: tuple[_Conv, ...], ins: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for conv in convs:
+        layers.append(nn.ZeroPad2d((conv.back, conv.ahead, conv.back, conv.ahead)))
+        layers += [nn.Conv2d(ins, _WIDTH, conv.kernel, dilation=conv.dilation), nn.LeakyReLU(_SLOPE)]
+        ins = _WIDTH
+    return nn.Sequential(*layers)
+
+
+def _pool(level: _Level) -> nn.Module:
+    return nn.MaxPool2d(2) if level.pool == "max" else nn.AvgPool2d(2)
+
+
+def _up(level: _Level) -> nn.Module:
+    return nn.ConvTranspose2d(_WIDTH, _WIDTH, 2, 2) if level.up == "transposed" else nn.Upsample(scale_factor=2)
+
+
+def _network(levels: list[_Level], seed: int) -> nn.Module:
+    """Random weights that keep signals as large as they are; outputs are those of a trained network, up to 8."""
+    torch.manual_seed(seed)
+    head = nn.Conv2d(_WIDTH, _CLASSES, 1)
+    network = nn.Sequential(_Drawn(levels, _BANDS), head).eval()
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                nn.init.kaiming_normal_(module.weight, a=_SLOPE)
+                nn.init.zeros_(module.bias)
+        head.weight.div_(network(torch.randn(1, _BANDS, 64, 64)).abs().max() / 8)
+    return network
+
+
+def _span(levels: list[_Level], first: int, last: int) -> tuple[int, int]:
+    """First and last input row that the output rows `first` to `last` depend on, by arithmetic on indices alone."""
+    level, *deeper = levels
+    first, last = _seen(level.after, first, last)
+    if deeper:
+        coarse = _span(deeper, first // 2, last // 2)
+        through = 2 * coarse[0], 2 * coarse[1] + 1
+        first, last = (min(first, through[0]), max(last, through[1])) if level.skip else through
+    return _seen(level.before, first, last)
+
+
+def _seen(convs: tuple[_Conv, ...], first: int, last: int) -> tuple[int, int]:
+    return first - sum(conv.back for conv in convs), last + sum(conv.ahead for conv in convs)
+
+
+def _true_reach(levels: list[_Level], stride: int) -> int:
+    first, last = _span(levels, 0, stride - 1)
+    return max(-first, last - (stride - 1))
+
+
+_CONV = st.builds(
+    _Conv, kernel=st.sampled_from([1, 3, 5]), dilation=st.integers(1, 2), lean=st.sampled_from([0, 0, -1, 1])
+)
+_LEVEL = st.builds(
+    _Level,
+    before=st.lists(_CONV, min_size=1, max_size=2).map(tuple),
+    after=st.lists(_CONV, min_size=1, max_size=2).map(tuple),
+    pool=st.sampled_from(["max", "average"]),
+    up=st.sampled_from(["transposed", "nearest"]),
+    skip=st.booleans(),
+)
+
+
+@settings(max_examples=20, deadline=None)
+@given(levels=st.lists(_LEVEL, min_size=1, max_size=4), seed=st.integers(0, 99), core=st.integers(16, 48))
+def test_a_measured_halo_is_enough_and_no_stride_too_large(levels: list[_Level], seed: int, core: int) -> None:
+    """A stack of convolutions, or poolings around it up to three deep, with skips or without."""
+    model = model_from_module(_network(levels, seed), _SPEC)
+    traits, stride, shape = model.traits, 2 ** (len(levels) - 1), (75, 98)
+    assert (traits.tiling, traits.stride) == ("exact", stride)
+    assert traits.halo_px is not None
+    reach = _true_reach(levels, stride)
+    assert reach <= traits.halo_px < reach + stride
+
+    data = random_scene(_BANDS, shape, seed=seed)
+    tiling = exact_tiling(
+        shape,
+        core_hw=(core, core),
+        halo_px=traits.halo_px,
+        stride=stride,
+        margin_px=0,
+        sizes=traits.sizes,
+        tile_px=64,
+    )
+    result = predict_by_tiles(model, tiling, reader(data))
+    halo = traits.halo_px
+    after = [round_up(side + 2 * halo, stride) - halo - side for side in shape]
+    expected = whole_forward(model, data, before=halo, after_hw=(after[0], after[1]))
+    assert result.probabilities is not None
+    assert np.abs(result.probabilities - expected).max() <= 1e-5
