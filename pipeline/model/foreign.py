@@ -329,5 +329,5 @@ def _needs_onnx(what: str, where: str) -> ModelError:
         code="MD-014",
         title="ONNX Runtime cannot run it",
         where=where,
-        fix='pip install "scenemask[onnx]", or upgrade it (for CUDA onnxruntime-gpu, and the CUDA that it needs)',
+        fix='pip install "scenemask[onnx]", or upgrade it; for CUDA onnxruntime-gpu and its CUDA; or --device cpu',
     )

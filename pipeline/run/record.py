@@ -7,6 +7,8 @@ import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from pipeline.run.doctor import versions
 from pipeline.run.values import say_values
 from pipeline.scene.rescale import RescaledScene
@@ -55,6 +57,7 @@ def run_record(
         "plan": plan.summary(),
         "timings_s": dict(timings),
         "peak_memory_bytes": peak_memory_bytes(),
+        "device_peak_memory_bytes": device_peak_bytes(plan.engine.device),
         "tiles": {
             "total": len(records),
             "empty": sum(record.kind == "empty" for record in records),
@@ -106,3 +109,9 @@ def peak_memory_bytes() -> int:
     """Peak resident memory of this process and of its finished children, the larger."""
     kib = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return int(kib) * 1024
+
+
+def device_peak_bytes(device: str) -> int | None:
+    """Peak of what PyTorch had of a GPU in this process; None on a CPU, or where other processes had it."""
+    used = device == "cuda" and torch.cuda.is_initialized()
+    return torch.cuda.max_memory_allocated() if used else None

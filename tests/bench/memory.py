@@ -1,6 +1,8 @@
-"""`make bench-memory`: peak resident memory of `scenemask segment`, a process of its own, at two sizes.
+"""`make bench-memory`: peak resident memory of `scenemask segment`, a process of its own, at several sizes.
 
-python -m tests.bench.memory [--sizes 4096 16384] [--null-sizes 4096 32768]
+python -m tests.bench.memory [--sizes 4096 16384] [--null-sizes 2048 4096 8192 16384 32768]
+
+Growth is from 4096² to the largest.
 """
 
 from __future__ import annotations
@@ -64,11 +66,15 @@ def peak_bytes(
     return usage.ru_maxrss * 1024, time.perf_counter() - started
 
 
+_GROWS_FROM = 4096
+"""Below, a scene is done before all that a larger one needs is in memory."""
+
+
 def main() -> None:
     """Measure and publish."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--sizes", type=int, nargs=2, default=[4096, 16384])
-    parser.add_argument("--null-sizes", type=int, nargs=2, default=[4096, 32768])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[4096, 16384])
+    parser.add_argument("--null-sizes", type=int, nargs="+", default=[2048, 4096, 8192, 16384, 32768])
     options = parser.parse_args()
     rows, facts = [], {}
     cases = (
@@ -81,9 +87,8 @@ def main() -> None:
         for size in sizes:
             peaks[size], seconds = peak_bytes(model, scene_of(size))
             print(f"{name} {size}: {peaks[size] / 1e9:.3f} GB in {seconds:.0f} s", flush=True)
-        small, large = (peaks[size] for size in sizes)
-        text = f"{small / 1e9:.2f} GB at {sizes[0]}², {large / 1e9:.2f} GB at {sizes[1]}²"
-        text += f" (**{large / small - 1:+.1%}**)"
+        text = ", ".join(f"{peak / 1e9:.2f} GB at {size}²" for size, peak in peaks.items())
+        text += f" (**{peaks[sizes[-1]] / peaks[max(sizes[0], _GROWS_FROM)] - 1:+.1%}**)"
         rows.append((f"peak resident memory of `segment`, {name}", text, bar))
         facts[name] = peaks
     scene = scene_of(options.sizes[0])
