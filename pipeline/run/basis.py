@@ -107,8 +107,8 @@ def find_basis(scene: Scene, model: Model, settings: SegmentSettings, *, num_pix
     cost = measured_cost(engine, model, budget_bytes=room.forward_bytes, most_bytes=measuring)
     batching = None
     if mode == "blend" and device == "cuda":
-        demand = demand_of(scene, model, settings, engine, cost, room)
-        patch_hw = lay_blend(scene.geobox.shape, settings, traits, demand.largest_px).patch_hw
+        demand = demand_of(scene, model, settings, engine, cost, room, blend=True)
+        patch_hw = lay_blend(scene.geobox.shape, settings, traits, demand).patch_hw
         fitting = demand.largest_px // math.prod(patch_hw)
         batching = choose_batch(
             model, engine.spec, device_thread(threads=engine.spec.threads), patch_hw, largest=fitting

@@ -88,9 +88,14 @@ class Demand:
 
     @property
     def largest_px(self) -> int:
-        """Pixels of the largest patch that memory allows, nothing left out."""
-        affordable = min(self.budget_bytes / self.bytes_per_px, self.host_budget_bytes / self.tile_bytes_per_px)
-        return int(min(affordable, self.most_px))
+        """Pixels of the largest patch to be blended: where tiles share its memory, half of that is theirs."""
+        forward = self.budget_bytes / 2 if self.on_host else self.budget_bytes
+        return int(min(forward / self.forward_bytes_per_px, self.most_px))
+
+    @property
+    def widest_tile_px(self) -> int:
+        """Side of the largest tile for which the other half suffices."""
+        return math.isqrt(max(0, int(self.host_budget_bytes / 2 / self.tile_bytes_per_px)))
 
     def nbytes(self, patch_hw: tuple[Any, Any]) -> Any:
         """Memory that a patch takes, of what `budget_bytes` is; of many patches, sides given as arrays."""
@@ -149,6 +154,7 @@ def demand_of(
     room: Room,
     *,
     num_pixels: int | None = None,
+    blend: bool = False,
 ) -> Demand:
     """What patches of this scene take with this engine, and what there is.
 
@@ -160,13 +166,15 @@ def demand_of(
         cost: Of a forward, where it was measured.
         room: What a worker has.
         num_pixels: Of all scenes that the engines are made for; the scene's if not given.
+        blend: Whether patches are averaged, all classes of them.
     """
     mask_bands = model.spec.legend().num_mask_bands
     device, fixed = engine.spec.device, 0 if cost is None else int(cost.fixed_bytes)
-    kept = len(model.spec.classes) if settings.probabilities else 0
-    tile_bytes = tile_bytes_per_px(len(model.spec.bands), int(scene.dtype.itemsize), mask_bands, probabilities=kept)
+    classes = len(model.spec.classes)
+    tile_bytes = tile_bytes_per_px(len(model.spec.bands), int(scene.dtype.itemsize), mask_bands)
+    tile_bytes += class_bytes_per_px(classes, blended=blend and device == "cpu", kept=settings.probabilities)
     tile_bytes *= room.in_flight
-    forward = _bytes_per_px(engine, cost, model, settings.tta, probabilities=settings.probabilities)
+    forward = _bytes_per_px(engine, cost, model, settings.tta, all_classes=blend or settings.probabilities)
     return Demand(
         cost=cost,
         budget_bytes=room.forward_bytes - fixed,
@@ -208,24 +216,30 @@ def count_left_out(patch_hw: tuple[Any, Any], left_out_px: int) -> Any:
     return math.prod(patch_hw) - math.prod(side - 2 * left_out_px for side in patch_hw)
 
 
-def tile_bytes_per_px(bands: int, itemsize_bytes: int, mask_bands: int = 1, *, probabilities: int = 0) -> int:
-    """Bytes per pixel of a tile in flight: values, again where PyTorch cannot use them as they lie, validity, mask.
+def tile_bytes_per_px(bands: int, itemsize_bytes: int, mask_bands: int = 1) -> int:
+    """Bytes per pixel of a tile in flight: values, again where PyTorch cannot use them as they lie, validity, mask."""
+    return bands * (2 * itemsize_bytes + 1) + 2 + mask_bands
 
-    Of `probabilities`, where they are kept, each is held as float32, as it is stored, and as a part of its shard.
+
+def class_bytes_per_px(num_classes: int, *, blended: bool, kept: bool) -> int:
+    """Bytes per pixel of a tile's core for all classes: float32 where they are summed or kept.
+
+    Kept ones take a byte more as they are stored, and another one as a part of their shard.
     """
-    return bands * (2 * itemsize_bytes + 1) + 2 + mask_bands + 6 * probabilities
+    sums = 4 * (num_classes + 1) if blended else 4 * num_classes if kept else 0
+    return sums + (2 * num_classes if kept else 0)
 
 
 def _bytes_per_px(
-    engine: EngineChoice, cost: Calibration | None, model: Model, tta: Augmentation, *, probabilities: bool
+    engine: EngineChoice, cost: Calibration | None, model: Model, tta: Augmentation, *, all_classes: bool
 ) -> float:
     """Per pixel of a patch: scaled input, forward, and the copies that activation and weighting make of its output."""
     classes = len(model.spec.classes)
     after = classes * 4 * 3 + 8 if engine.spec.backend == "torch" else 0
     measured = cost.bytes_per_px if cost else model.traits.bytes_per_px * _WORKSPACE
     averaging = 0 if tta == "none" else 8 * len(model.spec.classes) + 4 * len(model.spec.bands)
-    # What was measured puts out classes where it can; probabilities are one output more, and its activation.
-    apart = 8 * classes if probabilities and engine.spec.backend != "torch" else 0
+    # What was measured puts out labels where it can; all classes are one output more, its activation, and weighted.
+    apart = 12 * classes if all_classes and engine.spec.backend != "torch" else 0
     return max(measured, after) + averaging + apart + 4 * len(model.spec.bands)
 
 

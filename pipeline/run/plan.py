@@ -15,6 +15,7 @@ from pipeline.model import EngineSpec
 from pipeline.run.basis import Basis, find_basis
 from pipeline.run.block_cache import choose_block_cache, extra_cache_bytes
 from pipeline.run.demand import (
+    class_bytes_per_px,
     count_left_out,
     demand_of,
     tile_bytes_per_px,
@@ -108,14 +109,15 @@ class Plan:
     @property
     def peak_bytes(self) -> int:
         """Predicted peak resident memory of a worker."""
-        rim = 2 * self.tiling.halo_px + (self.tiling.rows.patch if self.tiling.mode == "blend" else 0)
-        sides = [min(side, n) + rim for side, n in zip(self.tiling.tile_hw, self.tiling.shape, strict=True)]
-        blended = 4 * (self.num_classes + 1) if self.tiling.mode == "blend" and not self.probabilities else 0
-        kept = self.num_classes if self.probabilities else 0
-        per_px = tile_bytes_per_px(self.bands, self.itemsize_bytes, self.mask_bands, probabilities=kept) + blended
-        forward = self.forward_bytes if self.engine.device == "cpu" else 0
-        tiles = self.in_flight * math.prod(sides) * per_px + extra_cache_bytes(self.block_cache_bytes)
-        return int(LIBRARIES_BYTES[self.engine.device] + forward + tiles)
+        blends, host = self.tiling.mode == "blend", self.engine.device == "cpu"
+        rim = 2 * self.tiling.halo_px + (self.tiling.rows.patch if blends else 0)
+        core = [min(side, n) for side, n in zip(self.tiling.tile_hw, self.tiling.shape, strict=True)]
+        read = math.prod(side + rim for side in core)
+        tile = read * tile_bytes_per_px(self.bands, self.itemsize_bytes, self.mask_bands)
+        tile += math.prod(core) * class_bytes_per_px(self.num_classes, blended=blends and host, kept=self.probabilities)
+        forward = self.forward_bytes if host else 0
+        cache = extra_cache_bytes(self.block_cache_bytes)
+        return int(LIBRARIES_BYTES[self.engine.device] + forward + self.in_flight * tile + cache)
 
     @property
     def infer_s(self) -> float | None:
@@ -216,7 +218,9 @@ def plan_from(scene: Scene, model: Model, settings: SegmentSettings, basis: Basi
     """
     traits, engine, cost = model.traits, basis.engine, basis.cost
     sizes = patch_sizes(traits, settings.tta)
-    demand = demand_of(scene, model, settings, engine, cost, basis.room, num_pixels=basis.num_pixels)
+    demand = demand_of(
+        scene, model, settings, engine, cost, basis.room, num_pixels=basis.num_pixels, blend=basis.mode == "blend"
+    )
     demand.check_least_patch(traits, sizes, basis.halo_px)
     network_padding = basis.padding == "network"
     if basis.mode == "exact":
@@ -224,7 +228,7 @@ def plan_from(scene: Scene, model: Model, settings: SegmentSettings, basis: Basi
             scene.geobox.shape, model, settings, demand, halo=basis.halo_px, network_padding=network_padding
         )
     else:
-        tiling = lay_blend(scene.geobox.shape, settings, traits, demand.largest_px)
+        tiling = lay_blend(scene.geobox.shape, settings, traits, demand)
     batching = basis.batching or Batching(1, None if cost is None else float(demand.seconds(tiling.patch_hw)))
     need = int(demand.nbytes(tiling.patch_hw))
     if settings.memory is not None and demand.on_host and need > demand.budget_bytes:  # only --patch can ask for more

@@ -113,5 +113,5 @@ def peak_memory_bytes() -> int:
 
 def device_peak_bytes(device: str) -> int | None:
     """Peak of what PyTorch had of a GPU in this process; None on a CPU, or where other processes had it."""
-    used = device == "cuda" and torch.cuda.is_initialized()
+    used = device == "cuda" and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     return torch.cuda.max_memory_allocated() if used else None

@@ -63,10 +63,14 @@ def lay_exact(
     )
 
 
-def lay_blend(shape: tuple[int, int], settings: SegmentSettings, traits: Traits, largest_px: int) -> Tiling:
-    """Patches of one size that overlap by what was asked for, a quarter if nothing was."""
+def lay_blend(shape: tuple[int, int], settings: SegmentSettings, traits: Traits, demand: Demand) -> Tiling:
+    """Patches of one size that overlap by what was asked for, a quarter if nothing was; smaller for want of memory.
+
+    So are tiles, which are rounded up to whole steps and change nothing of the result.
+    """
     sizes = patch_sizes(traits, settings.tta)
-    patch = settings.patch or min(_BLEND_PATCH, sizes.at_most(math.isqrt(largest_px)) or sizes.at_least(1))
+    fitting = sizes.at_most(math.isqrt(max(0, demand.largest_px))) or sizes.at_least(1)
+    patch = settings.patch or min(_BLEND_PATCH, fitting)
     try:
         return blend_tiling(
             shape,
@@ -75,7 +79,7 @@ def lay_blend(shape: tuple[int, int], settings: SegmentSettings, traits: Traits,
             stride=traits.stride,
             margin_px=traits.margin_px,
             sizes=sizes,
-            tile_px=settings.tile,
+            tile_px=min(settings.tile, max(1, demand.widest_tile_px - patch)),
             square=needs_squares(settings.tta, network_padding=False),
         )
     except ValueError as error:

@@ -94,6 +94,22 @@ def test_probabilities_of_many_classes_stay_within_the_memory_given(model: Model
     assert room.LIBRARIES_BYTES["cpu"] + outputs + 4 * 100 * tiles <= 1.5e9
 
 
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("classes", [4, 100, 250])
+def test_blending_any_number_of_classes_stays_within_the_memory_given(
+    model: Model, monkeypatch: pytest.MonkeyPatch, classes: int, *, kept: bool
+) -> None:
+    """Every class of each pixel of the tiles in flight is summed."""
+    cost = Calibration(fixed_s=0.0, s_per_px=1e-7, fixed_bytes=0.0, bytes_per_px=150.0)
+    monkeypatch.setattr("pipeline.run.basis.measured_cost", lambda *_, **__: cost)
+    names = tuple(f"c{i}" for i in range(classes))
+    many = dataclasses.replace(model, spec=model.spec.model_copy(update={"classes": names}))
+    for options in ({}, {"memory": "1GB"}):
+        plan = _plan(many, tiling="blend", backend="torch", probabilities=kept, **options)
+        assert plan.peak_bytes <= (1e9 if options else 1.75e9)
+        assert 4 * (classes + 1) * math.prod(plan.tiling.tile_hw) * plan.in_flight <= plan.peak_bytes
+
+
 def test_patches_are_equal_parts(model: Model) -> None:
     """No sliver at the end: the last core is more than half a core."""
     plan = _plan(model, memory="1GB")
