@@ -55,7 +55,7 @@ def _output(graph: Any, x: Tensor) -> np.ndarray[Any, Any]:
     return np.array(next(iter(compiled([x.numpy()]).values())))
 
 
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=8)
 @given(
     channels=st.lists(st.integers(2, 9), min_size=2, max_size=3),
     outputs=st.integers(1, 2),

@@ -159,7 +159,7 @@ def _same_inside(network: nn.Module, trim: int, shape: tuple[int, int], bands: i
     return left_out
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=10)
 @given(levels=st.lists(_LEVELS, min_size=1, max_size=3), trim=st.integers(1, 40))
 def test_what_is_kept_is_what_the_whole_network_gives(levels: list[_Level], trim: int) -> None:
     """Whatever it is built of, and where it looks at the whole image too."""
@@ -232,7 +232,7 @@ _ALL = slice(None)
 _RIMS = st.integers(0, 7)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=10)
 @given(rims=st.tuples(_RIMS, _RIMS, _RIMS, _RIMS), step=st.integers(2, 3), how=st.data())
 def test_a_cut_becomes_padding_of_what_enlarges(rims: tuple[int, ...], step: int, how: st.DataObject) -> None:
     top, bottom, left, right = rims

@@ -117,10 +117,10 @@ def test_patches_are_equal_parts(model: Model) -> None:
     assert 5000 - (plan.tiling.cols.count - 1) * core > core / 2
 
 
-def test_too_little_memory_is_refused_with_the_number_needed() -> None:
-    wide = unet_model(depth=4, width=64)
+def test_too_little_memory_is_refused_with_the_number_needed(model: Model) -> None:
+    hungry = dataclasses.replace(model, _traits=[model.traits.model_copy(update={"bytes_per_px": 1e6})])
     with pytest.raises(ResourceError, match="RS-004") as caught:
-        make_plan(_scene(), wide, make_settings({"memory": "610MB"}))  # type: ignore[arg-type]
+        make_plan(_scene(), hungry, make_settings({"memory": "610MB"}))  # type: ignore[arg-type]
     assert "--memory" in caught.value.fix
 
 
