@@ -274,9 +274,8 @@ def main() -> None:
         else:
             made, facts = measure(network_case(kind, given), given.repeats)
         options = f"--only {kind} --repeats {given.repeats}"
-        options += (
-            "" if kind in {"null", "growth"} else f" --memory {given.memory}"
-        )  # those have what a run has unasked
+        if kind not in {"null", "growth"}:  # those have what a run has unasked
+            options += f" --memory {given.memory}"
         title = "Speed: the whole job against its floors"
         publish("speed", title, f"python -m tests.bench.speed {options}", made, facts, part=kind)
 
