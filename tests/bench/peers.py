@@ -31,7 +31,7 @@ import rasterio
 import rasterio.shutil
 from scipy import ndimage
 
-from tests.bench.common import OUT, publish, scene_of, unet
+from tests.bench.common import OUT, publish, scene_of, trained_unet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -50,8 +50,8 @@ class Peer:
     name: str
     run: Callable[[Path, Path, Path], None] | None = None
     """(scene, model folder, mask to write); None: it is `scenemask segment`, as a user would call it."""
-    precision: str = "float32"
-    """What it computes in."""
+    precision: str | None = "float32"
+    """What it computes in; None: what ours chooses by itself."""
     needs: str = "torch"
     """Module without which it is left out."""
     same_input: bool = True
@@ -79,10 +79,18 @@ def _network(model: Path) -> Any:
     return sm.load_model(model).network
 
 
-def _scaled(block: NDArray[Any]) -> Any:
+def _constants(model: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Mean and standard deviation of each band `(band, 1, 1)`, as the network was trained on."""
+    scaling = json.loads((model / "model.json").read_text())["properties"]["scenemask:model"]["scaling"]
+    mean, std = (np.array(scaling[name], np.float32)[:, None, None] for name in ("mean", "std"))
+    return mean, std
+
+
+def _scaled(block: NDArray[Any], model: Path) -> Any:
     import torch
 
-    return torch.from_numpy((block.astype(np.float32) - 1000.0) / 800.0)[None]
+    mean, std = _constants(model)
+    return torch.from_numpy((block.astype(np.float32) - mean) / std)[None]
 
 
 def hand_written(scene: Path, model: Path, mask: Path, *, precision: str = "bf16") -> None:
@@ -93,6 +101,7 @@ def hand_written(scene: Path, model: Path, mask: Path, *, precision: str = "bf16
     from openvino import opset13 as op
 
     side = _CORE + 2 * _HALO
+    mean, std = _constants(model)
     graph = openvino.convert_model(_network(model), example_input=torch.zeros(1, 4, 256, 256))
     graph.reshape([1, 4, side, side])
     logits = graph.outputs[0].get_node().input_value(0)
@@ -109,7 +118,7 @@ def hand_written(scene: Path, model: Path, mask: Path, *, precision: str = "bf16
                 block = source.read(window=((inner[0], inner[1]), (inner[2], inner[3])))
                 pad = ((0, 0), (inner[0] - rows[0], rows[1] - inner[1]), (inner[2] - cols[0], cols[1] - inner[3]))
                 block = np.pad(block, pad, mode="reflect")
-                x = (block.astype(np.float32) - np.float32(1000)) / np.float32(800)
+                x = (block.astype(np.float32) - mean) / std
                 request.infer([x[None]])
                 labels = request.get_output_tensor(0).data[0, 0, _HALO:-_HALO, _HALO:-_HALO]
                 here = made[row : row + _CORE, col : col + _CORE]
@@ -128,7 +137,7 @@ def grid_loop(scene: Path, model: Path, mask: Path, *, overlap: int = 0) -> None
     places = [(r, c) for r in range(0, made.shape[0], step) for c in range(0, made.shape[1], step)]
     for start in range(0, len(places), 4):
         batch = places[start : start + 4]
-        x = torch.cat([_scaled(data[:, r : r + _PATCH, c : c + _PATCH]) for r, c in batch])
+        x = torch.cat([_scaled(data[:, r : r + _PATCH, c : c + _PATCH], model) for r, c in batch])
         labels = network(x).argmax(1).to(torch.uint8).numpy()
         for (r, c), patch in zip(batch, labels, strict=True):
             here = made[r : r + step, c : c + step]
@@ -146,7 +155,7 @@ def monai(scene: Path, model: Path, mask: Path) -> None:
     from monai.inferers import sliding_window_inference
 
     with rasterio.open(scene) as source:
-        x = _scaled(source.read())
+        x = _scaled(source.read(), model)
     network = _network(model)
     scores = sliding_window_inference(x, (_PATCH, _PATCH), 4, network, overlap=0.5, mode="gaussian")
     _write(mask, scene, scores[0].argmax(0).numpy().astype(np.uint8))
@@ -161,7 +170,7 @@ def map_overlap(scene: Path, model: Path, mask: Path) -> None:
         data = da.from_array(source.read(), chunks=(-1, _CORE, _CORE))
 
     def classes(block: NDArray[Any]) -> NDArray[np.uint8]:
-        return np.asarray(network(_scaled(block))[0].argmax(0).numpy().astype(np.uint8))[None]
+        return np.asarray(network(_scaled(block, model))[0].argmax(0).numpy().astype(np.uint8))[None]
 
     depth = (0, _HALO, _HALO)
     made = data.map_overlap(classes, depth=depth, boundary="reflect", chunks=((1,), *data.chunks[1:]), dtype=np.uint8)
@@ -186,7 +195,7 @@ def terratorch(scene: Path, model: Path, mask: Path) -> None:
     from terratorch.tasks.tiled_inference import tiled_inference
 
     with rasterio.open(scene) as source:
-        x = _scaled(source.read())
+        x = _scaled(source.read(), model)
     scores = tiled_inference(_network(model), x)
     _write(mask, scene, scores[0].argmax(0).numpy().astype(np.uint8))
 
@@ -196,14 +205,15 @@ def geoai(scene: Path, model: Path, mask: Path) -> None:
     _let_torchvision_in()
     from geoai.inference import predict_geotiff
 
+    network, (mean, std) = _network(model), _constants(model)
     predict_geotiff(
-        _network(model),
+        network,
         str(scene),
         str(mask),
-        num_classes=4,
+        num_classes=network.config.outputs,
         output_dtype="uint8",
         output_nodata=255,
-        preprocess_fn=lambda chip: (chip - np.float32(1000)) / np.float32(800),
+        preprocess_fn=lambda chip: (chip - mean) / std,
         postprocess_fn=lambda scores: scores.argmax(0)[None],
         verbose=False,
     )
@@ -219,6 +229,7 @@ def torchgeo(scene: Path, model: Path, mask: Path) -> None:
     from torchgeo.samplers import GridGeoSampler
 
     network, places = _network(model), []
+    mean, std = map(torch.from_numpy, _constants(model))
     with rasterio.open(scene) as source:
         made, transform = np.full(source.shape, 255, np.uint8), ~source.transform
 
@@ -236,7 +247,7 @@ def torchgeo(scene: Path, model: Path, mask: Path) -> None:
     loader = DataLoader(dataset, batch_size=4, sampler=_Sampler(dataset, _PATCH, _PATCH), collate_fn=stack_samples)
     done = 0
     for batch in loader:
-        labels = network((batch["image"].float() - 1000.0) / 800.0).argmax(1).to(torch.uint8).numpy()
+        labels = network((batch["image"].float() - mean) / std).argmax(1).to(torch.uint8).numpy()
         for patch in labels:
             row, col = places[done]
             done += 1
@@ -258,10 +269,11 @@ def geodeep(scene: Path, model: Path, mask: Path) -> None:
         def __init__(self) -> None:
             super().__init__()
             self.network = _network(model)
+            self.mean, self.std = map(torch.from_numpy, _constants(model))
 
         def forward(self, x: Any) -> Any:
             dn = torch.cat([x, x[:, :1]], 1) * 65535.0
-            return self.network((dn - 1000.0) / 800.0).softmax(1)
+            return self.network((dn - self.mean) / self.std).softmax(1)
 
     path = model / "geodeep.onnx"
     if not path.exists():
@@ -277,7 +289,7 @@ def geodeep(scene: Path, model: Path, mask: Path) -> None:
 
 def whole(scene: Path, model: Path, mask: Path) -> None:
     """One forward over the scene, mirrored around: what all others are compared with."""
-    labels = _network(model)(_scaled(_mirrored(scene)))[0].argmax(0).numpy().astype(np.uint8)
+    labels = _network(model)(_scaled(_mirrored(scene), model))[0].argmax(0).numpy().astype(np.uint8)
     _write(mask, scene, labels[_HALO:-_HALO, _HALO:-_HALO])
 
 
@@ -307,10 +319,7 @@ def _mirrored(scene: Path) -> NDArray[Any]:
 
 
 PEERS = {
-    "ours": Peer(
-        name="scenemask segment, bfloat16 (asked for: classes of random weights are near to one another)",
-        precision="bfloat16",
-    ),
+    "ours": Peer(name="scenemask segment, as it is", precision=None),
     "ours32": Peer(name="scenemask segment, float32"),
     "hand": Peer(name="loop by hand, OpenVINO bfloat16", run=hand_written, precision="bfloat16", needs="openvino"),
     "grid": Peer(name="grid-sampler loop, patch 512, no overlap", run=grid_loop),
@@ -350,7 +359,8 @@ def measure(key: str, scene: Path, model: Path, mask: Path) -> tuple[float, floa
 def _command(key: str, scene: Path, model: Path, mask: Path) -> list[str]:
     peer = PEERS.get(key)
     if peer is not None and peer.run is None:
-        options = ["--precision", peer.precision, "--vectors", "none", "--overwrite", "--quiet"]
+        options = ["--vectors", "none", "--overwrite", "--quiet"]
+        options += ["--precision", peer.precision] if peer.precision else []
         command = ["-m", "pipeline", "segment", str(scene), "-m", str(model), "-o", str(mask.with_suffix("")), *options]
         return [sys.executable, *command]
     python = python_with(peer.needs if peer else "torch") or sys.executable
@@ -373,9 +383,38 @@ def classes_of(key: str, scene: Path, model: Path) -> NDArray[Any]:
 
 
 def _ratios(wall_s: float, medians: Mapping[str, tuple[float, ...]]) -> str:
-    """How much longer it takes than ours, in both precisions."""
-    ours = ((name, medians[key][0]) for key, name in (("ours", "bfloat16"), ("ours32", "float32")) if key in medians)
-    return "".join(f"; ours in {name} {wall_s / seconds:.2f} × as fast" for name, seconds in ours)
+    """How much longer it takes than ours, as it is and in float32."""
+    ours = ((name, medians[key][0]) for key, name in (("ours", "as it is"), ("ours32", "float32")) if key in medians)
+    return "".join(f"; ours {name} {wall_s / seconds:.2f} × as fast" for name, seconds in ours)
+
+
+def _bars(wall: Mapping[str, float], seams: Mapping[str, float]) -> list[tuple[str, str, str]]:
+    """What the figures are measured against, as rows of the table."""
+    default = {key: s for key, s in wall.items() if key not in {"ours", "ours32", "hand"}}
+    exact = [s for key, s in default.items() if seams.get(key, 1.0) <= _EQUAL_QUALITY]
+    rows = []
+    if "ours" in wall and default:
+        rows.append(
+            ("fastest peer at its default ÷ ours as it is", f"**{min(default.values()) / wall['ours']:.2f}**", "≥ 2.5")
+        )
+    if {"ours", "hand"} <= set(wall):
+        rows.append(("ours as it is ÷ loop by hand", f"**{wall['ours'] / wall['hand']:.2f}**", "≤ 1.05"))
+    if "ours32" in wall and exact:
+        what = f"fastest peer with at most {_EQUAL_QUALITY:.0e} of pixels that differ ÷ ours in float32"
+        rows.append((what, f"**{min(exact) / wall['ours32']:.2f}**", "≥ 2"))
+    if "ours32" in wall and default:
+        what = "fastest peer at its default ÷ ours in float32"
+        rows.append((what, f"**{min(default.values()) / wall['ours32']:.2f}**", "≥ 1"))
+    return rows
+
+
+_EQUAL_QUALITY = 1e-5
+
+
+def _chosen(run: Path) -> str:
+    """What `segment` chose by itself, and why."""
+    plan = json.loads((run / "run.json").read_text())["plan"]
+    return f"{plan['precision']}: {plan['engine_reason']}"
 
 
 def main() -> None:
@@ -393,8 +432,7 @@ def main() -> None:
         runs |= {"whole": whole, "whole-ours": whole_ours}
         runs[key](Path(scene), Path(model), Path(mask))
         return
-    unet()
-    model, scene, small = OUT / "unet-16-4", scene_of(given.size), scene_of(given.seam_size)
+    model, scene, small = trained_unet(), scene_of(given.size), scene_of(given.seam_size)
     keys = [key for key in given.only.split(",") if python_with(PEERS[key].needs)]
     far, reference = far_from_nodata(small), classes_of("whole", small, model)
     masks = {key: classes_of(key, small, model) for key in keys if PEERS[key].same_input}
@@ -419,6 +457,9 @@ def main() -> None:
     if "ours32" in masks:
         own = int((masks["ours32"] != classes_of("whole-ours", small, model))[far].sum())
         rows.append(("float32 against one whole forward of the same engine", f"{own} pixels differ", "0"))
+    rows += _bars({key: row[0] for key, row in medians.items()}, seams)
+    if "ours" in keys:
+        rows.append(("what ours chose as it is", _chosen(OUT / "peers" / "ours"), ""))
     title = f"Peers at {given.size}², whole processes; pixels that differ from one whole forward at {given.seam_size}²"
     options = f"--size {given.size} --seam-size {given.seam_size} --repeats {given.repeats} --only {','.join(keys)}"
     publish(f"peers-{given.size}", title, f"make bench-peers ({options})", rows, {"medians": medians, "seams": seams})
