@@ -15,7 +15,7 @@ from pipeline.run.events import Event, Listener, Notice, StageFinished, StageSta
 from pipeline.run.identity import adopt_settings, identity, refuse_differences
 from pipeline.run.leftovers import clean_up
 from pipeline.run.plan import Plan
-from pipeline.run.record import run_record
+from pipeline.run.record import class_rows, run_record
 from pipeline.run.resolve import bare_options, matched_by_position, resolve_limits, resolve_scene
 from pipeline.run.results import Recipe
 from pipeline.run.scratch import (
@@ -31,7 +31,7 @@ from pipeline.run.scratch import (
 )
 from pipeline.run.settings import access_of
 from pipeline.run.tile_task import Job
-from pipeline.run.values import range_warning
+from pipeline.run.values import one_class_warning, range_warning
 from pipeline.run.vectorize import cleaning_of
 from pipeline.run.workers import on_this_machine, starts_workers
 from pipeline.scene.rescale import RescaledScene
@@ -397,13 +397,16 @@ def commit(
     run = ongoing.run
     _refuse_changed_scene(run)
     lock.ensure_held()
+    doubt = one_class_warning(run.model, [row["pixels"] for row in class_rows(run.model, finished)])
+    if doubt is not None:
+        run.tell(Notice(text=doubt))
     record = run_record(
         identity=run.identity,
         settings=run.settings,
         plan=ongoing.plan,
         model=run.model,
         scene=run.scene,
-        warnings=warnings_of(run, ongoing.plan),
+        warnings=[*warnings_of(run, ongoing.plan), *filter(None, [doubt])],
         records=list(ongoing.records.values()),
         finished=finished,
         verified=verified,

@@ -18,6 +18,8 @@ from pipeline.scene.base import with_warning
 from pipeline.scene.rescale import RescaledScene
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pipeline.model import Model
     from pipeline.run.settings import SegmentSettings
     from pipeline.scene import Band, Scene
@@ -85,6 +87,22 @@ def range_warning(scene: Scene, model: Model) -> str | None:
             "values may be scaled already, or have 8 bit in place of 16."
         )
     return None
+
+
+def one_class_warning(model: Model, class_px: Sequence[int]) -> str | None:
+    """A sentence where all pixels became one class of a model that says nothing of its values; else None.
+
+    Args:
+        model: A bare network file most likely, trained on reflectance and given what the file stores.
+        class_px: Pixels of each class, in order.
+    """
+    found = [info.name for info, pixels in zip(model.spec.legend(), class_px, strict=True) if pixels]
+    if len(found) != 1 or len(class_px) == 1 or model.spec.multilabel or _expected(model) is not None:
+        return None
+    return (
+        f"every pixel became {found[0]}, and nothing says how the network's input is scaled: it was given stored values "
+        "as they are. Was it trained on others? Say so with --scale, --mean and --std, or in model.json."
+    )
 
 
 def _constants(scene: Scene, model: Model) -> dict[int, tuple[float, float]]:

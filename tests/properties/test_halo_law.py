@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 from torch import Tensor, nn
 
 from pipeline.grid import exact_tiling, round_up
-from pipeline.model import ModelSpec, Scaling, model_from_module
-from tests.networks import predict_by_tiles, random_scene, reader, whole_forward
+from pipeline.model import ModelSpec, Scaling, load_model, model_from_module
+from tests.networks import predict_by_tiles, random_scene, reader, unet_model, whole_forward
 
 _BANDS, _CLASSES, _WIDTH = 2, 3, 2
 _SLOPE = 0.5
@@ -164,3 +166,46 @@ def test_a_measured_halo_is_enough_and_no_stride_too_large(levels: list[_Level],
     expected = whole_forward(model, data, before=halo, after_hw=(after[0], after[1]))
     assert result.probabilities is not None
     assert np.abs(result.probabilities - expected).max() <= 1e-5
+
+
+_TRAINED = Path(__file__).resolve().parents[2] / "docs" / "models" / "banepa-buildings"
+"""A plain U-Net of depth 4 and width 16 that has learned from real imagery."""
+
+
+def _smooth_image(bands: int) -> Tensor:
+    """Standardised values with structure of some pixels, `(1, band, 800, 800)`."""
+    noise = np.random.default_rng(0).normal(size=(bands, 800, 800)).astype(np.float32)
+    smooth = np.stack([ndimage.gaussian_filter(band, 3) for band in noise])
+    return torch.from_numpy(smooth / smooth.std() + 0.3 * noise)[None]
+
+
+def _share_wrong(network: nn.Module, *, bands: int, halo_px: int, origin: int) -> float:
+    """Of 256² px from `origin` on: whose class a patch with this halo decides otherwise than the whole image."""
+    x, rows, core = _smooth_image(bands), slice(origin, origin + 256), slice(halo_px, halo_px + 256)
+    patch = slice(rows.start - halo_px, rows.stop + halo_px)
+    with torch.inference_mode():
+        whole, part = (_classes(network(pixels)) for pixels in (x, x[..., patch, patch]))
+    return float((part[:, core, core] != whole[:, rows, rows]).float().mean())
+
+
+def _classes(logits: Tensor) -> Tensor:
+    return logits.argmax(1) if logits.shape[1] > 1 else logits[:, 0] > 0
+
+
+def test_a_trained_unet_is_exact_at_96_px_on_the_grid_of_its_stride_and_wrong_beside_it() -> None:
+    """Measured: no pixel where patches begin at multiples of 16 px, 0.83 % one pixel off."""
+    model = load_model(_TRAINED)
+    assert (model.traits.halo_px, model.traits.stride) == (96, 16)
+    shares = [_share_wrong(model.network, bands=3, halo_px=96, origin=origin) for origin in (256, 257)]
+    assert shares[0] == 0.0
+    assert 0.003 < shares[1] < 0.03
+
+
+def test_up_sampling_by_corners_is_wrong_whatever_the_halo() -> None:
+    """Its weights depend on the size of the patch: the probe sends it to blend mode, for this reason."""
+    model = unet_model(depth=4, width=16, classes=4, upsampling="bilinear")
+    for module in model.network.modules():
+        if isinstance(module, nn.Upsample):
+            module.align_corners = True
+    assert _share_wrong(model.network, bands=2, halo_px=128, origin=256) > 0.003
+    assert _share_wrong(model.network, bands=2, halo_px=256, origin=256) > 0.001

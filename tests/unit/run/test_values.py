@@ -12,7 +12,7 @@ from pipeline.grid import Window
 from pipeline.model import Model, ModelSpec, Scaling
 from pipeline.run.resolve import resolve_scene
 from pipeline.run.settings import make_settings
-from pipeline.run.values import range_warning, say_values
+from pipeline.run.values import one_class_warning, range_warning, say_values
 from pipeline.scene.rescale import RescaledScene
 from tests.scenes import NORTH_UP, UTM, smooth_values, write_scene
 from tests.unit.scene.products import write_landsat, write_safe
@@ -123,4 +123,22 @@ def test_c26_values_out_of_the_models_range_are_told(
 ) -> None:
     scene = opened(write_scene(tmp_path / "s.tif", data, names=("red",)), wanted)
     found = range_warning(scene, wanted)
+    assert (found is None) if expected is None else (found is not None and expected in found)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "class_px", "expected"),
+    [
+        (model(), (0, 900), "every pixel became b"),
+        (model(), (1, 899), None),
+        (model(), (0, 0), None),  # nodata alone
+        (model(mean=500.0), (0, 900), None),
+        (model(scale=1e-4), (0, 900), None),
+        (model(values="physical"), (0, 900), None),
+    ],
+)
+def test_one_class_of_a_network_that_says_nothing_of_its_values_is_told(
+    wanted: Model, class_px: tuple[int, ...], expected: str | None
+) -> None:
+    found = one_class_warning(wanted, class_px)
     assert (found is None) if expected is None else (found is not None and expected in found)
