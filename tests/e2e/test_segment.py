@@ -23,7 +23,7 @@ from rio_cogeo.cogeo import cog_validate
 import pipeline as sm
 from pipeline.errors import InputError, OutputError, PipelineError
 from pipeline.grid import Window
-from pipeline.model import Engine, EngineSpec, make_engine
+from pipeline.model import Engine, EngineSpec, Scaling, make_engine, model_from_module
 from pipeline.run import finish, tile_task
 from pipeline.run.events import Event, Notice, StageStarted
 from pipeline.run.verify import Verifier
@@ -344,6 +344,20 @@ def test_c30_names_that_share_nothing_with_the_model_are_refused(
     assert result.summary["warnings"] == []
     with rasterio.open(result.mask_path) as mask:
         assert (mask.read(1) == np.where((values == 0).any(axis=0), 255, values[1] > 500)).all()
+
+
+def test_one_class_everywhere_of_a_network_that_says_nothing_of_its_values_is_told_and_recorded(
+    values: Any, threshold: sm.Model, tmp_path: Path
+) -> None:
+    """Its mean is left out: all stored values but nodata are then above what it tells apart."""
+    scene = write_scene(tmp_path / "s.tif", values, nodata=0, names=("b0", "b1"))
+    bare = model_from_module(threshold.network, threshold.spec.model_copy(update={"scaling": Scaling.identity(2)}))
+    told: list[Any] = []
+    result = sm.segment(scene, bare, tmp_path / "out", vectors="none", listener=told.append)
+    [doubt] = result.summary["warnings"]
+    assert "every pixel became" in doubt
+    assert "--mean" in doubt
+    assert [event.text for event in told if "every pixel" in getattr(event, "text", "")] == [doubt]
 
 
 @pytest.mark.parametrize(
