@@ -77,7 +77,7 @@ class Model:
                 self.network.release()
 
 
-_PROBE_VERSION = 5
+_PROBE_VERSION = 6
 """Raise when the probe measures something else, so that cached traits are measured again."""
 
 

@@ -100,8 +100,8 @@ def one_class_warning(model: Model, class_px: Sequence[int]) -> str | None:
     if len(found) != 1 or len(class_px) == 1 or model.spec.multilabel or _expected(model) is not None:
         return None
     return (
-        f"every pixel became {found[0]}, and nothing says how the network's input is scaled: it was given stored values "
-        "as they are. Was it trained on others? Say so with --scale, --mean and --std, or in model.json."
+        f"every pixel became {found[0]}. The network was given stored values as they are: was it trained on others "
+        "(--scale, --mean, --std), or does it put out probabilities already (--activation none)?"
     )
 
 

@@ -64,3 +64,18 @@ def test_d7_what_comes_out_is_not_what_is_declared(inside: str, declared: str, o
 )
 def test_d7_what_is_declared_is_not_warned_about(inside: str, declared: str, outputs: int) -> None:
     assert _warnings(inside, declared, outputs) == []
+
+
+class _OfReflectance(nn.Module):
+    """Probabilities of what lies between 0 and 1; what does not gets none."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = (20 * (x[:, :1] - 0.2)).sigmoid()
+        return y * (x.abs().amax(dim=(1, 2, 3), keepdim=True) < 1)
+
+
+def test_probabilities_of_a_network_that_says_nothing_on_standardised_values_are_noticed() -> None:
+    options: dict[str, Any] = {"name": "toy", "bands": ("b0", "b1"), "classes": ("a", "b"), "outputs": 1}
+    spec = ModelSpec.model_validate({**options, "scaling": Scaling.identity(2), "activation": "sigmoid"})
+    [warning] = model_from_module(_OfReflectance(), spec).warnings
+    assert "declare activation none" in warning
