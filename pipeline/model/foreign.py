@@ -74,6 +74,11 @@ class ForeignNetwork(nn.Module, abc.ABC):
         """In the file's own layout."""
         return x.permute(0, 2, 3, 1).contiguous() if self.io.layout == "channels_last" else x
 
+    @property
+    def num_weights(self) -> int | None:
+        """Numbers that were learned; None where the file cannot be asked."""
+        return sum(weights.numel() for weights in self.parameters())
+
     @abc.abstractmethod
     def _compute(self, x: Tensor) -> Any:
         """What the file gives for `x`: a tensor, a sequence, or a mapping."""
@@ -144,6 +149,13 @@ class OnnxNetwork(ForeignNetwork):
     def release(self) -> None:
         """Close the session, which keeps the memory of its largest forward; the next forward opens another."""
         vars(self).pop("session", None)
+
+    @property
+    def num_weights(self) -> int | None:
+        """Floating-point numbers in the file's arrays; None without the `onnx` package."""
+        from pipeline.model.onnx_file import num_weights  # noqa: PLC0415 - an extra
+
+        return num_weights(self.content)
 
     @property
     def input_shape(self) -> list[Any]:

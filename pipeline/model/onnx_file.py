@@ -1,13 +1,15 @@
-"""ONNX files made self-contained: weights in files of their own are taken in, from the model's folder only."""
+"""ONNX files looked into: weights in files of their own are taken in, from the model's folder only; weights counted."""
 
 from __future__ import annotations
 
 import importlib.util
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ModelError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 _MARK = b"location"
@@ -50,7 +52,7 @@ def self_contained(content: bytes, path: Path) -> bytes:
         ) from error
     locations = {
         entry.value
-        for tensor in external._get_all_tensors(model)  # noqa: SLF001 - the only walk over all graphs and attributes
+        for tensor in _tensors_of(model)
         if external.uses_external_data(tensor)
         for entry in tensor.external_data
         if entry.key == "location"
@@ -61,6 +63,31 @@ def self_contained(content: bytes, path: Path) -> bytes:
         return content
     external.load_external_data_for_model(model, str(path.parent))
     return bytes(model.SerializeToString())
+
+
+def num_weights(content: bytes) -> int | None:
+    """Floating-point numbers that a file holds in arrays; None without the `onnx` package.
+
+    Those that its exporter has folded into others, as batch norms into convolutions, are no longer there.
+
+    Args:
+        content: Of the file, self-contained.
+    """
+    if importlib.util.find_spec("onnx") is None:
+        return None
+    import onnx  # noqa: PLC0415 - an extra
+
+    kinds = onnx.TensorProto
+    floats = {kinds.FLOAT, kinds.FLOAT16, kinds.BFLOAT16, kinds.DOUBLE}
+    tensors = _tensors_of(onnx.load_model_from_string(content))
+    return sum(math.prod(map(int, tensor.dims)) for tensor in tensors if tensor.dims and tensor.data_type in floats)
+
+
+def _tensors_of(model: Any) -> Iterator[Any]:
+    """All tensors of an ONNX model, whatever graph or attribute holds them."""
+    from onnx import external_data_helper as external  # noqa: PLC0415 - an extra
+
+    yield from external._get_all_tensors(model)  # noqa: SLF001 - the only walk over all of them
 
 
 def _check_inside(location: str, path: Path) -> None:

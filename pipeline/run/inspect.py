@@ -98,11 +98,14 @@ def describe_model(path: Path, *, trust_model: bool = False, write: bool = False
         write_traits(model)
     spec, traits = model.spec, model.traits
     rows = zip(spec.bands, spec.scaling.scale, spec.scaling.offset, spec.scaling.mean, spec.scaling.std, strict=True)
-    file = _network_file(model.network, traits, len(spec.bands)) if isinstance(model.network, ForeignNetwork) else {}
+    network, file = model.network, {}
+    num_weights: int | None = sum(p.numel() for p in network.parameters())
+    if isinstance(network, ForeignNetwork):
+        num_weights, file = network.num_weights, _network_file(network, traits, len(spec.bands))
     return {
         "name": spec.name,
         "digest": model.digest,
-        "parameters": sum(p.numel() for p in model.network.parameters()),
+        "parameters": num_weights,
         **file,
         "bands": [
             {"band": band, "scale": scale, "offset": offset, "mean": mean, "std": std}

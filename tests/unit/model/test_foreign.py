@@ -408,4 +408,5 @@ def test_inspect_tells_what_is_in_a_file_and_which_output_counts(tmp_path: Path,
     assert (told["format"], told["layout"]) == (path.suffix[1:], "channels_last")
     assert (told["output_that_counts"], told["patch_sides_px"]) == ("1", "96 only")
     assert {row["sizes"] for row in told["outputs"]} == {"1", "1 x 96 x 96 x 3"}
+    assert told["parameters"] == sum(weights.numel() for weights in _plain().parameters())
     assert (told["same_each_time"], told["tiling"]) == ("yes", "blend")
