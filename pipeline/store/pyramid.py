@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
 BLOCK_PX = 512
 _WINDOW_BYTES = 16 << 20
 _AHEAD_BYTES = 64 << 20
@@ -226,30 +228,25 @@ def halve_mask(pixels: Pixels, nodata: int) -> Pixels:
     return out
 
 
-_ROWS_AT_ONCE = 256
-"""Even. What is made of them on the way takes three times their own memory."""
+_ROWS_AT_ONCE = 128
+"""Even. What is made of them on the way takes three times their own memory, and stays in the caches."""
 
 
 def _halve_rows(pixels: Pixels, nodata: int, out: Pixels) -> None:
+    """The law of `halve_mask`."""
     a, b, c, d = _quarters(pixels)
-    out[:] = a
-    # Most of a mask is the inside of regions: look closely only where the first value has no second of its kind.
-    alone = (a != b) & (a != c) & (a != d)
-    hole = a == nodata
-    if hole.any():
-        alone |= hole & ((b != nodata) | (c != nodata) | (d != nodata))
-    if alone.any():
-        out[alone] = _commonest(a[alone], b[alone], c[alone], d[alone], nodata)
-
-
-def _commonest(a: Pixels, b: Pixels, c: Pixels, d: Pixels, nodata: int) -> Pixels:
-    """The law of `halve_mask`, for columns of equal length."""
-    out = np.where(a != nodata, a, np.where(b != nodata, b, np.where(c != nodata, c, d)))
+    a_valid, b_valid, c_valid = (quarter != nodata for quarter in (a, b, c))
+    best = _choose(a_valid, a, _choose(b_valid, b, _choose(c_valid, c, d)))
     # Weakest claim first: a pair that begins earlier overrules one that begins later.
-    np.copyto(out, c, where=(c == d) & (c != nodata))
-    np.copyto(out, b, where=((b == c) | (b == d)) & (b != nodata))
-    np.copyto(out, a, where=((a == b) | (a == c) | (a == d)) & (a != nodata))
-    return out
+    best = _choose((c == d) & c_valid, c, best)
+    best = _choose(((b == c) | (b == d)) & b_valid, b, best)
+    out[:] = _choose(((a == b) | (a == c) | (a == d)) & a_valid, a, best)
+
+
+def _choose(first: NDArray[np.bool_], one: Pixels, other: Pixels) -> Pixels:
+    """As `np.where`, by bits alone: a thirtieth of its time for bytes."""
+    bits: Pixels = np.negative(first.astype(one.dtype))
+    return other ^ ((one ^ other) & bits)
 
 
 def halve_mean(pixels: Pixels, nodata: int) -> Pixels:

@@ -36,16 +36,25 @@ def _fours(pixels: NDArray[np.uint8], row: int, col: int) -> list[int]:
     return [int(pixels[min(2 * row + r, height - 1), min(2 * col + c, width - 1)]) for r in (0, 1) for c in (0, 1)]
 
 
-@given(SIDES, SIDES, st.sampled_from([[0, 1], [0, 255], [1, 2, 255], [0, 1, 2, 3, 4, 255]]), st.integers(0, 2**32))
-def test_halving_a_mask_is_a_vote_of_valid_pixels(height: int, width: int, values: list[int], seed: int) -> None:
-    pixels = _pixels(height, width, values, seed)
-    half = halve_mask(pixels, 255)
-    assert half.shape == (2, (height + 1) // 2, (width + 1) // 2)
+@given(
+    SIDES,
+    SIDES,
+    st.sampled_from([[0, 1], [0, 255], [1, 2, 255], [0, 1, 2, 3, 4, 255]]),
+    st.sampled_from([np.uint8, np.uint16]),
+    st.integers(0, 2**32),
+)
+def test_halving_a_mask_is_a_vote_of_valid_pixels(
+    height: int, width: int, values: list[int], dtype: type[np.uint8 | np.uint16], seed: int
+) -> None:
+    nodata = int(np.iinfo(dtype).max)
+    pixels = _pixels(height, width, values, seed).astype(dtype) * (nodata // 255)
+    half = halve_mask(pixels, nodata)
+    assert (half.shape, half.dtype) == ((2, (height + 1) // 2, (width + 1) // 2), dtype)
     for band in range(2):
         for row, col in np.ndindex(half.shape[1:]):
-            votes = [v for v in _fours(pixels[band], row, col) if v != 255]
+            votes = [v for v in _fours(pixels[band], row, col) if v != nodata]
             most = max(Counter(votes).values(), default=0)
-            expected = next((v for v in votes if votes.count(v) == most), 255)
+            expected = next((v for v in votes if votes.count(v) == most), nodata)
             assert half[band, row, col] == expected
 
 

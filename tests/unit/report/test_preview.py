@@ -49,7 +49,7 @@ def _scene(path: Path, pixels: NDArray[np.generic], nodata: float | None = None)
     return path
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (3, 500), (40, 30), (300, 7)])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 500), (40, 30), (256, 7), (300, 7)])
 def test_png_is_read_by_others(tmp_path: Path, shape: tuple[int, int]) -> None:
     picture = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
     (tmp_path / "x.png").write_bytes(encode_png(picture))
