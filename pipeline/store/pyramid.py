@@ -235,12 +235,20 @@ _ROWS_AT_ONCE = 128
 def _halve_rows(pixels: Pixels, nodata: int, out: Pixels) -> None:
     """The law of `halve_mask`."""
     a, b, c, d = _quarters(pixels)
-    a_valid, b_valid, c_valid = (quarter != nodata for quarter in (a, b, c))
-    best = _choose(a_valid, a, _choose(b_valid, b, _choose(c_valid, c, d)))
+    best, of_a, of_b, of_c = (
+        a,
+        (a == b) | (a == c) | (a == d),
+        (b == c) | (b == d),
+        c == d,
+    )  # have a second of their kind
+    if (pixels == nodata).any():
+        a_valid, b_valid, c_valid = (quarter != nodata for quarter in (a, b, c))
+        best = _choose(a_valid, a, _choose(b_valid, b, _choose(c_valid, c, d)))
+        of_a, of_b, of_c = of_a & a_valid, of_b & b_valid, of_c & c_valid
     # Weakest claim first: a pair that begins earlier overrules one that begins later.
-    best = _choose((c == d) & c_valid, c, best)
-    best = _choose(((b == c) | (b == d)) & b_valid, b, best)
-    out[:] = _choose(((a == b) | (a == c) | (a == d)) & a_valid, a, best)
+    best = _choose(of_c, c, best)
+    best = _choose(of_b, b, best)
+    out[:] = _choose(of_a, a, best)
 
 
 def _choose(first: NDArray[np.bool_], one: Pixels, other: Pixels) -> Pixels:
