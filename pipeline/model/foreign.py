@@ -74,11 +74,6 @@ class ForeignNetwork(nn.Module, abc.ABC):
         """In the file's own layout."""
         return x.permute(0, 2, 3, 1).contiguous() if self.io.layout == "channels_last" else x
 
-    @property
-    def num_weights(self) -> int | None:
-        """Numbers that were learned; None where the file cannot be asked."""
-        return sum(weights.numel() for weights in self.parameters())
-
     @abc.abstractmethod
     def _compute(self, x: Tensor) -> Any:
         """What the file gives for `x`: a tensor, a sequence, or a mapping."""

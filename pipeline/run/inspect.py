@@ -11,6 +11,8 @@ from pipeline.run.settings import make_settings
 from pipeline.scene import describe_scene
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from pipeline.model import ForeignNetwork, ModelSpec, Traits
     from pipeline.run.settings import SegmentSettings
 
@@ -98,14 +100,11 @@ def describe_model(path: Path, *, trust_model: bool = False, write: bool = False
         write_traits(model)
     spec, traits = model.spec, model.traits
     rows = zip(spec.bands, spec.scaling.scale, spec.scaling.offset, spec.scaling.mean, spec.scaling.std, strict=True)
-    network, file = model.network, {}
-    num_weights: int | None = sum(p.numel() for p in network.parameters())
-    if isinstance(network, ForeignNetwork):
-        num_weights, file = network.num_weights, _network_file(network, traits, len(spec.bands))
+    file = _network_file(model.network, traits, len(spec.bands)) if isinstance(model.network, ForeignNetwork) else {}
     return {
         "name": spec.name,
         "digest": model.digest,
-        "parameters": num_weights,
+        "parameters": _num_weights(model.network),
         **file,
         "bands": [
             {"band": band, "scale": scale, "offset": offset, "mean": mean, "std": std}
@@ -135,6 +134,13 @@ def describe_model(path: Path, *, trust_model: bool = False, write: bool = False
         "evidence": traits.evidence,
         "warnings": model.warnings,
     }
+
+
+def _num_weights(network: nn.Module) -> int | None:
+    """Numbers that were learned; None where the file cannot be asked."""
+    from pipeline.model.foreign import OnnxNetwork  # noqa: PLC0415 - no torch for a scene
+
+    return network.num_weights if isinstance(network, OnnxNetwork) else sum(p.numel() for p in network.parameters())
 
 
 def _network_file(network: ForeignNetwork, traits: Traits, bands: int) -> dict[str, Any]:

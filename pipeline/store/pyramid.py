@@ -235,12 +235,9 @@ _ROWS_AT_ONCE = 128
 def _halve_rows(pixels: Pixels, nodata: int, out: Pixels) -> None:
     """The law of `halve_mask`."""
     a, b, c, d = _quarters(pixels)
-    best, of_a, of_b, of_c = (
-        a,
-        (a == b) | (a == c) | (a == d),
-        (b == c) | (b == d),
-        c == d,
-    )  # have a second of their kind
+    # Which have a second of their kind.
+    of_a, of_b, of_c = (a == b) | (a == c) | (a == d), (b == c) | (b == d), c == d
+    best = a
     if (pixels == nodata).any():
         a_valid, b_valid, c_valid = (quarter != nodata for quarter in (a, b, c))
         best = _choose(a_valid, a, _choose(b_valid, b, _choose(c_valid, c, d)))

@@ -28,6 +28,7 @@ from pipeline.model import (
     openvino,
 )
 from pipeline.model.foreign import NetworkIO, load_foreign
+from pipeline.model.onnx_file import num_weights
 from pipeline.run.inspect import inspect_target
 from tests.networks import predict_by_tiles, random_scene, reader, unet_model, whole_forward
 from tests.scenes import write_scene
@@ -410,3 +411,11 @@ def test_inspect_tells_what_is_in_a_file_and_which_output_counts(tmp_path: Path,
     assert {row["sizes"] for row in told["outputs"]} == {"1", "1 x 96 x 96 x 3"}
     assert told["parameters"] == sum(weights.numel() for weights in _plain().parameters())
     assert (told["same_each_time"], told["tiling"]) == ("yes", "blend")
+
+
+def test_an_onnx_files_weights_are_its_arrays_of_floats() -> None:
+    onnx = pytest.importorskip("onnx", reason="onnx is an extra")
+    arrays = [np.zeros((2, 3), np.float32), np.zeros(5, np.float64), np.float32(1).reshape(()), np.arange(4)]
+    tensors = [onnx.numpy_helper.from_array(array, f"w{i}") for i, array in enumerate(arrays)]
+    graph = onnx.helper.make_graph([], "g", [], [], initializer=tensors)
+    assert num_weights(onnx.helper.make_model(graph).SerializeToString()) == 2 * 3 + 5
