@@ -30,7 +30,8 @@ from pipeline.model.engine_spec import EngineSpec
 from pipeline.model.foreign import ForeignNetwork, OnnxNetwork
 from pipeline.model.large_pages import large_pages
 from pipeline.model.lean import can_trim, fold_batch_norm, trimmed
-from pipeline.model.openvino_graph import from_onnx, sum_instead_of_join, with_labels
+from pipeline.model.openvino_graph import from_onnx, sum_instead_of_join
+from pipeline.model.openvino_labels import with_labels
 from pipeline.model.openvino_trim import crop_by_padding, leave_out
 
 if TYPE_CHECKING:
@@ -113,9 +114,11 @@ class OpenVinoEngine:
         made = self._requests.get(labels)
         if made is None or made.size != size:
             self._requests.pop(labels, None)
-            graph = with_labels(self._graph, self._decides) if labels else self._graph.clone()
+            graph = self._graph.clone()
             if size is not None:
                 graph.reshape(list(size))
+            if labels:
+                graph = with_labels(graph, self._decides)
             made = self._requests[labels] = _Request(size, _compile(graph, self._spec))
         return made.request
 

@@ -6,13 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.model.decision import NOT_FINITE, output_thresholds
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pipeline.model.foreign import OnnxNetwork
-    from pipeline.model.spec import ModelSpec
 
 
 _RANK = 4
@@ -118,23 +115,3 @@ def _bias_after(convolution: Any) -> tuple[Any, Any] | None:
     addition = users[0].get_node()
     other = addition.input_value(1 - users[0].get_index())
     return (addition, other) if other.get_node().get_type_name() == "Constant" else None
-
-
-def with_labels(graph: Any, spec: ModelSpec) -> Any:
-    """The graph with the decision inside: one byte per pixel comes out, and logits never leave the caches."""
-    import openvino  # noqa: PLC0415 - an extra
-    from openvino import opset13 as op  # noqa: PLC0415 - an extra
-
-    graph = graph.clone()
-    output = graph.outputs[0].get_node().input_value(0)
-    channel = op.constant([1], dtype=np.int64)
-    if spec.thresholds:
-        cuts = np.array(output_thresholds(spec), np.float32).reshape(1, -1, 1, 1)
-        classes = op.greater_equal(output, op.constant(cuts)).output(0)
-    else:
-        best = op.topk(output, op.constant(1, dtype=np.int64), 1, "max", "none", index_element_type="i32")
-        classes = best.output(1)
-    # The sum of a pixel's outputs is finite exactly where all of them are.
-    finite = op.is_finite(op.reduce_sum(output, channel, keep_dims=True))
-    label = op.select(finite, op.convert(classes, "u8"), op.constant(NOT_FINITE, dtype=np.uint8))
-    return openvino.Model([op.result(label.output(0))], graph.get_parameters(), "labels")
