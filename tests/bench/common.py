@@ -137,20 +137,23 @@ def publish(
 
 
 def _part(command: str, rows: list[tuple[str, str, str]], facts: dict[str, Any]) -> dict[str, Any]:
-    cpus = re.findall(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
     capability = torch.backends.cpu.get_cpu_capability()
     used = versions()
     return {
         "command": command,
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
-        "machine": ", ".join(
-            [*(cpus or ["?"])[:1], f"{os.cpu_count()} cores", platform.system(), _device(), capability]
-        ),
+        "machine": ", ".join([cpu(), f"{os.cpu_count()} cores", platform.system(), _device(), capability]),
         "software": f"Python {used['python']}, PyTorch {used['torch']}, rasterio {used['rasterio']}.",
         "rows": rows,
         "facts": facts,
         "versions": used,
     }
+
+
+def cpu() -> str:
+    """The processor's name."""
+    names = re.findall(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+    return names[0] if names else "?"
 
 
 def _device() -> str:

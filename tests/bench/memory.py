@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.bench.common import OUT, null_model, publish, scene_of, unet
+from tests.bench.common import OUT, cpu, null_model, publish, scene_of, unet
 
 if TYPE_CHECKING:
     from pipeline.model import Model
@@ -104,7 +104,8 @@ def main() -> None:
     rows.append(("— of 100 classes with `--probabilities`, 2048²", f"{peak / 1e9:.2f} GB", "≤ 2 GB"))
     facts["probabilities of 100 classes"] = {2048: peak}
     sizes_text = " ".join(map(str, options.sizes))
-    publish("memory", "Memory: flat in the size of the scene", f"make bench-memory (--sizes {sizes_text})", rows, facts)
+    command = f"make bench-memory (--sizes {sizes_text})"
+    publish("memory", "Memory: flat in the size of the scene", command, rows, facts, part=cpu())
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from pipeline.grid import Window
 from pipeline.infer import device_thread
 from pipeline.model import labels_of, make_engine
 from pipeline.scene import close_all, decode_on, open_scene
-from tests.bench.common import OUT, interleaved, null_model, publish, resnet, scene_of, unet
+from tests.bench.common import OUT, cpu, interleaved, null_model, publish, resnet, scene_of, unet
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -272,7 +272,7 @@ _GROWTH = (2048, 4096, 8192, 16384, 32768)
 
 
 def main() -> None:
-    """Measure and publish, part by part."""
+    """Measure and publish, part by part; what other kinds of processors showed stays."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", nargs="+", default=["float32", "bfloat16", "wide", "resnet", "null", "growth"])
     parser.add_argument("--size", type=int, default=8192)
@@ -293,7 +293,7 @@ def main() -> None:
         if kind not in {"null", "growth"}:  # those have what a run has unasked
             options += f" --memory {given.memory}"
         title = "Speed: the whole job against its floors"
-        publish("speed", title, f"python -m tests.bench.speed {options}", made, facts, part=kind)
+        publish("speed", title, f"python -m tests.bench.speed {options}", made, facts, part=f"{kind}, {cpu()}")
 
 
 if __name__ == "__main__":
