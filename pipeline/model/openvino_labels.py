@@ -37,9 +37,8 @@ def with_labels(graph: Any, spec: ModelSpec) -> Any:
     from openvino import opset13 as op  # noqa: PLC0415 - an extra
 
     parameters, output = graph.get_parameters(), graph.outputs[0].get_node().input_value(0)
-    head, strips = _head(output), _num_strips(output)
-    label = _label(output, spec)
-    if head is not None and strips > 1:
+    head, label = _head(output), _label(output, spec)
+    if head is not None and (strips := _num_strips(output)) > 1:
         label = _strip_by_strip(head, label, strips)
     made = openvino.Model([op.result(label)], parameters, "labels")
     made.validate_nodes_and_infer_types()
@@ -84,13 +83,15 @@ def _image_of(node: Any) -> Any | None:
         return inputs[0]
     if name not in _WITH_A_CONSTANT:
         return None
-    others = [value for value in inputs if value.get_node().get_type_name() == "Constant"]
-    alike = len(others) == 1 and all(side == 1 for side in tuple(others[0].get_shape())[-2:])
-    return next(value for value in inputs if value not in others) if alike else None
+    constants = [value.get_node().get_type_name() == "Constant" for value in inputs]
+    if sum(constants) != 1:
+        return None
+    constant, image = inputs[constants.index(True)], inputs[constants.index(False)]
+    return image if all(side == 1 for side in tuple(constant.get_shape())[-2:]) else None
 
 
 def _num_strips(output: Any) -> int:
-    """As many as keep a strip's outputs in the caches; none where the size is open."""
+    """As many as keep a strip's outputs in the caches; one where the size is open."""
     if output.get_partial_shape().is_dynamic:
         return 1
     channels, height, width = (int(n) for n in tuple(output.get_shape())[1:])

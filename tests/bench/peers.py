@@ -31,7 +31,7 @@ import rasterio
 import rasterio.shutil
 from scipy import ndimage
 
-from tests.bench.common import OUT, publish, scene_of, trained_unet
+from tests.bench.common import OUT, cpu, publish, scene_of, trained_unet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -458,7 +458,8 @@ def main() -> None:
         rows.append(("what ours chose as it is", _chosen(OUT / "peers" / "ours"), ""))
     title = f"Peers at {given.size}², whole processes; pixels that differ from one whole forward at {given.seam_size}²"
     options = f"--size {given.size} --seam-size {given.seam_size} --repeats {given.repeats} --only {','.join(keys)}"
-    publish(f"peers-{given.size}", title, f"make bench-peers ({options})", rows, {"medians": medians, "seams": seams})
+    facts = {"medians": medians, "seams": seams}
+    publish(f"peers-{given.size}", title, f"make bench-peers ({options})", rows, facts, part=cpu())
 
 
 if __name__ == "__main__":
