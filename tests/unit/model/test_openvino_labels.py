@@ -30,11 +30,12 @@ class _Net(nn.Module):
         self.features = nn.Conv2d(_BANDS, features, 3, padding=1)
         self.head = nn.Conv2d(features, outputs, kernel, stride, padding=kernel // 2)
         self.after = after
+        self.register_buffer("rows", torch.linspace(1, 2, _SMALL_HW[0])[:, None])
 
     def forward(self, x: Tensor) -> Tensor:
         made: Tensor = self.head(self.features(x))
         if self.after == "per row":
-            return made * torch.linspace(1, 2, made.shape[-2])[:, None]
+            return made * self.rows
         if self.after == "softmax":
             return made.softmax(dim=1)
         if self.after == "softmax along rows":
