@@ -16,7 +16,8 @@ _STRIP_BYTES = 8 << 20
 """Of a strip's outputs in float32: they stay in the caches (ADR 5)."""
 _MOST_STRIPS = 128
 """Each is compiled on its own, in 2 ms."""
-_OF_EACH_PIXEL = {"Clamp", "Convert", "Elu", "LogSoftmax", "Relu", "Sigmoid", "Softmax"}
+_OF_EACH_VALUE = {"Clamp", "Convert", "Elu", "Relu", "Sigmoid"}
+_ALONG_AN_AXIS = {"LogSoftmax", "Softmax"}
 _WITH_A_CONSTANT = {"Add", "Divide", "Multiply", "Subtract"}
 _CHANNELS = {1, -3}
 """Axis of an image `(batch, channel, y, x)`."""
@@ -77,9 +78,9 @@ def _head(output: Any) -> Any | None:
 def _image_of(node: Any) -> Any | None:
     """What an operation on each pixel's values is applied to; None where it is another kind, or unknown."""
     name, inputs = node.get_type_name(), node.input_values()
-    if name in {"LogSoftmax", "Softmax"}:
+    if name in _ALONG_AN_AXIS:
         return inputs[0] if node.get_attributes()["axis"] in _CHANNELS else None
-    if name in _OF_EACH_PIXEL:
+    if name in _OF_EACH_VALUE:
         return inputs[0]
     if name not in _WITH_A_CONSTANT:
         return None
