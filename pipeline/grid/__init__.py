@@ -4,7 +4,7 @@ from pipeline.grid.geobox import GeoBox
 from pipeline.grid.padding import Padding, source_index
 from pipeline.grid.parts import balanced_core
 from pipeline.grid.seams import near_seam
-from pipeline.grid.split import halves
+from pipeline.grid.split import halves, parts_for
 from pipeline.grid.tiling import (
     Axis,
     Mode,
@@ -35,6 +35,7 @@ __all__ = [
     "iter_parts",
     "iter_windows",
     "near_seam",
+    "parts_for",
     "round_up",
     "source_index",
 ]

@@ -1,4 +1,4 @@
-"""A patch in smaller patches that together give its core: for a device whose memory the whole one does not fit."""
+"""A patch in smaller patches that together give its core: where memory does not suffice for the whole one."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pipeline.grid.tiling import Patch, round_up
 from pipeline.grid.window import Window
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from pipeline.grid.tiling import SizeRule, Tiling
 
 
@@ -28,6 +30,27 @@ def halves(patch: Patch, tiling: Tiling, sizes: SizeRule) -> list[Patch]:
     """
     tall = patch.core.height >= patch.core.width
     return _cut(patch, tiling, sizes, rows=tall) or _cut(patch, tiling, sizes, rows=not tall)
+
+
+def parts_for(
+    window: Window, patches: Iterable[Patch], tiling: Tiling, sizes: SizeRule, *, most_px: float
+) -> list[Patch]:
+    """What gives a window, in patches of at most so many pixels where the network takes any as small.
+
+    Args:
+        window: Inside the patches' cores.
+        patches: Of an exact tiling.
+        tiling: Where they come from.
+        sizes: Sides that the network takes.
+        most_px: Pixels that may be put through the network at a time.
+    """
+    made, waiting = [], [patch for patch in patches if patch.core.intersect(window).num_pixels]
+    while waiting:
+        patch = waiting.pop(0)
+        parts = halves(patch, tiling, sizes) if patch.input.num_pixels > most_px else []
+        made += [] if parts else [patch]
+        waiting = [part for part in parts if part.core.intersect(window).num_pixels] + waiting
+    return made
 
 
 def _cut(patch: Patch, tiling: Tiling, sizes: SizeRule, *, rows: bool) -> list[Patch]:

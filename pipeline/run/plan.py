@@ -99,6 +99,12 @@ class Plan:
         return len(symmetries(self.tta))
 
     @property
+    def classes_alone(self) -> bool:
+        """Whether an engine may decide by itself and keep its outputs: memory for all of them is not counted then."""
+        averaged = self.tiling.mode == "blend" or self.tta != "none"
+        return self.engine.backend != "torch" and not (averaged or self.probabilities)
+
+    @property
     def forward_bytes(self) -> int:
         """Predicted peak of one forward and of what is done with its output."""
         left_out = count_left_out(self.tiling.patch_hw, self.tiling.rows.margin) if self.engine.trim_px else 0

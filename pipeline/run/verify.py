@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.errors import ModelError
-from pipeline.grid import Tiling, Window, exact_tiling, near_seam, round_up
+from pipeline.grid import Tiling, Window, exact_tiling, near_seam, parts_for, round_up
 from pipeline.infer import TileResult
 from pipeline.run.compare import TOLERANCE, Difference, compare, differs
 from pipeline.run.tile_task import make_predictor
@@ -25,6 +25,7 @@ from pipeline.run.verify_windows import sample_windows
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from pipeline.grid import Patch
     from pipeline.infer import Predictor
     from pipeline.model import Model
     from pipeline.run.plan import Plan
@@ -150,17 +151,45 @@ class Verifier:
         return max(2 * stride, _SIDE_PX // stride * stride)
 
     def _tiled(self, windows: list[Window]) -> list[TileResult]:
-        """The windows computed as tiles were: the same patches."""
-        predictor = make_predictor(self.model, self.plan)
+        """The windows computed as tiles were: the same patches.
+
+        Where the engine decides by itself, memory may suffice for a patch's classes and not for its probabilities. Then
+        these come from parts of the patch with the same halo.
+        """
+        whole = [list(self.plan.tiling.patches(window)) for window in windows]
+        if not self.plan.classes_alone:
+            return self._computed(windows, whole)
+        parts = [self._affordable_parts(*both) for both in zip(windows, whole, strict=True)]
+        results = self._computed(windows, parts)
+        if parts == whole:
+            return results
+        decided = self._computed(windows, whole, probabilities=False)
+        return [dataclasses.replace(one, mask=other.mask) for one, other in zip(results, decided, strict=True)]
+
+    def _affordable_parts(self, window: Window, patches: list[Patch]) -> list[Patch]:
+        sizes, most_px = self.model.traits.sizes, max(self.budget_bytes, 0) / self._bytes_per_px()
+        return parts_for(window, patches, self.plan.tiling, sizes, most_px=most_px)
+
+    def _computed(
+        self, windows: list[Window], patches: list[list[Patch]], *, probabilities: bool = True
+    ) -> list[TileResult]:
+        predictor = make_predictor(self.model, self.plan)  # its engine's memory goes with it
         results = []
-        for window in windows:
+        for window, own in zip(windows, patches, strict=True):
             self.check_stop()
-            results.append(self._predict(predictor, window))
+            results.append(self._predict(predictor, window, patches=own, probabilities=probabilities))
         return results
 
-    def _predict(self, predictor: Predictor, window: Window, **options: Any) -> TileResult:
-        wanted = self.limits.mask(window)
-        return predictor.predict(self.scene.read_block, window, probabilities=True, output_valid=wanted, **options)
+    def _predict(
+        self,
+        predictor: Predictor,
+        window: Window,
+        *,
+        probabilities: bool = True,
+        patches: list[Patch] | None = None,
+    ) -> TileResult:
+        read, wanted = self.scene.read_block, self.limits.mask(window)
+        return predictor.predict(read, window, probabilities=probabilities, output_valid=wanted, patches=patches)
 
     def _reference(self) -> tuple[str, Callable[[Window], TileResult]]:
         if self.plan.tiling.mode == "blend":

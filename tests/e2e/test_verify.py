@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from pipeline.errors import ModelError, OutputError
 from pipeline.grid import Window, near_seam
 from pipeline.infer import TileResult
 from pipeline.model import ModelSpec, Scaling, model_from_module
+from pipeline.model.openvino import OpenVinoEngine
 from pipeline.run import basis as basis_module
 from pipeline.run import choose as choose_module
 from pipeline.run import results as results_module
@@ -95,6 +97,40 @@ def test_one_output_with_a_threshold_passes(scene: Path, tmp_path: Path, budget:
     spec = made.spec.model_copy(update={"classes": ("no", "yes"), "activation": "sigmoid", "threshold": 0.4})
     found = _run(scene, model_from_module(made.network, spec), tmp_path)["verify"]
     assert found["max_abs"] <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("precision", "config"), [("float32", {}), ("float32", {"padding": "valid"}), ("bfloat16", {"classes": 40})]
+)
+def test_probabilities_come_from_parts_where_memory_suffices_for_classes_alone(
+    scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, config: dict[str, Any]
+) -> None:
+    pytest.importorskip("openvino")
+    model = unet_model(**{"depth": 2, **config})
+    computed: dict[str, set[int]] = {"run": set(), "label": set()}
+    for name, pixels in computed.items():
+        method = getattr(OpenVinoEngine, name)
+
+        def noted(engine: Any, x: Any, *, method: Any = method, pixels: set[int] = pixels) -> Any:
+            pixels.add(x.shape[-2] * x.shape[-1])
+            return method(engine, x)
+
+        monkeypatch.setattr(OpenVinoEngine, name, noted)
+
+    def little_left(*_: Any) -> int:
+        for pixels in computed.values():
+            pixels.clear()  # of calibration, and of the tiles
+        return 10**6
+
+    monkeypatch.setattr(results_module, "budget_left", little_left)
+    options = {"backend": "openvino", "precision": precision, "patch": 160}
+    found = _run(scene, model, tmp_path, **options)["verify"]
+    plan = json.loads((tmp_path / "run.json").read_text())["plan"]
+    assert computed["label"] == {math.prod(plan["patch_px"])}
+    assert max(computed["run"]) < math.prod(plan["patch_px"])
+    assert found["stored_differs_px"] == 0
+    if precision == "float32":
+        assert found["max_abs"] <= 1e-5
 
 
 def test_a_halo_one_stride_short_ends_the_run(

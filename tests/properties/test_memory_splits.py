@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import pipeline as sm
 from pipeline.errors import ResourceError
-from pipeline.grid import SizeRule, Tiling, Window, blend_tiling, exact_tiling, halves
+from pipeline.grid import SizeRule, Tiling, Window, blend_tiling, exact_tiling, halves, parts_for
 from pipeline.infer import is_device_lost, is_out_of_memory
 from pipeline.model import EngineSpec, left_out_px
 from pipeline.model.torch_engine import TorchEngine
@@ -223,3 +223,31 @@ def test_halves_cover_the_core_once_with_the_halo_around(
 def test_deterministic_is_part_of_the_plan() -> None:
     spec = EngineSpec(backend="torch", device="cpu", precision="float32", threads=1, one_size=True, deterministic=True)
     assert EngineSpec.model_validate(spec.model_dump()) == spec
+
+
+@given(
+    height=st.integers(1, 500),
+    width=st.integers(1, 500),
+    core=st.integers(1, 20),
+    most_px=st.integers(1, 200_000),
+    place=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+)
+def test_parts_for_a_window_cover_it_once_and_are_small(
+    height: int, width: int, core: int, most_px: int, place: tuple[float, float]
+) -> None:
+    sizes = SizeRule(multiple=16)
+    tiling = exact_tiling(
+        (height, width), core_hw=(16 * core, 16 * core), halo_px=16, stride=16, margin_px=0, sizes=sizes, tile_px=1
+    )
+    row, col = int(place[0] * (height - 1)), int(place[1] * (width - 1))
+    window = Window.from_bounds(row, col, min(row + 40, height), min(col + 40, width))
+    own = list(tiling.patches(window))
+    parts = parts_for(window, own, tiling, sizes, most_px=most_px)
+    covered = np.zeros(window.shape, int)
+    for part in parts:
+        inside = part.core.intersect(window)
+        assert inside.num_pixels
+        covered[inside.slices_in(window)] += 1
+        assert part.input.num_pixels <= most_px or not halves(part, tiling, sizes)
+    assert (covered == 1).all()
+    assert all(patch in parts for patch in own if patch.input.num_pixels <= most_px)
