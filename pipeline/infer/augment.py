@@ -11,8 +11,12 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from pipeline.model import to_probabilities
+
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from pipeline.model import ModelSpec
 
 Augmentation = Literal["none", "flips", "d4"]
 
@@ -55,6 +59,25 @@ def symmetries(augmentation: Augmentation) -> tuple[Symmetry, ...]:
     return made or (Symmetry(transpose=False, flip_rows=False, flip_cols=False),)
 
 
-def add_to(total: Tensor | None, part: Tensor) -> Tensor:
-    """Running sum in float32; the first part is copied, for engines use their output's memory again."""
-    return part.to(torch.float32, copy=True) if total is None else total.add_(part)
+def add_probabilities(total: Tensor | None, outputs: Tensor, spec: ModelSpec) -> Tensor:
+    """Running sum of probabilities in float32, strip by strip of rows, so that no strip's take memory for long.
+
+    Args:
+        total: `(batch, class, y, x)`, which is added to; a new one if not given.
+        outputs: Of the network, `(batch, channel, y, x)`.
+        spec: What makes probabilities of them.
+    """
+    height, row_nbytes = outputs.shape[-2], 4 * outputs[..., 0, :].numel()
+    rows = max(1, _STRIP_BYTES // row_nbytes)
+    first = total is None
+    for row in range(0, height, rows):
+        part = torch.stack([to_probabilities(output[:, row : row + rows], spec) for output in outputs])
+        if total is None:
+            total = part.new_empty((*part.shape[:2], *outputs.shape[-2:]), dtype=torch.float32)
+        place = total[:, :, row : row + rows]
+        _ = place.copy_(part) if first else place.add_(part)
+    assert total is not None
+    return total
+
+
+_STRIP_BYTES = 16 << 20

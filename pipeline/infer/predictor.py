@@ -13,11 +13,11 @@ from torch import Tensor
 
 from pipeline.errors import ModelError
 from pipeline.grid import Padding, Patch, Tiling, Window, halves
-from pipeline.infer.augment import Augmentation, add_to, symmetries
+from pipeline.infer.augment import Augmentation, add_probabilities, symmetries
 from pipeline.infer.device import is_out_of_memory, to_device, to_host
 from pipeline.infer.network_input import Piece, Scaler, cut, source_window
 from pipeline.infer.sink import Sink, in_output, make_sink
-from pipeline.model import NOT_FINITE, make_engine, to_probabilities
+from pipeline.model import NOT_FINITE, make_engine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -299,7 +299,7 @@ class Predictor:
         for symmetry in self._symmetries:
             outputs = symmetry.undo(self._engine.run(symmetry.apply(x)))
             check(outputs)
-            total = add_to(total, torch.stack([to_probabilities(output, self.spec) for output in outputs]))
+            total = add_probabilities(total, outputs, self.spec)
         assert total is not None
         return total.div_(len(self._symmetries))
 

@@ -97,6 +97,14 @@ class Demand:
         """Side of the largest tile for which the other half suffices."""
         return math.isqrt(max(0, int(self.host_budget_bytes / 2 / self.tile_bytes_per_px)))
 
+    def widest_tile_beside(self, patch_hw: tuple[int, int]) -> int:
+        """Side of the largest tile, what is read around it included, for which a forward leaves memory."""
+        left = float(self.host_budget_bytes)
+        if self.on_host:
+            saved = self.saved_bytes_per_px * count_left_out(patch_hw, self.left_out_px)
+            left = min(left, self.budget_bytes - math.prod(patch_hw) * self.forward_bytes_per_px + saved)
+        return math.isqrt(max(0, int(left / self.tile_bytes_per_px)))
+
     def nbytes(self, patch_hw: tuple[Any, Any]) -> Any:
         """Memory that a patch takes, of what `budget_bytes` is; of many patches, sides given as arrays."""
         saved = self.saved_bytes_per_px * count_left_out(patch_hw, self.left_out_px)
@@ -237,9 +245,13 @@ def _bytes_per_px(
     classes = len(model.spec.classes)
     after = classes * 4 * 3 + 8 if engine.spec.backend == "torch" else 0
     measured = cost.bytes_per_px if cost else model.traits.bytes_per_px * _WORKSPACE
-    averaging = 0 if tta == "none" else 8 * len(model.spec.classes) + 4 * len(model.spec.bands)
-    # What was measured puts out labels where it can; all classes are one output more, its activation, and weighted.
-    apart = 12 * classes if all_classes and engine.spec.backend != "torch" else 0
+    averages = tta != "none"
+    averaging = 8 * classes + 4 * len(model.spec.bands) if averages else 0  # what was turned back, and the sum
+    # What was measured puts out labels where it can. All classes are one output more, which OpenVINO holds twice, and
+    # their activation, of strips where they are averaged.
+    apart = 0
+    if engine.spec.backend != "torch" and (all_classes or averages):
+        apart = (8 if averages else 12) * classes
     return max(measured, after) + averaging + apart + 4 * len(model.spec.bands)
 
 

@@ -27,7 +27,10 @@ def lay_exact(
     halo: int,
     network_padding: bool,
 ) -> Tiling:
-    """Patches from --patch where given, else the fastest that memory allows, in equal parts."""
+    """Patches from --patch where given, else the fastest that memory allows, in equal parts.
+
+    Tiles have as many of them as was asked for, or fewer for want of memory.
+    """
     traits = model.traits
     stride, sizes = traits.stride, patch_sizes(traits, settings.tta)
     square = needs_squares(settings.tta, network_padding=network_padding)
@@ -50,6 +53,8 @@ def lay_exact(
             as_good=demand.as_good,
             square=square,
         )
+    height, width = (core + 2 * halo for core in core_hw)
+    fitting = (demand.widest_tile_beside((height, width)) - 2 * halo) // max(core_hw) * max(core_hw)
     return exact_tiling(
         shape,
         core_hw=core_hw,
@@ -57,7 +62,7 @@ def lay_exact(
         stride=stride,
         margin_px=traits.margin_px or demand.left_out_px,
         sizes=sizes,
-        tile_px=settings.tile,
+        tile_px=max(1, min(settings.tile, fitting)),
         network_padding=network_padding,
         square=square,
     )

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import pipeline as sm
 from pipeline.errors import ModelError, OutputError
 from pipeline.grid import SizeRule, Window, balanced_core, blend_tiling, exact_tiling
-from pipeline.infer import Predictor, symmetries
-from pipeline.model import Model, ModelSpec, Scaling, model_from_module, openvino
+from pipeline.infer import Predictor, augment, symmetries
+from pipeline.model import Model, ModelSpec, Scaling, model_from_module, openvino, to_probabilities
 from pipeline.run.plan import make_plan
 from pipeline.run.settings import make_settings
 from pipeline.run.tile_task import make_predictor
@@ -219,6 +221,30 @@ def test_what_is_no_number_is_found_in_every_image() -> None:
     )
     with pytest.raises(ModelError, match="row 3, column 40"):
         predictor(model, tiling, tta="flips").predict(reader(data), Window.from_bounds(0, 0, 32, 48))
+
+
+@given(
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 40), st.integers(1, 40)),
+    classes=st.integers(1, 6),
+    strip_nbytes=st.integers(1, 5000),
+    activation=st.sampled_from(["softmax", "sigmoid", "none"]),
+)
+def test_strips_add_what_the_whole_adds(
+    shape: tuple[int, int, int], classes: int, strip_nbytes: int, activation: str
+) -> None:
+    names = tuple(f"c{i}" for i in range(max(2, classes)))
+    spec = ModelSpec(name="s", bands=("b",), classes=names, scaling=Scaling.identity(1), activation=activation)
+    batch, height, width = shape
+    outputs = [torch.randn(batch, classes, height, width) for _ in range(2)]
+    expected = sum(torch.stack([to_probabilities(one, spec) for one in output]) for output in outputs)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(augment, "_STRIP_BYTES", strip_nbytes)
+        first = augment.add_probabilities(None, outputs[0], spec)
+        before = first.clone()
+        total = augment.add_probabilities(first, outputs[1], spec)
+    assert total is first
+    assert not torch.equal(before, total)
+    torch.testing.assert_close(total, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(("tta", "count"), [("none", 1), ("flips", 4), ("d4", 8)])

@@ -161,6 +161,23 @@ def test_network_padding_needs_a_network_that_pads() -> None:
         _plan(unet_model(depth=2, norm="instance"), padding="network")
 
 
+@pytest.mark.parametrize("classes", [4, 100, 250])
+def test_a_tile_of_small_patches_stays_within_the_memory_given(
+    model: Model, monkeypatch: pytest.MonkeyPatch, classes: int
+) -> None:
+    """Patches shrink with the number of classes; tiles, which hold several then, must do so too."""
+    cost = Calibration(fixed_s=0.0, s_per_px=1e-7, fixed_bytes=0.0, bytes_per_px=150.0)
+    monkeypatch.setattr("pipeline.run.basis.measured_cost", lambda *_, **__: cost)
+    names = tuple(f"c{i}" for i in range(classes))
+    many = dataclasses.replace(model, spec=model.spec.model_copy(update={"classes": names}))
+    for tile in (512, 4096):
+        plan = _plan(many, tile=tile, backend="openvino", probabilities=True, memory="1GB")
+        assert plan.peak_bytes <= 1e9
+        assert plan.tiling.tile_hw[0] % plan.tiling.rows.step == 0
+    few = _plan(many, tile=512, patch=128, backend="openvino", memory="1GB")
+    assert min(few.tiling.tile_hw) >= 512  # classes alone take little: as was asked for
+
+
 def test_the_tile_is_whole_patch_cores(model: Model) -> None:
     for tile in (1, 300, 5000):
         plan = _plan(model, patch=256, tile=tile)
