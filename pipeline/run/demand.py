@@ -43,8 +43,12 @@ class Demand:
     """For the tiles in flight, which lie in the host's memory; a device has its own for the forward."""
     forward_bytes_per_px: float
     """Of a patch: its forward, and what is done with the output."""
-    tile_bytes_per_px: float
-    """Of a patch: the tiles in flight."""
+    read_bytes_per_px: float
+    """The tiles in flight, of what is read for one: its halo too."""
+    class_bytes_per_px: float
+    """The tiles in flight, of one's core: all classes, where they are summed or kept."""
+    halo_px: int
+    """What is read around a core on each side."""
     on_host: bool
     """Whether forwards take the host's memory."""
     saved_bytes_per_px: float
@@ -59,11 +63,6 @@ class Demand:
     """Time over the fastest's that a smaller patch may take."""
     engines: float = 1.0
     """That are made for this scene: one per worker, or fewer where they go on to other scenes."""
-
-    @property
-    def bytes_per_px(self) -> float:
-        """Of a patch: what counts against `budget_bytes`."""
-        return self.forward_bytes_per_px + (self.tile_bytes_per_px if self.on_host else 0.0)
 
     def check_least_patch(self, traits: Traits, sizes: SizeRule, halo_px: int) -> None:
         """Is there room for any patch at all?
@@ -82,7 +81,7 @@ class Demand:
             )
         if need > self.budget_bytes:
             raise too_little(what, need + self.fixed_bytes + LIBRARIES_BYTES["cpu"])
-        tiles = int(least * least * self.tile_bytes_per_px)
+        tiles = int(self._tiles_nbytes((least, least)))
         if tiles > self.host_budget_bytes:
             raise too_little(what, tiles + LIBRARIES_BYTES["cpu" if self.on_host else "cuda"])
 
@@ -95,20 +94,28 @@ class Demand:
     @property
     def widest_tile_px(self) -> int:
         """Side of the largest tile for which the other half suffices."""
-        return math.isqrt(max(0, int(self.host_budget_bytes / 2 / self.tile_bytes_per_px)))
+        per_px = self.read_bytes_per_px + self.class_bytes_per_px
+        return math.isqrt(max(0, int(self.host_budget_bytes / 2 / per_px)))
 
-    def widest_tile_beside(self, patch_hw: tuple[int, int]) -> int:
-        """Side of the largest tile, what is read around it included, for which a forward leaves memory."""
-        left = float(self.host_budget_bytes)
-        if self.on_host:
-            saved = self.saved_bytes_per_px * count_left_out(patch_hw, self.left_out_px)
-            left = min(left, self.budget_bytes - math.prod(patch_hw) * self.forward_bytes_per_px + saved)
-        return math.isqrt(max(0, int(left / self.tile_bytes_per_px)))
+    def nbytes(self, patch_hw: tuple[Any, Any], read_hw: tuple[Any, Any] | None = None) -> Any:
+        """Memory that a patch takes, of what `budget_bytes` is; of many patches, sides given as arrays.
 
-    def nbytes(self, patch_hw: tuple[Any, Any]) -> Any:
-        """Memory that a patch takes, of what `budget_bytes` is; of many patches, sides given as arrays."""
+        Args:
+            patch_hw: Its height and width.
+            read_hw: Those of what is read for a tile; the patch's own if not given.
+        """
         saved = self.saved_bytes_per_px * count_left_out(patch_hw, self.left_out_px)
-        return math.prod(patch_hw) * self.bytes_per_px - saved
+        tiles = self._tiles_nbytes(read_hw or patch_hw) if self.on_host else 0.0
+        return math.prod(patch_hw) * self.forward_bytes_per_px - saved + tiles
+
+    def fits(self, patch_hw: tuple[Any, Any], read_hw: tuple[Any, Any] | None = None) -> Any:
+        """Whether there is memory for patches and tiles; arguments as `nbytes` has them."""
+        tiles = self._tiles_nbytes(read_hw or patch_hw)
+        return (self.nbytes(patch_hw, read_hw) <= self.budget_bytes) & (tiles <= self.host_budget_bytes)
+
+    def _tiles_nbytes(self, read_hw: tuple[Any, Any]) -> Any:
+        core = math.prod(np.maximum(side - 2 * self.halo_px, 0) for side in read_hw)
+        return math.prod(read_hw) * self.read_bytes_per_px + core * self.class_bytes_per_px
 
     def seconds(self, patch_hw: tuple[Any, Any]) -> NDArray[np.float64]:
         """Time of a patch, or its pixels where it was not measured; infinite where memory does not suffice.
@@ -118,10 +125,7 @@ class Demand:
         pixels = math.prod(patch_hw)
         left_out = count_left_out(patch_hw, self.left_out_px)
         taken = pixels if self.cost is None else self.cost.seconds(pixels, left_out=left_out)
-        fits = self.nbytes(patch_hw) <= self.budget_bytes
-        fits &= pixels * self.tile_bytes_per_px <= self.host_budget_bytes
-        fits &= pixels <= self.most_px
-        return np.where(fits, taken, math.inf)
+        return np.where(self.fits(patch_hw) & (pixels <= self.most_px), taken, math.inf)
 
     def seconds_once(self, patch_hw: tuple[Any, Any]) -> Any:
         """Time that a patch of this size costs a whole run beside its forwards: engines get their memory.
@@ -163,6 +167,7 @@ def demand_of(
     *,
     num_pixels: int | None = None,
     blend: bool = False,
+    halo_px: int = 0,
 ) -> Demand:
     """What patches of this scene take with this engine, and what there is.
 
@@ -175,13 +180,13 @@ def demand_of(
         room: What a worker has.
         num_pixels: Of all scenes that the engines are made for; the scene's if not given.
         blend: Whether patches are averaged, all classes of them.
+        halo_px: What a patch has around its core.
     """
     mask_bands = model.spec.legend().num_mask_bands
     device, fixed = engine.spec.device, 0 if cost is None else int(cost.fixed_bytes)
     classes = len(model.spec.classes)
     tile_bytes = tile_bytes_per_px(len(model.spec.bands), int(scene.dtype.itemsize), mask_bands)
-    tile_bytes += class_bytes_per_px(classes, blended=blend and device == "cpu", kept=settings.probabilities)
-    tile_bytes *= room.in_flight
+    class_bytes = class_bytes_per_px(classes, blended=blend and device == "cpu", kept=settings.probabilities)
     forward = _bytes_per_px(engine, cost, model, settings.tta, all_classes=blend or settings.probabilities)
     return Demand(
         cost=cost,
@@ -189,7 +194,9 @@ def demand_of(
         fixed_bytes=fixed,
         host_budget_bytes=room.host_bytes,
         forward_bytes_per_px=forward,
-        tile_bytes_per_px=tile_bytes,
+        read_bytes_per_px=room.in_flight * tile_bytes,
+        class_bytes_per_px=room.in_flight * class_bytes,
+        halo_px=halo_px,
         on_host=device == "cpu",
         saved_bytes_per_px=0.0 if cost is None else cost.saved_bytes_per_px,
         left_out_px=engine.spec.left_out_px,

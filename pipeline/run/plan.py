@@ -225,7 +225,15 @@ def plan_from(scene: Scene, model: Model, settings: SegmentSettings, basis: Basi
     traits, engine, cost = model.traits, basis.engine, basis.cost
     sizes = patch_sizes(traits, settings.tta)
     demand = demand_of(
-        scene, model, settings, engine, cost, basis.room, num_pixels=basis.num_pixels, blend=basis.mode == "blend"
+        scene,
+        model,
+        settings,
+        engine,
+        cost,
+        basis.room,
+        num_pixels=basis.num_pixels,
+        blend=basis.mode == "blend",
+        halo_px=basis.halo_px if basis.mode == "exact" else 0,
     )
     demand.check_least_patch(traits, sizes, basis.halo_px)
     network_padding = basis.padding == "network"

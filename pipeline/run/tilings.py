@@ -53,8 +53,6 @@ def lay_exact(
             as_good=demand.as_good,
             square=square,
         )
-    height, width = (core + 2 * halo for core in core_hw)
-    fitting = (demand.widest_tile_beside((height, width)) - 2 * halo) // max(core_hw) * max(core_hw)
     return exact_tiling(
         shape,
         core_hw=core_hw,
@@ -62,10 +60,21 @@ def lay_exact(
         stride=stride,
         margin_px=traits.margin_px or demand.left_out_px,
         sizes=sizes,
-        tile_px=max(1, min(settings.tile, fitting)),
+        tile_px=_tile_px(shape, core_hw, settings.tile, demand),
         network_padding=network_padding,
         square=square,
     )
+
+
+def _tile_px(shape: tuple[int, int], core_hw: tuple[int, int], wanted_px: int, demand: Demand) -> int:
+    """Side of a tile: as many whole cores as were asked for, or as there is memory for beside a patch of them."""
+    patch_hw = (core_hw[0] + 2 * demand.halo_px, core_hw[1] + 2 * demand.halo_px)
+    side = max(core_hw)
+    for steps in range(-(-wanted_px // side), 1, -1):
+        height, width = (min(steps * core, n) + 2 * demand.halo_px for core, n in zip(core_hw, shape, strict=True))
+        if demand.fits(patch_hw, (height, width)):
+            return steps * side
+    return side
 
 
 def lay_blend(shape: tuple[int, int], settings: SegmentSettings, traits: Traits, demand: Demand) -> Tiling:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BLOCK_PX = 512
+"""Side of a block where pixels are small; overviews are made until one holds all."""
 _WINDOW_BYTES = 16 << 20
 _AHEAD_BYTES = 64 << 20
 _MOST_HALVINGS = 3
@@ -59,10 +60,24 @@ def level_shapes(shape: tuple[int, int]) -> list[tuple[int, int]]:
     return shapes
 
 
+def block_side(pixel_nbytes: int) -> int:
+    """Side of a block of the finished file, all bands of which lie together: a power of two, at most `BLOCK_PX`.
+
+    A reader has to hold a whole block, and GDAL several while it writes: of 254 classes one of 512² px has 67 MB.
+    """
+    side = BLOCK_PX
+    while side > _LEAST_BLOCK_PX and side * side * pixel_nbytes > _WINDOW_BYTES:
+        side //= 2
+    return side
+
+
+_LEAST_BLOCK_PX = 64
+
+
 def num_halvings(pixel_nbytes: int) -> int:
     """How often a window is halved before the next is read: it begins as that many doublings of a block."""
     count = _MOST_HALVINGS
-    while count > 1 and (BLOCK_PX << count) ** 2 * pixel_nbytes > _WINDOW_BYTES:
+    while count > 1 and (block_side(pixel_nbytes) << count) ** 2 * pixel_nbytes > _WINDOW_BYTES:
         count -= 1
     return count
 
@@ -77,7 +92,7 @@ def level_windows(shape: tuple[int, int], number: int, pixel_nbytes: int) -> Ite
     """
     count = num_halvings(pixel_nbytes)
     source = max(0, number - 1) // count * count
-    for window in _source_windows(level_shapes(shape)[source], count):
+    for window in _source_windows(level_shapes(shape)[source], block_side(pixel_nbytes) << count):
         yield _halved(window, number - source)
 
 
@@ -105,15 +120,16 @@ def write_levels(
         RasterioError: A write failed.
     """
     shapes = level_shapes((int(profile["height"]), int(profile["width"])))
-    pixel_nbytes = int(profile["count"]) * np.dtype(profile["dtype"]).itemsize
+    pixel_nbytes = _pixel_nbytes(profile)
     count = num_halvings(pixel_nbytes)
-    threads = min(num_threads(), max(1, _AHEAD_BYTES // ((BLOCK_PX << count) ** 2 * pixel_nbytes)))
+    side = block_side(pixel_nbytes) << count
+    threads = min(num_threads(), max(1, _AHEAD_BYTES // (side**2 * pixel_nbytes)))
     paths = [base, *(base.with_name(f"{base.stem}.{number}.tif") for number in range(1, len(shapes)))]
     hashes: list[str | None] = []
     for source in range(0, max(1, len(shapes) - 1), count):
         numbers = range(len(hashes), min(source + count + 1, len(shapes)))
         make = _Halver(read if source == 0 else paths[source], halve, depths=[number - source for number in numbers])
-        made = in_order(make, _source_windows(shapes[source], count), threads=threads)
+        made = in_order(make, _source_windows(shapes[source], side), threads=threads)
         with ExitStack() as stack:
             files = [stack.enter_context(_create(paths[number], shapes[number], profile)) for number in numbers]
             if source == 0:
@@ -124,7 +140,13 @@ def write_levels(
 
 def _create(path: Path, shape: tuple[int, int], profile: dict[str, Any]) -> Any:
     """An empty file. Written by one thread: GDAL does not report a disk that fills up under several."""
-    return rasterio.open(path, "w", **{**profile, "height": shape[0], "width": shape[1], **_STORAGE})
+    side = block_side(_pixel_nbytes(profile))
+    blocks = {"blockxsize": side, "blockysize": side}
+    return rasterio.open(path, "w", **{**profile, "height": shape[0], "width": shape[1], **_STORAGE, **blocks})
+
+
+def _pixel_nbytes(profile: dict[str, Any]) -> int:
+    return int(profile["count"]) * int(np.dtype(profile["dtype"]).itemsize)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,8 +189,7 @@ def _write(
     return [None if digest is None else digest.hexdigest() for digest in digests]
 
 
-def _source_windows(shape: tuple[int, int], halvings: int) -> Iterator[Window]:
-    side = BLOCK_PX << halvings
+def _source_windows(shape: tuple[int, int], side: int) -> Iterator[Window]:
     return iter_windows(shape, (side, side))
 
 
@@ -256,21 +277,37 @@ def _choose(first: NDArray[np.bool_], one: Pixels, other: Pixels) -> Pixels:
 
 def halve_mean(pixels: Pixels, nodata: int) -> Pixels:
     """uint8 `(band, y, x)` at half size: the mean of the valid of each 2 x 2, rounded half up; nodata without any."""
-    total = np.zeros((), np.uint16)
-    count = np.zeros((), np.uint16)
-    for quarter in _quarters(pixels):
-        valid = quarter != nodata
-        total = total + np.where(valid, quarter, 0).astype(np.uint16)
-        count = count + valid.astype(np.uint16)
-    mean = (2 * total + count) // np.maximum(2 * count, 1)
-    return np.where(count > 0, mean, nodata).astype(np.uint8)
+    pixels = _even_sides(pixels)
+    bands, height, width = pixels.shape
+    out = np.empty((bands, height // 2, width // 2), np.uint8)
+    for band, row in np.ndindex(bands, -(-height // _ROWS_AT_ONCE)):
+        rows = slice(row * _ROWS_AT_ONCE, (row + 1) * _ROWS_AT_ONCE)
+        halved = slice(rows.start // 2, rows.stop // 2)
+        out[band, halved] = _mean_of_fours(np.ascontiguousarray(pixels[band, rows]), nodata)
+    return out
+
+
+def _mean_of_fours(pixels: Pixels, nodata: int) -> Pixels:
+    """The law of `halve_mean`, of one band whose sides are even."""
+    valid = pixels != nodata
+    if valid.all():
+        return ((_sum_of_fours(pixels) + 2) >> 2).astype(np.uint8)
+    total, count = _sum_of_fours(pixels * valid), _sum_of_fours(valid.view(np.uint8))
+    by_count = {4: (total + 2) >> 2, 3: (2 * total + 3) // 6, 2: (total + 1) >> 1, 1: total}
+    return np.select([count == n for n in by_count], list(by_count.values()), default=nodata).astype(np.uint8)
+
+
+def _sum_of_fours(pixels: Pixels) -> NDArray[np.uint16]:
+    """Of each 2 x 2 bytes: as words of two, a fifth of the time that four strided reads take."""
+    words = pixels.view(np.uint16)
+    pairs = (words & 0xFF) + (words >> 8)
+    total: NDArray[np.uint16] = pairs[0::2] + pairs[1::2]
+    return total
 
 
 _STORAGE: dict[str, Any] = {
     "driver": "GTiff",
     "tiled": True,
-    "blockxsize": BLOCK_PX,
-    "blockysize": BLOCK_PX,
     "compress": "zstd",  # 0.5 s a gigapixel slower than none, and a mask shrinks to a twentieth
     "zstd_level": 1,
     "interleave": "band",
@@ -281,9 +318,15 @@ _STORAGE: dict[str, Any] = {
 
 
 def _quarters(pixels: Pixels) -> tuple[Pixels, Pixels, Pixels, Pixels]:
-    """Upper left, upper right, lower left, lower right of each 2 x 2, contiguous; odd sides repeat their last line."""
-    _, height, width = pixels.shape
-    if height % 2 or width % 2:
-        pixels = np.pad(pixels, ((0, 0), (0, height % 2), (0, width % 2)), mode="edge")
+    """Upper left, upper right, lower left, lower right of each 2 x 2, contiguous."""
+    pixels = _even_sides(pixels)
     a, b, c, d = (np.ascontiguousarray(pixels[:, y::2, x::2]) for y in (0, 1) for x in (0, 1))
     return a, b, c, d
+
+
+def _even_sides(pixels: Pixels) -> Pixels:
+    """`(band, y, x)`; an odd side repeats its last line."""
+    _, height, width = pixels.shape
+    if height % 2 or width % 2:
+        return np.pad(pixels, ((0, 0), (0, height % 2), (0, width % 2)), mode="edge")
+    return pixels

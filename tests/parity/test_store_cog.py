@@ -50,20 +50,21 @@ def test_masks_are_valid_cogs(tmp_path: Path, shape: tuple[int, int]) -> None:
     assert cog_validate(tmp_path / "mask.tif", strict=True) == (True, [], [])
 
 
-def test_probabilities_are_valid_cogs(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    scene = Scene(quantize_probabilities(rng.random((5, 1200, 700)).astype(np.float32)), 300)
+@pytest.mark.parametrize("classes", [5, 70])
+def test_probabilities_are_valid_cogs(tmp_path: Path, classes: int) -> None:
+    rng, names = np.random.default_rng(0), (NAMES * 20)[:classes]
+    scene = Scene(quantize_probabilities(rng.random((classes, 1200, 700)).astype(np.float32)), 300)
     write_probability_cog(
         tmp_path / "p.tif",
         read=scene.read,  # type: ignore[arg-type]
         tiles=scene.tiles,
         digests=scene.digests,
         geobox=geobox_of(scene.shape),
-        legend=default_legend(NAMES[:5]),
+        legend=default_legend(names),
     )
     assert cog_validate(tmp_path / "p.tif", strict=True) == (True, [], [])
     with rasterio.open(tmp_path / "p.tif") as source:
-        assert source.descriptions == tuple(NAMES[:5])
+        assert source.descriptions == tuple(names)
 
 
 def test_gdal_sees_names_colours_and_nodata(tmp_path: Path) -> None:

@@ -228,5 +228,5 @@ def test_large_tiles_leave_no_room_for_it(tmp_path: Path, usual: int) -> None:
     scene = open_scene(_file(tmp_path / "scene.tif", (6000, 6000), (512, 512), bands=2))
     settings = make_settings({"patch": 384, "tile": 6000, "memory": "1.1GB"})
     plan = make_plan(scene, unet_model(depth=3), settings)
-    assert plan.peak_bytes > 1.1e9
+    assert 1.0e9 < plan.peak_bytes <= 1.1e9
     assert plan.block_cache_bytes == usual

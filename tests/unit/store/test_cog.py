@@ -275,7 +275,7 @@ def test_memory_stays_bounded_for_wide_scenes(tmp_path: Path) -> None:
     assert largest <= 32 << 20
 
 
-@pytest.mark.parametrize("classes", [1, 3, 4, 6])
+@pytest.mark.parametrize("classes", [1, 3, 4, 6, 70, 300])
 def test_probabilities(tmp_path: Path, classes: int) -> None:
     rng = np.random.default_rng(0)
     values = rng.random((classes, 700, 600)).astype(np.float32)
@@ -295,6 +295,7 @@ def test_probabilities(tmp_path: Path, classes: int) -> None:
     with rasterio.open(path) as source:
         np.testing.assert_array_equal(source.read(), scene.pixels)
         assert source.nodata == 255
+        assert all(height * width * classes <= 16 << 20 for height, width in source.block_shapes)  # read at once
         assert source.scales == (1 / 250,) * classes
         assert source.offsets == (0.0,) * classes
         assert source.descriptions == tuple(c.name for c in legend)
