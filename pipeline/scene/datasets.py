@@ -58,6 +58,8 @@ class _Cache(OrderedDict[DatasetKey, Any]):
 
 BLOCK_CACHE_BYTES = 128 * 2**20
 """For decoded blocks unless told otherwise: enough that tiles side by side do not decode their shared rim twice."""
+_block_cache_told = False
+"""Whether this process has told GDAL how much that may be; it does so before it opens anything."""
 
 _THREADED = frozenset({"GTiff", "COG"})
 """Drivers that decode the blocks of one window side by side."""
@@ -102,6 +104,8 @@ def open_dataset(path: str, driver: str, options: Mapping[str, str] | None = Non
         driver: The one allowed.
         options: Of GDAL, for a file behind a server; read it under the same ones.
     """
+    if not _block_cache_told:
+        limit_block_cache()
     with without_georeference(), gdal_options({**_ALWAYS, **(options or {})}):
         # Not behind a server: on several threads GDAL 3.10 gives wrong pixels for a request that failed, and no error.
         several = _decoding_threads > 1 and driver in _THREADED and not options
@@ -151,6 +155,8 @@ def limit_block_cache(nbytes: int = BLOCK_CACHE_BYTES) -> None:
 
     The setting is GDAL's own and process-wide; it stays until the next one, or until the process ends.
     """
+    global _block_cache_told  # noqa: PLW0603 - a property of the process, as GDAL's own setting is
+    _block_cache_told = True
     # Not by an Env: a thread that leaves one that was opened inside it would bring its own setting back for all.
     set_gdal_config("GDAL_CACHEMAX", nbytes)
 

@@ -12,12 +12,13 @@ import pytest
 import rasterio
 from affine import Affine
 from rasterio.control import GroundControlPoint
-from rasterio.enums import ColorInterp
+from rasterio.enums import ColorInterp, Resampling
 
 from pipeline.errors import InputError, PipelineError, UsageError
 from pipeline.grid import Window
+from pipeline.scene import BLOCK_CACHE_BYTES, open_scene
 from pipeline.scene import files as files_module
-from pipeline.scene import open_scene
+from pipeline.scene.warn import _decimated
 from tests.unit.scene.rasters import noise, tiff_pages, write_tif
 
 if TYPE_CHECKING:
@@ -206,6 +207,40 @@ def test_c16_no_collar_inside_or_in_one_band_only(tmp_path: Path) -> None:
     data[:, 30:70, 30:70] = 0  # a lake
     data[0, :, :10] = 0  # one band only
     assert open_scene(write_tif(tmp_path / "c.tif", data)).warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("shape", "layout"),
+    [
+        ((300, 700), {"tiled": True, "blockxsize": 64, "blockysize": 64}),
+        ((1100, 90), {"blockysize": 1}),
+        ((1100, 600), {"blockysize": 1100}),
+    ],
+)
+def test_c16_a_scene_is_looked_at_where_gdal_would(
+    tmp_path: Path, shape: tuple[int, int], layout: dict[str, Any]
+) -> None:
+    data = noise(3, *shape)
+    with rasterio.open(write_tif(tmp_path / "s.tif", data, **layout)) as dataset:
+        out_shape = 2, min(256, shape[0]), min(256, shape[1])
+        expected = dataset.read([3, 1], out_shape=out_shape, resampling=Resampling.nearest)
+        np.testing.assert_array_equal(_decimated(dataset, [3, 1]), expected)
+
+
+_FRESH = """
+import sys
+from rasterio._env import get_gdal_config
+import pipeline as sm
+sm.open_scene(sys.argv[1])
+print(get_gdal_config("GDAL_CACHEMAX"))
+"""
+
+
+def test_opening_many_bands_does_not_take_gdals_share_of_the_machine(tmp_path: Path) -> None:
+    """A twentieth of all memory unless told otherwise: 1.3 GB of 24."""
+    path = write_tif(tmp_path / "s.tif", noise(5, 80, 80))
+    told = subprocess.run([sys.executable, "-c", _FRESH, path], capture_output=True, text=True, check=True)
+    assert int(told.stdout) == BLOCK_CACHE_BYTES
 
 
 def test_c16_what_does_not_hang_together_with_the_border_is_no_collar(tmp_path: Path) -> None:
