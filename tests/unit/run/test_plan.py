@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -92,6 +93,21 @@ def test_probabilities_of_many_classes_stay_within_the_memory_given(model: Model
     tiles = tiles_in_flight(make_settings({}), "cpu") * math.prod(kept)
     outputs = (150 + 8 * 100) * math.prod(kept)  # a forward, its outputs and what activation makes of them
     assert room.LIBRARIES_BYTES["cpu"] + outputs + 4 * 100 * tiles <= 1.5e9
+
+
+@pytest.mark.parametrize("options", [{}, {"probabilities": True}])
+def test_averaging_images_of_many_classes_stays_within_the_memory_given(
+    model: Model, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    """OpenVINO's outputs, twice; what was turned back; and the sum."""
+    cost = Calibration(fixed_s=0.0, s_per_px=1e-7, fixed_bytes=0.0, bytes_per_px=150.0)
+    monkeypatch.setattr("pipeline.run.basis.measured_cost", lambda *_, **__: cost)
+    names = tuple(f"c{i}" for i in range(100))
+    many = dataclasses.replace(model, spec=model.spec.model_copy(update={"classes": names}))
+    plan = _plan(many, tta="flips", backend="openvino", memory="1GB", **options)
+    outputs = (150 + 16 * 100) * math.prod(plan.tiling.patch_hw)
+    assert outputs <= plan.forward_bytes
+    assert plan.peak_bytes <= 1e9
 
 
 @pytest.mark.parametrize("kept", [False, True])
