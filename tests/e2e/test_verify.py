@@ -11,6 +11,7 @@ from typing import Any
 import geopandas
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from shapely import box
 
@@ -131,6 +132,24 @@ def test_probabilities_come_from_parts_where_memory_suffices_for_classes_alone(
     assert found["stored_differs_px"] == 0
     if precision == "float32":
         assert found["max_abs"] <= 1e-5
+
+
+def test_classes_are_then_recomputed_as_the_tiles_were(
+    scene: Path, unet: sm.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stored classes are compared with those that the same engine decides on the same patch, not with the parts'."""
+    pytest.importorskip("openvino")
+    run = OpenVinoEngine.run
+
+    def little_left(*_: Any) -> int:
+        monkeypatch.setattr(OpenVinoEngine, "run", lambda engine, x: torch.zeros_like(run(engine, x)))
+        return 10**6
+
+    monkeypatch.setattr(results_module, "budget_left", little_left)
+    with pytest.raises(ModelError, match="MD-013") as caught:
+        _run(scene, unet, tmp_path, backend="openvino", precision="float32", patch=160)
+    assert "classes from" in caught.value.what  # the recomputation with a wider halo, whose outputs are all zero
+    assert "the tiles hold" not in caught.value.what
 
 
 def test_a_halo_one_stride_short_ends_the_run(
