@@ -60,7 +60,7 @@ def symmetries(augmentation: Augmentation) -> tuple[Symmetry, ...]:
 
 
 def add_probabilities(total: Tensor | None, outputs: Tensor, spec: ModelSpec) -> Tensor:
-    """Running sum of probabilities in float32, strip by strip of rows, so that no strip's take memory for long.
+    """Running sum of probabilities in float32, strip by strip of rows: those of one strip take memory.
 
     Args:
         total: `(batch, class, y, x)`, which is added to; a new one if not given.

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rasterio.enums import Resampling
+from rasterio.enums import Interleaving, Resampling
 from rasterio.windows import Window as RasterioWindow
 
-from pipeline.scene.datasets import GDAL_ERRORS
+from pipeline.scene.datasets import BLOCK_CACHE_BYTES, GDAL_ERRORS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,7 +69,7 @@ def collar_warning(dataset: Any, indexes: Sequence[int]) -> str | None:
 
 def _find_collar(dataset: Any, indexes: list[int]) -> tuple[float, float]:
     """(value, share of pixels) of the most frequent constant of the border and what hangs together with it."""
-    if dataset.width * dataset.height <= _SMALL_PX or dataset.overviews(1):
+    if dataset.width * dataset.height <= _SMALL_PX or _has_cheap_overviews(dataset):
         sample = _decimated(dataset, indexes)
         value, border_share = _border_constant(_border_of(sample))
     else:
@@ -103,7 +103,7 @@ def _border_of(sample: NDArray[Any]) -> NDArray[Any]:
 def _decimated(dataset: Any, indexes: list[int]) -> NDArray[Any]:
     """Every so many pixels of the whole, `(band, y, x)`."""
     height, width = min(dataset.height, _SAMPLE_PX), min(dataset.width, _SAMPLE_PX)
-    if dataset.overviews(1):
+    if _has_cheap_overviews(dataset):
         data: NDArray[Any] = dataset.read(
             indexes, out_shape=(len(indexes), height, width), resampling=Resampling.nearest
         )
@@ -122,6 +122,21 @@ def _decimated(dataset: Any, indexes: list[int]) -> NDArray[Any]:
 
 
 _MOST_ROWS = 512
+
+
+def _has_cheap_overviews(dataset: Any) -> bool:
+    """Whether GDAL's cache holds a row of blocks of one: else it decodes them again for each band and row.
+
+    Of 60 bands that lie together a block of 512² px has 63 MB, and an overview of 1500² px took minutes.
+    """
+    wanted = [factor for factor in dataset.overviews(1) if min(dataset.shape) // factor >= _SAMPLE_PX]
+    if not dataset.overviews(1):
+        return False
+    factor = max(wanted, default=1)
+    together = dataset.count if dataset.interleaving == Interleaving.pixel else 1
+    (height, width), itemsize = dataset.block_shapes[0], np.dtype(dataset.dtypes[0]).itemsize
+    across = -(-dataset.width // factor // width) * width
+    return bool(across * height * together * itemsize <= BLOCK_CACHE_BYTES)
 
 
 def _read_border(dataset: Any, indexes: list[int]) -> NDArray[Any]:

@@ -16,9 +16,8 @@ from rasterio.enums import ColorInterp, Resampling
 
 from pipeline.errors import InputError, PipelineError, UsageError
 from pipeline.grid import Window
-from pipeline.scene import BLOCK_CACHE_BYTES, open_scene
+from pipeline.scene import BLOCK_CACHE_BYTES, open_scene, warn
 from pipeline.scene import files as files_module
-from pipeline.scene.warn import _decimated
 from tests.unit.scene.rasters import noise, tiff_pages, write_tif
 
 if TYPE_CHECKING:
@@ -224,7 +223,24 @@ def test_c16_a_scene_is_looked_at_where_gdal_would(
     with rasterio.open(write_tif(tmp_path / "s.tif", data, **layout)) as dataset:
         out_shape = 2, min(256, shape[0]), min(256, shape[1])
         expected = dataset.read([3, 1], out_shape=out_shape, resampling=Resampling.nearest)
-        np.testing.assert_array_equal(_decimated(dataset, [3, 1]), expected)
+        np.testing.assert_array_equal(warn._decimated(dataset, [3, 1]), expected)
+
+
+@pytest.mark.parametrize("size", [(300, 900), (2100, 2200)])
+def test_c16_overviews_whose_blocks_gdal_would_decode_again_and_again_are_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]
+) -> None:
+    data = noise(3, *size, dtype="uint8")
+    data[:, :, :200] = 0
+    path = write_tif(tmp_path / "s.tif", data, tiled=True, blockxsize=64, blockysize=64, interleave="pixel")
+    with rasterio.open(path, "r+") as dataset:
+        dataset.build_overviews([2], Resampling.nearest)
+    with rasterio.open(path) as dataset:
+        row_nbytes = 3 * 64 * -(-size[1] // (1 if size[0] < 512 else 2) // 64) * 64
+        for nbytes, cheap in ((row_nbytes, True), (row_nbytes - 1, False)):
+            monkeypatch.setattr(warn, "BLOCK_CACHE_BYTES", nbytes)
+            assert warn._has_cheap_overviews(dataset) == cheap
+            assert "--nodata 0" in str(warn.collar_warning(dataset, [1, 2, 3]))
 
 
 _FRESH = """
