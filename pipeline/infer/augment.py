@@ -75,7 +75,10 @@ def add_probabilities(total: Tensor | None, outputs: Tensor, spec: ModelSpec) ->
         if total is None:
             total = part.new_empty((*part.shape[:2], *outputs.shape[-2:]), dtype=torch.float32)
         place = total[:, :, row : row + rows]
-        _ = place.copy_(part) if first else place.add_(part)
+        if first:
+            place.copy_(part)
+        else:
+            place.add_(part)
     assert total is not None
     return total
 

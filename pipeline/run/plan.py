@@ -238,9 +238,7 @@ def plan_from(scene: Scene, model: Model, settings: SegmentSettings, basis: Basi
     demand.check_least_patch(traits, sizes, basis.halo_px)
     network_padding = basis.padding == "network"
     if basis.mode == "exact":
-        tiling = lay_exact(
-            scene.geobox.shape, model, settings, demand, halo=basis.halo_px, network_padding=network_padding
-        )
+        tiling = lay_exact(scene.geobox.shape, model, settings, demand, network_padding=network_padding)
     else:
         tiling = lay_blend(scene.geobox.shape, settings, traits, demand)
     batching = basis.batching or Batching(1, None if cost is None else float(demand.seconds(tiling.patch_hw)))

@@ -24,14 +24,13 @@ def lay_exact(
     settings: SegmentSettings,
     demand: Demand,
     *,
-    halo: int,
     network_padding: bool,
 ) -> Tiling:
     """Patches from --patch where given, else the fastest that memory allows, in equal parts.
 
     Tiles have as many of them as was asked for, or fewer for want of memory.
     """
-    traits = model.traits
+    traits, halo = model.traits, demand.halo_px
     stride, sizes = traits.stride, patch_sizes(traits, settings.tta)
     square = needs_squares(settings.tta, network_padding=network_padding)
     if settings.patch is not None:

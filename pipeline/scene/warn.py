@@ -122,6 +122,7 @@ def _decimated(dataset: Any, indexes: list[int]) -> NDArray[Any]:
 
 
 _MOST_ROWS = 512
+"""Read at a time."""
 
 
 def _has_cheap_overviews(dataset: Any) -> bool:
@@ -129,10 +130,10 @@ def _has_cheap_overviews(dataset: Any) -> bool:
 
     Of 60 bands that lie together a block of 512² px has 63 MB, and an overview of 1500² px took minutes.
     """
-    wanted = [factor for factor in dataset.overviews(1) if min(dataset.shape) // factor >= _SAMPLE_PX]
-    if not dataset.overviews(1):
+    factors = dataset.overviews(1)
+    if not factors:
         return False
-    factor = max(wanted, default=1)
+    factor = max((n for n in factors if min(dataset.shape) // n >= _SAMPLE_PX), default=1)
     together = dataset.count if dataset.interleaving == Interleaving.pixel else 1
     (height, width), itemsize = dataset.block_shapes[0], np.dtype(dataset.dtypes[0]).itemsize
     across = -(-dataset.width // factor // width) * width

@@ -27,7 +27,16 @@ from pipeline.store.damage import DamagedTilesError, list_windows
 from pipeline.store.digest import sha256_array
 from pipeline.store.files import disk_full, free_bytes, fsync_path
 from pipeline.store.probabilities import PROBABILITY_NODATA, PROBABILITY_STEPS
-from pipeline.store.pyramid import block_side, halve_mask, halve_mean, hash_level, to_rasterio, write_levels, write_vrt
+from pipeline.store.pyramid import (
+    block_side,
+    halve_mask,
+    halve_mean,
+    hash_level,
+    pixel_nbytes,
+    to_rasterio,
+    write_levels,
+    write_vrt,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -220,7 +229,7 @@ def _write_verified(
                 base, read=source, halve=_after(between_steps, halve), profile=profile, describe=describe
             )
             write_vrt(vrt, levels)
-            side = block_side(profile["count"] * np.dtype(profile["dtype"]).itemsize)
+            side = block_side(pixel_nbytes(profile))
             storage = {"blocksize": side, "bigtiff": "IF_SAFER", "num_threads": "ALL_CPUS", **options}
             rasterio.shutil.copy(str(vrt), str(path), driver="COG", **storage)
             _verify(

@@ -120,10 +120,10 @@ def write_levels(
         RasterioError: A write failed.
     """
     shapes = level_shapes((int(profile["height"]), int(profile["width"])))
-    pixel_nbytes = _pixel_nbytes(profile)
-    count = num_halvings(pixel_nbytes)
-    side = block_side(pixel_nbytes) << count
-    threads = min(num_threads(), max(1, _AHEAD_BYTES // (side**2 * pixel_nbytes)))
+    nbytes = pixel_nbytes(profile)
+    count = num_halvings(nbytes)
+    side = block_side(nbytes) << count
+    threads = min(num_threads(), max(1, _AHEAD_BYTES // (side**2 * nbytes)))
     paths = [base, *(base.with_name(f"{base.stem}.{number}.tif") for number in range(1, len(shapes)))]
     hashes: list[str | None] = []
     for source in range(0, max(1, len(shapes) - 1), count):
@@ -140,12 +140,13 @@ def write_levels(
 
 def _create(path: Path, shape: tuple[int, int], profile: dict[str, Any]) -> Any:
     """An empty file. Written by one thread: GDAL does not report a disk that fills up under several."""
-    side = block_side(_pixel_nbytes(profile))
+    side = block_side(pixel_nbytes(profile))
     blocks = {"blockxsize": side, "blockysize": side}
     return rasterio.open(path, "w", **{**profile, "height": shape[0], "width": shape[1], **_STORAGE, **blocks})
 
 
-def _pixel_nbytes(profile: dict[str, Any]) -> int:
+def pixel_nbytes(profile: dict[str, Any]) -> int:
+    """Bytes of a pixel, all bands together."""
     return int(profile["count"]) * int(np.dtype(profile["dtype"]).itemsize)
 
 
@@ -225,8 +226,7 @@ def hash_level(path: Path, number: int, shape: tuple[int, int]) -> str:
     """
     with rasterio.open(path, driver="GTiff", overview_level=number - 1) as source:
         digest = hashlib.sha256()
-        pixel_nbytes = source.count * np.dtype(source.dtypes[0]).itemsize
-        for window in level_windows(shape, number, pixel_nbytes):
+        for window in level_windows(shape, number, pixel_nbytes(source.profile)):
             digest.update(pixel_bytes(source.read(window=to_rasterio(window))))
     return digest.hexdigest()
 

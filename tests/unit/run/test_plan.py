@@ -352,8 +352,9 @@ def _lay(
     )
     engine = EngineChoice(spec=spec, reason="", flips_frac=None, worth_measuring=True)
     settings = make_settings(options)
-    made = demand.demand_of(_scene(shape), model, settings, engine, cost, room.room_of(settings, "cpu"))  # type: ignore[arg-type]
-    tiling = lay_exact(shape, model, settings, made, halo=halo, network_padding=False)
+    space = room.room_of(settings, "cpu")
+    made = demand.demand_of(_scene(shape), model, settings, engine, cost, space, halo_px=halo)  # type: ignore[arg-type]
+    tiling = lay_exact(shape, model, settings, made, network_padding=False)
     return (tiling.rows.step, tiling.cols.step), float(made.nbytes(tiling.patch_hw))
 
 
