@@ -7,6 +7,7 @@ python -m tests.bench.speed [--only float32 bfloat16 wide resnet null growth] [-
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import os
 import shutil
@@ -26,7 +27,7 @@ from pipeline.grid import Window
 from pipeline.infer import device_thread
 from pipeline.model import labels_of, make_engine
 from pipeline.scene import close_all, decode_on, open_scene
-from tests.bench.common import OUT, cpu, interleaved, null_model, publish, resnet, scene_of, unet
+from tests.bench.common import OUT, cpu, interleaved, null_model, publish, resnet, scene_of, trained_unet, unet
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,10 +41,18 @@ class Case:
     """One network over one scene, with the options of `segment`."""
 
     name: str
-    model: Model
+    load: Callable[[], Model]
+    """A model that nothing has used yet; its engine is not made."""
     scene: Path
     options: dict[str, Any]
     bar: str
+    untrained: Model | None = None
+    """The same network with random weights, whose mask is noise: the most that a mask can cost."""
+
+    @functools.cached_property
+    def model(self) -> Model:
+        """The same one each time."""
+        return self.load()
 
 
 def bare_forward(case: Case, plan: Plan, *, trim: bool = False, scale: bool = False) -> float:
@@ -117,12 +126,19 @@ def exported_forward(case: Case, plan: Plan) -> float:
     return _seconds_for_scene(lambda: request.infer([x], share_inputs=True), plan)
 
 
-def end_to_end(case: Case) -> tuple[float, float]:
+def end_to_end(case: Case, model: Model | None = None) -> tuple[float, float]:
     """(seconds, seconds of the inference stage) of the whole job into a fresh folder, without polygons."""
     shutil.rmtree(OUT / "speed", ignore_errors=True)
     started = time.perf_counter()
-    result = sm.segment(case.scene, case.model, OUT / "speed", vectors="none", **case.options)
+    result = sm.segment(case.scene, model or case.model, OUT / "speed", vectors="none", **case.options)
     return time.perf_counter() - started, result.summary["timings_s"]["infer"]
+
+
+def warm_and_first(case: Case) -> tuple[float, float, float]:
+    """`end_to_end` of a warm model, as of a batch's second scene, then the seconds of the run that warmed it."""
+    model = case.load()
+    first, _ = end_to_end(case, model)
+    return *end_to_end(case, model), first
 
 
 def gdal_copy(scene: Path, **options: Any) -> float:
@@ -171,17 +187,20 @@ def measure(case: Case, repeats: int) -> tuple[list[tuple[str, str, str]], dict[
     work: dict[str, Callable[[], Any]] = {
         "bare": lambda: bare_forward(case, plan),
         "forwards": lambda: bare_forward(case, plan, trim=True),
-        "segment": lambda: end_to_end(case),
+        "segment": lambda: warm_and_first(case),
         "beside": lambda: beside_forwards(case, plan),
     }
+    if case.untrained is not None:
+        work["untrained"] = lambda: end_to_end(case, case.untrained)
     if plan.engine.backend == "openvino":
         work["exported"] = lambda: exported_forward(case, plan)
     medians = interleaved(repeats, **work)
-    floor, forwards, (total, infer) = medians["bare"][0], medians["forwards"][0], medians["segment"]
+    floor, forwards, (total, infer, first) = medians["bare"][0], medians["forwards"][0], medians["segment"]
     redundancy = plan.tiling.redundancy()
     patch, core = plan.tiling.patch_hw, (plan.tiling.rows.step, plan.tiling.cols.step)
     rows = [
         (f"{case.name}: end to end ÷ bare forward of the scene's pixels", ratio(total, floor), case.bar),
+        ("— the first run of a model, whose engine is made and whose memory is new", ratio(first, floor), ""),
         (
             f"— inference stage ÷ bare forward over all patch pixels (× {redundancy:.3f})",
             ratio(infer, floor * redundancy),
@@ -197,6 +216,9 @@ def measure(case: Case, repeats: int) -> tuple[list[tuple[str, str, str]], dict[
     rows.append(
         ("— those, decoding and GDAL's COG of the mask, all cores busy all the time ÷ bare", ratio(least, floor), "")
     )
+    if "untrained" in medians:
+        text = "— end to end with random weights, whose mask is noise ÷ bare"
+        rows.append((text, ratio(medians["untrained"][0], floor), ""))
     if "exported" in medians:
         text = "— end to end ÷ the same of the network as OpenVINO compiles it, logits out"
         rows.append((text, ratio(total, medians["exported"][0]), ""))
@@ -206,19 +228,19 @@ def measure(case: Case, repeats: int) -> tuple[list[tuple[str, str, str]], dict[
 
 def network_case(kind: str, given: argparse.Namespace) -> Case:
     """One of the networks that the bars name, or one that is not ours and sees far."""
-    if kind == "resnet":
-        options = {"memory": given.memory, "precision": "float32"}
-        name = f"float32, U-Net of others with a ResNet-34 encoder, {_RESNET_PX}²"
-        return Case(name=name, model=resnet(), scene=scene_of(_RESNET_PX), options=options, bar="")
-    wide = kind == "wide"
-    size = given.wide_size if wide else given.size
     precision = "bfloat16" if kind == "bfloat16" else "float32"
+    size = {"resnet": _RESNET_PX, "wide": given.wide_size}.get(kind, given.size)
+    bar = {"resnet": "", "bfloat16": "≤ 1.45"}.get(kind, "≤ 1.25")
+    names = {"resnet": "U-Net of others with a ResNet-34 encoder", "wide": "width 32"}
+    loads = {"resnet": resnet, "wide": lambda: unet(width=32)}
+    learned = kind not in loads
     return Case(
-        name=f"{precision}, width {32 if wide else 16}, {size}²",
-        model=unet(width=32 if wide else 16),
+        name=f"{precision}, {names.get(kind, 'trained, width 16')}, {size}²",
+        load=loads.get(kind, lambda: sm.load_model(trained_unet())),
         scene=scene_of(size),
         options={"memory": given.memory, "precision": precision},
-        bar="≤ 1.45" if kind == "bfloat16" else "≤ 1.25",
+        bar=bar,
+        untrained=unet(width=16) if learned else None,
     )
 
 
@@ -229,7 +251,7 @@ def measure_null(size: int, repeats: int) -> tuple[list[tuple[str, str, str]], d
     """Everything but the network, against GDAL's own copy and against its own parts."""
     large = scene_of(size)
     mask = OUT / "speed" / "mask.tif"
-    null = Case(name="null model", model=null_model(), scene=large, options={}, bar="≤ 0.55")
+    null = Case(name="null model", load=null_model, scene=large, options={}, bar="≤ 0.55")
     plan = sm.plan(large, null.model, vectors="none")  # measured once per model; not part of a run
     medians = interleaved(
         repeats,
@@ -253,16 +275,9 @@ def measure_null(size: int, repeats: int) -> tuple[list[tuple[str, str, str]], d
 
 def measure_growth(repeats: int) -> tuple[list[tuple[str, str, str]], dict[str, Any]]:
     """Time of the null model per megapixel, from a small scene to one of a gigapixel."""
-    model = null_model()
-    medians = interleaved(
-        repeats,
-        **{
-            str(size): lambda size=size: end_to_end(  # type: ignore[misc]
-                Case(name="null model", model=model, scene=scene_of(size), options={}, bar="")
-            )
-            for size in _GROWTH
-        },
-    )
+    cases = [Case(name="null model", load=null_model, scene=scene_of(size), options={}, bar="") for size in _GROWTH]
+    work = {str(size): functools.partial(end_to_end, case) for size, case in zip(_GROWTH, cases, strict=True)}
+    medians = interleaved(repeats, **work)
     each = {size: medians[str(size)][0] / (size * size / 1e6) for size in _GROWTH}
     text = ", ".join(f"{size}² {medians[str(size)][0]:.1f} s = {each[size] * 1e3:.1f} ms/Mpx" for size in _GROWTH)
     return [("null model, end to end, by size of the scene", text, "")], {"seconds": medians}
