@@ -172,18 +172,43 @@ class Scaler:
         Returns:
             `(batch, band, y, x)` float32. Valid until the next call.
         """
-        shape, device = (batch, len(self._gain), *patch.shape), pieces[0].data.device
+        device = pieces[0].data.device
+        buffer = self.reserve((batch, len(self._gain), *patch.shape), device)
+        with _beside_readers() if device.type == "cpu" else contextlib.nullcontext():
+            for piece in pieces:
+                x = buffer[place][(..., *piece.window.slices_in(patch))]
+                for rows in _strips(x):
+                    invalid = None if piece.invalid is None else piece.invalid[..., rows, :]
+                    self._scale(piece.data[:, rows], invalid, into=x[:, rows])
+        return buffer
+
+    def reserve(self, shape: tuple[int, ...], device: torch.device) -> Tensor:
+        """The buffer, float32, for input of this shape `(batch, band, y, x)`; a new one holds zeros."""
         if self._buffer is None or self._buffer.shape != shape:
             self._buffer = torch.zeros(shape, dtype=torch.float32, device=device)
             self._gain, self._bias = self._gain.to(device), self._bias.to(device)
-        with _beside_readers() if device.type == "cpu" else contextlib.nullcontext():
-            for piece in pieces:
-                # Multiply and add apart, never fused: the low bits must not depend on where a patch was cut.
-                x = self._buffer[place][(..., *piece.window.slices_in(patch))]
-                x.copy_(piece.data).mul_(self._gain).add_(self._bias)
-                if piece.invalid is not None:
-                    x.masked_fill_(piece.invalid, 0.0)
         return self._buffer
+
+    def _scale(self, data: Tensor, invalid: Tensor | None, *, into: Tensor) -> None:
+        # Multiply and add apart, never fused: the low bits must not depend on where a patch was cut.
+        into.copy_(data).mul_(self._gain).add_(self._bias)
+        if invalid is None:
+            return
+        if into.device.type == "cpu":  # by bits, a sixth of the time of `masked_fill_`, which asks for each value
+            into.view(torch.int32).bitwise_and_(invalid.to(torch.int32).sub_(1))
+        else:
+            into.masked_fill_(invalid, 0.0)
+
+
+def _strips(x: Tensor) -> Iterator[slice]:
+    """Rows of `(band, y, x)` that stay in a core's cache from one operation to the next; on a GPU all at once."""
+    bands, height, width = x.shape
+    step = max(1, _STRIP_BYTES // (bands * width * x.element_size())) if x.device.type == "cpu" else height
+    return (slice(start, start + step) for start in range(0, height, step))
+
+
+_STRIP_BYTES = 1 << 20
+"""Of 16 rows to 256 (0.5 to 8 MB) a patch of 2240 x 1840 px takes 5.3 to 5.8 ms, whole 7.0."""
 
 
 @contextlib.contextmanager

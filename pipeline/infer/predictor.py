@@ -238,11 +238,12 @@ class Predictor:
         return self._thread.run(lambda: to_device(array, self._device))  # once no forward takes the memory
 
     def _prepare(self, patch: Patch, sink: Sink) -> None:
-        """Let the engine get ready while the first block is read."""
+        """Let the engine and the memory of its input get ready while the first block is read."""
         if not self._prepared:
             self._prepared = True
             shape = self._batch, len(self.spec.bands), *patch.input.shape
             self._thread.start(lambda: self._engine.prepare(shape, labels=sink.labels is not None))
+            self._thread.start(lambda: self._scaler.reserve(shape, self._device))
 
     def _step(self, work: _Work, jobs: list[_Job]) -> None:
         """One forward, on the device thread: stored values in, the patches' share of the result into the sink."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,11 @@ from pipeline.run.workers import cores_per_worker
 from pipeline.store.ahead import in_order
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    import numpy as np
+    from numpy.typing import NDArray
+
     from pipeline.infer import DeviceThread
     from pipeline.model import Backend, Model, Precision
     from pipeline.run.settings import SegmentSettings
@@ -199,13 +205,13 @@ def measure_flips(
     scaler = Scaler(model.spec.scaling)
     margin = model.traits.margin_px
 
-    def classes() -> tuple[int, int]:
+    def classes(reading: Future[list[tuple[NDArray[np.generic], NDArray[np.bool_]]]]) -> tuple[int, int]:
         exact, fast = (make_engine(model, spec.model_copy(update={"precision": p})) for p in ("float32", precision))
         if spec.device == "cpu":  # both at a time: compiling takes longer than computing the windows
             shape = 1, len(model.spec.bands), side, side
             list(in_order(lambda engine: engine.prepare(shape, labels=True), (exact, fast)))
         differing = total = 0
-        for data, valid in sample_blocks(scene, side):
+        for data, valid in reading.result():
             inner = valid[margin : side - margin, margin : side - margin]
             with torch.inference_mode():
                 x = scaler(torch.from_numpy(data).to(spec.device), torch.from_numpy(~valid).to(spec.device))
@@ -214,5 +220,7 @@ def measure_flips(
             total += int(inner.sum())
         return differing, total
 
-    differing, total = thread.run(classes)
+    with ThreadPoolExecutor(1) as reader:  # meanwhile
+        reading = reader.submit(lambda: list(sample_blocks(scene, side)))
+        differing, total = thread.run(lambda: classes(reading))
     return differing / total if total else None
