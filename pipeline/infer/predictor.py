@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
+import queue
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -20,7 +22,7 @@ from pipeline.infer.sink import Sink, in_output, make_sink
 from pipeline.model import NOT_FINITE, make_engine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from pipeline.scene import Block
 
 _T = TypeVar("_T")
+_Finished = tuple["NDArray[np.generic]", "NDArray[np.float32] | None"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +62,32 @@ class _Job:
         """A smaller patch inside it."""
         inside = [piece.within(patch.input) for piece in self.pieces]
         return _Job(patch, [piece for piece in inside if piece.window.num_pixels])
+
+
+class _Input:
+    """Network input of one forward, made before its turn comes or when it has."""
+
+    def __init__(self, scaler: Scaler) -> None:
+        self._scaler = scaler
+        self._ahead: tuple[Patch, Tensor] | None = None
+
+    def make(self, job: _Job) -> None:
+        """Make that of one patch ahead. Where memory does not suffice, nothing happens: it may when the turn comes."""
+        try:
+            with torch.inference_mode():
+                self._ahead = job.patch, self._scaler.fill(job.pieces, job.patch.input)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+
+    def of(self, jobs: Sequence[_Job], *, batch: int) -> Tensor:
+        """`(batch, band, y, x)` of patches; on the device thread."""
+        ahead, self._ahead = self._ahead, None  # held once only: halves of a patch have input of their own
+        if ahead is not None and [job.patch for job in jobs] == [ahead[0]]:
+            return ahead[1]
+        for place, job in enumerate(jobs):
+            x = self._scaler.fill(job.pieces, job.patch.input, place=place, batch=batch)
+        return x
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +140,13 @@ class Predictor:
         self._device = torch.device(engine.device)
         self._thread = thread
         self._symmetries = symmetries(tta)
-        self._scaler = Scaler(model.spec.scaling)
         self._prepared = False
+        self._scaler = Scaler(model.spec.scaling)
+        self._scalers: queue.LifoQueue[Scaler] | None = None
+        if self._device.type == "cpu" and batch == 1:
+            self._scalers = queue.LifoQueue()
+            for scaler in (Scaler(model.spec.scaling), self._scaler):
+                self._scalers.put(scaler)
         self._batch = self._fitting = batch
         self._may_split = not deterministic
         self._sizes = model.traits.sizes
@@ -155,20 +189,18 @@ class Predictor:
         block = read(outer)
         wanted = _wanted(block, outer, window, output_valid)
         needed = [p for p in patches if wanted[p.core.intersect(window).slices_in(window)].any()]
-        splits, work = 0, _Work(sink, wanted, [])
+        splits, finished, work = 0, None, _Work(sink, wanted, [])
         groups = _chunks(needed, self._batch)
         for group in groups:
-            step = functools.partial(self._compute, work, [self._job(patch, block, outer) for patch in group])
-            if group is not groups[-1] or sink.labels is not None:
-                splits += self._thread.run(step)
-        if needed and sink.labels is None:
+            jobs = [self._job(patch, block, outer) for patch in group]
             # With the last forward: queued behind it, a finished tile would wait for another tile's forward.
-            last, (mask, mean) = self._thread.run(lambda: (step(), sink.finish()))
-            splits += last
-        else:
-            for arrive in work.coming:
-                arrive()
-            mask, mean = sink.finish()
+            finish = sink.finish if group is groups[-1] and sink.labels is None else None
+            with self._input(jobs) as given:
+                cuts, finished = self._thread.run(functools.partial(self._compute_then, finish, work, jobs, given))
+            splits += cuts
+        for arrive in work.coming:
+            arrive()
+        mask, mean = finished or sink.finish()
         # By whole rows of memory: an index of the places, as `mask[~wanted]` makes one, takes ten times as long.
         np.copyto(mask, mask.dtype.type(self.spec.legend().nodata), where=~wanted)
         if mean is not None:
@@ -180,7 +212,32 @@ class Predictor:
         shape, padding = self.tiling.shape, self._padding
         return _Job(patch, cut(block, outer, patch.input, shape, padding=padding, bring=self._on_device))
 
-    def _compute(self, work: _Work, jobs: list[_Job]) -> int:
+    @contextlib.contextmanager
+    def _input(self, jobs: Sequence[_Job]) -> Iterator[_Input]:
+        """Where a forward's input is made; on a CPU by the caller's thread, while the forwards before it are computed.
+
+        Two take turns: none waits for its input then, and no more memory is taken for those that wait for their turn.
+        On a GPU it is made there, in its turn.
+        """
+        if self._scalers is None:
+            yield _Input(self._scaler)
+            return
+        scaler = self._scalers.get()
+        try:
+            given = _Input(scaler)
+            if jobs[0].patch.input.num_pixels < self._too_large_px:
+                given.make(jobs[0])
+            yield given
+        finally:
+            self._scalers.put(scaler)
+
+    def _compute_then(
+        self, finish: Callable[[], _Finished] | None, work: _Work, jobs: list[_Job], given: _Input
+    ) -> tuple[int, _Finished | None]:
+        """(cuts, what `finish` gives once the patches are in)."""
+        return self._compute(work, jobs, given), None if finish is None else finish()
+
+    def _compute(self, work: _Work, jobs: list[_Job], given: _Input) -> int:
         """Patches of one forward, on the device thread; in halves of halves where memory does not suffice.
 
         Half the batch first, then half the patch. Returns the cuts.
@@ -191,7 +248,7 @@ class Predictor:
             pixels = self._fitting * part[0].patch.input.num_pixels
             failure: Exception | None = MemoryError()
             if pixels < self._too_large_px:
-                failure = self._tried(work, part)
+                failure = self._tried(work, part, given)
             if failure is None:
                 continue
             smaller = self._halved(part) if self._may_split else []
@@ -214,10 +271,10 @@ class Predictor:
         [job] = jobs
         return [[job.part(half)] for half in halves(job.patch, self.tiling, self._sizes)]
 
-    def _tried(self, work: _Work, jobs: list[_Job]) -> Exception | None:
+    def _tried(self, work: _Work, jobs: list[_Job], given: _Input) -> Exception | None:
         """One forward; the error where memory did not suffice, without what the failed forward held."""
         try:
-            self._step(work, jobs)
+            self._step(work, jobs, given)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -243,14 +300,25 @@ class Predictor:
             self._prepared = True
             shape = self._batch, len(self.spec.bands), *patch.input.shape
             self._thread.start(lambda: self._engine.prepare(shape, labels=sink.labels is not None))
-            self._thread.start(lambda: self._scaler.reserve(shape, self._device))
+            self._thread.start(lambda: self._reserve(shape))
 
-    def _step(self, work: _Work, jobs: list[_Job]) -> None:
+    def _reserve(self, shape: tuple[int, ...]) -> None:
+        """Memory for the first input, which is fresh and takes long to get."""
+        if self._scalers is None:
+            self._scaler.reserve(shape, self._device)
+            return
+        with contextlib.suppress(queue.Empty):
+            scaler = self._scalers.get_nowait()
+            try:
+                scaler.reserve(shape, self._device)
+            finally:
+                self._scalers.put(scaler)  # the next to be taken
+
+    def _step(self, work: _Work, jobs: list[_Job], given: _Input) -> None:
         """One forward, on the device thread: stored values in, the patches' share of the result into the sink."""
         sink = work.sink
         with torch.inference_mode():
-            for place, job in enumerate(jobs):
-                x = self._scaler.fill(job.pieces, job.patch.input, place=place, batch=self._fitting)
+            x = given.of(jobs, batch=self._fitting)
             kept = [job.patch.core.intersect(sink.window) for job in jobs]
             if sink.labels is not None and self._labelled(work, jobs[0].patch, kept[0], x):
                 return

@@ -248,7 +248,10 @@ def class_bytes_per_px(num_classes: int, *, blended: bool, kept: bool) -> int:
 def _bytes_per_px(
     engine: EngineChoice, cost: Calibration | None, model: Model, tta: Augmentation, *, all_classes: bool
 ) -> float:
-    """Per pixel of a patch: scaled input, forward, and the copies that activation and weighting make of its output."""
+    """Per pixel of a patch: scaled input, forward, and the copies that activation and weighting make of its output.
+
+    On a CPU the next patch's input is made meanwhile.
+    """
     classes = len(model.spec.classes)
     after = classes * 4 * 3 + 8 if engine.spec.backend == "torch" else 0
     measured = cost.bytes_per_px if cost else model.traits.bytes_per_px * _WORKSPACE
@@ -259,7 +262,8 @@ def _bytes_per_px(
     apart = 0
     if engine.spec.backend != "torch" and (all_classes or averages):
         apart = (8 if averages else 12) * classes
-    return max(measured, after) + averaging + apart + 4 * len(model.spec.bands)
+    inputs = 4 * len(model.spec.bands) * (2 if engine.spec.device == "cpu" else 1)
+    return max(measured, after) + averaging + apart + inputs
 
 
 def check_leanest_patch(budget_bytes: int, traits: Traits, sizes: SizeRule) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.grid import Padding, Window, source_index
+from pipeline.infer import network_input
 from pipeline.infer.network_input import Scaler, cut
 from pipeline.model import Scaling
 from pipeline.scene.base import make_block
@@ -67,6 +69,22 @@ def test_a_patch_in_pieces_is_that_of_the_padded_scene(data: st.DataObject) -> N
     lower = Window.from_bounds(patch.row_off + top, patch.col_off, patch.row_stop, patch.col_stop)
     parts = [part for part in (piece.within(lower) for piece in pieces) if part.window.num_pixels]
     np.testing.assert_array_equal(Scaler(SCALING).fill(parts, lower)[0].numpy(), expected[:, top:])
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint32", "float32", "float64"])
+def test_rows_that_do_not_fit_a_cache_are_scaled_like_any(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Strip by strip, what is not valid NaN or beyond float32 in the file."""
+    monkeypatch.setattr(network_input, "_STRIP_BYTES", 7 * 2 * 30 * 4)
+    random = np.random.default_rng(0)
+    stored = random.integers(0, 127, (2, 40, 30)).astype(dtype)
+    valid = random.random(stored.shape) < 0.7
+    if stored.dtype.kind == "f":
+        stored[~valid] = random.choice([np.nan, np.inf, -np.inf, np.finfo(dtype).max], np.count_nonzero(~valid))
+    gain, bias = (np.array(v, np.float32)[:, None, None] for v in SCALING.gain_and_bias())
+    with np.errstate(all="ignore"):
+        expected = np.where(valid, stored.astype(np.float32) * gain + bias, np.float32(0))
+    made = Scaler(SCALING)(torch.from_numpy(stored), torch.from_numpy(~valid))[0].numpy()
+    np.testing.assert_array_equal(made.view(np.uint32), expected.view(np.uint32))
 
 
 def test_pixels_of_the_scene_are_not_copied_and_all_valid_ones_need_no_mask() -> None:
