@@ -74,11 +74,13 @@ def test_one_input_is_made_meanwhile_and_no_more(model: Model, tiling: Tiling, m
     assert len(tiles) > 6
     with ThreadPoolExecutor(6) as pool:
         coming = [pool.submit(shared.predict, data, tile.core) for tile in tiles]
-        assert watched.until(2)
+        meanwhile = watched.until(2)
         time.sleep(0.3)
-        assert watched.made == 2
+        made = watched.made
         watched.go.set()
         results = [each.result() for each in coming]
+    assert meanwhile
+    assert made == 2
     assert watched.waited
     whole = Window.from_bounds(0, 0, *SHAPE)
     for tile, result in zip(tiles, results, strict=True):
