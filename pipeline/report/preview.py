@@ -123,13 +123,19 @@ def read_overview_mask(mask_path: Path, legend: Legend, *, shape: tuple[int, int
 
 def stretch_rgb(pixels: NDArray[Any], valid: NDArray[np.bool_]) -> Picture:
     """Bands `(band, y, x)`, one or three, any dtype -> picture `(y, x, 3)`, each band between its percentiles."""
-    out = np.full((*valid.shape, 3), _PAPER, np.uint8)
-    for channel in range(3):
-        band = pixels[channel % len(pixels)].astype(np.float32)
-        if valid.any():
-            low, high = np.percentile(band[valid], (2, 98))
-            span = max(float(high - low), 1e-6)
-            out[valid, channel] = np.rint(np.clip((band[valid] - low) / span, 0, 1) * 255)
+    bands = [_stretched(band.astype(np.float32), valid) for band in pixels[:3]]
+    return np.stack([bands[channel % len(bands)] for channel in range(3)], axis=-1)
+
+
+def _stretched(band: NDArray[np.float32], valid: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """One band, `(y, x)`. By whole rows of memory: picking the valid ones out takes four times as long."""
+    out = np.full(valid.shape, _PAPER, np.uint8)
+    if valid.any():
+        low, high = np.percentile(band if valid.all() else band[valid], (2, 98))
+        span = max(float(high - low), 1e-6)
+        with np.errstate(invalid="ignore"):  # where it is not valid
+            shade = np.rint(np.clip((band - low) / span, 0, 1) * 255)
+            np.copyto(out, shade, where=valid, casting="unsafe")
     return out
 
 

@@ -91,8 +91,8 @@ class Picture:
         for content in (as_place(where) / _FOLDER).read_all(".npz"):
             try:
                 with np.load(io.BytesIO(content)) as part:
-                    place = np.ix_(range(len(self.bands)), part["rows"], part["cols"])
-                    pixels[place] = np.where(part["valid"], part["data"], np.nan)
+                    place = (slice(None), *(slice(part[of][0], part[of][-1] + 1) for of in ("rows", "cols")))
+                    pixels[place] = np.where(part["valid"], part["data"], np.float32(np.nan))
             except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile):
                 continue  # a blank spot in a preview is no reason to compute a tile again
         small = self._mean(pixels)
