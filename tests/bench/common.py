@@ -6,11 +6,11 @@ import json
 import os
 import platform
 import re
-import statistics
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from pipeline.model import ModelSpec, Scaling, UNet, UNetConfig, model_from_module, save_model
@@ -20,6 +20,8 @@ from tests.networks import ResNet34UNet
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from numpy.typing import NDArray
 
     from pipeline.model import Model
 
@@ -100,13 +102,18 @@ def _spec(name: str, classes: int) -> ModelSpec:
 
 def interleaved(repeats: int, **work: Callable[[], float | tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
     """Median of the seconds that each function returns; one round runs all of them, so that drift hits all alike."""
+    return {name: tuple(map(float, np.median(values, axis=0))) for name, values in rounds(repeats, **work).items()}
+
+
+def rounds(repeats: int, **work: Callable[[], float | tuple[float, ...]]) -> dict[str, NDArray[np.float64]]:
+    """Seconds that each function returns, `(round, value)`; one round runs all of them."""
     seconds: dict[str, list[tuple[float, ...]]] = {name: [] for name in work}
     for number in range(repeats):
         for name, function in work.items():
             found = function()
             seconds[name].append(found if isinstance(found, tuple) else (found,))
-            print(f"  round {number + 1}/{repeats}  {name}: {seconds[name][-1][0]:.1f} s", flush=True)
-    return {name: tuple(map(statistics.median, zip(*values, strict=True))) for name, values in seconds.items()}
+            print(f"  round {number + 1}/{repeats}  {name}: {seconds[name][-1][0]:.2f} s", flush=True)
+    return {name: np.array(values) for name, values in seconds.items()}
 
 
 def publish(

@@ -27,10 +27,12 @@ from pipeline.grid import Window
 from pipeline.infer import device_thread
 from pipeline.model import labels_of, make_engine
 from pipeline.scene import close_all, decode_on, open_scene
-from tests.bench.common import OUT, cpu, interleaved, null_model, publish, resnet, scene_of, trained_unet, unet
+from tests.bench.common import OUT, cpu, interleaved, null_model, publish, resnet, rounds, scene_of, trained_unet, unet
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from numpy.typing import NDArray
 
     from pipeline.model import Model
     from pipeline.run.plan import Plan
@@ -176,9 +178,11 @@ _OWN_OVERVIEWS = {"level": 5, "overviews": "IGNORE_EXISTING", "resampling": "NEA
 """Compressed as our masks are; halved by GDAL's fastest way, which may lose or shift what is narrow."""
 
 
-def ratio(ours_s: float, floor_s: float) -> str:
-    """For the table."""
-    return f"**{ours_s / floor_s:.2f}** ({ours_s:.1f} s ÷ {floor_s:.1f} s)"
+def ratio(ours_s: NDArray[np.float64], floor_s: NDArray[np.float64]) -> str:
+    """For the table: the median of the rounds' ratios, whose two sides saw the same minutes, and how they spread."""
+    each = ours_s / floor_s
+    spread = f"{each.min():.2f} to {each.max():.2f}"
+    return f"**{np.median(each):.2f}** ({np.median(ours_s):.1f} s ÷ {np.median(floor_s):.1f} s; {spread})"
 
 
 def measure(case: Case, repeats: int) -> tuple[list[tuple[str, str, str]], dict[str, Any]]:
@@ -194,8 +198,9 @@ def measure(case: Case, repeats: int) -> tuple[list[tuple[str, str, str]], dict[
         work["untrained"] = lambda: end_to_end(case, case.untrained)
     if plan.engine.backend == "openvino":
         work["exported"] = lambda: exported_forward(case, plan)
-    medians = interleaved(repeats, **work)
-    floor, forwards, (total, infer, first) = medians["bare"][0], medians["forwards"][0], medians["segment"]
+    times = rounds(repeats, **work)
+    floor, forwards, beside = (times[name][:, 0] for name in ("bare", "forwards", "beside"))
+    total, infer, first = times["segment"].T
     redundancy = plan.tiling.redundancy()
     patch, core = plan.tiling.patch_hw, (plan.tiling.rows.step, plan.tiling.cols.step)
     rows = [
@@ -212,18 +217,22 @@ def measure(case: Case, repeats: int) -> tuple[list[tuple[str, str, str]], dict[
             "",
         ),
     ]
-    least = forwards * redundancy + medians["beside"][0] / plan.engine.threads
+    least = forwards * redundancy + beside / plan.engine.threads
     rows.append(
         ("— those, decoding and GDAL's COG of the mask, all cores busy all the time ÷ bare", ratio(least, floor), "")
     )
-    if "untrained" in medians:
+    if "untrained" in times:
         text = "— end to end with random weights, whose mask is noise ÷ bare"
-        rows.append((text, ratio(medians["untrained"][0], floor), ""))
-    if "exported" in medians:
+        rows.append((text, ratio(times["untrained"][:, 0], floor), ""))
+    if "exported" in times:
         text = "— end to end ÷ the same of the network as OpenVINO compiles it, logits out"
-        rows.append((text, ratio(total, medians["exported"][0]), ""))
+        rows.append((text, ratio(total, times["exported"][:, 0]), ""))
     rows.append((f"— {plan.engine.backend}, patch {patch[0]} × {patch[1]}, core {core[0]} × {core[1]} px", "", ""))
-    return rows, {"medians_s": medians, "plan": plan.summary()}
+    return rows, {"rounds_s": _listed(times), "plan": plan.summary()}
+
+
+def _listed(times: dict[str, NDArray[np.float64]]) -> dict[str, list[list[float]]]:
+    return {name: values.round(3).tolist() for name, values in times.items()}
 
 
 def network_case(kind: str, given: argparse.Namespace) -> Case:
@@ -253,7 +262,7 @@ def measure_null(size: int, repeats: int) -> tuple[list[tuple[str, str, str]], d
     mask = OUT / "speed" / "mask.tif"
     null = Case(name="null model", load=null_model, scene=large, options={}, bar="≤ 0.55")
     plan = sm.plan(large, null.model, vectors="none")  # measured once per model; not part of a run
-    medians = interleaved(
+    times = rounds(
         repeats,
         copy=lambda: gdal_copy(large),
         segment=lambda: end_to_end(null),
@@ -263,14 +272,15 @@ def measure_null(size: int, repeats: int) -> tuple[list[tuple[str, str, str]], d
         mask_copy=lambda: gdal_copy(mask, level=5),
     )
     name = f"null model (1×1 convolution), {size}² 4-band uint16: end to end ÷ GDAL copy to COG"
-    total, parts = medians["segment"][0], medians["decode"][0] + medians["forwards"][0]
+    seconds = {name: values[:, 0] for name, values in times.items()}
+    total, parts = seconds["segment"], seconds["decode"] + seconds["forwards"]
     text = "— ÷ its parts one after the other: decoding on one thread, forwards, GDAL making a COG of the mask"
     rows = [
-        (name, ratio(total, medians["copy"][0]), null.bar),
-        (text, ratio(total, parts + medians["mask_cog"][0]), "≤ 1.15"),
-        ("— the same, had the mask its overviews already", ratio(total, parts + medians["mask_copy"][0]), ""),
+        (name, ratio(total, seconds["copy"]), null.bar),
+        (text, ratio(total, parts + seconds["mask_cog"]), "≤ 1.15"),
+        ("— the same, had the mask its overviews already", ratio(total, parts + seconds["mask_copy"]), ""),
     ]
-    return rows, {"null model": medians}
+    return rows, {"rounds_s": _listed(times)}
 
 
 def measure_growth(repeats: int) -> tuple[list[tuple[str, str, str]], dict[str, Any]]:
