@@ -54,7 +54,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def budget(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Memory for one forward over the whole scene, or only for forwards over windows."""
     # Set for both: what other tests have left in this process counts too.
-    left = 18_000_000 if request.param == "windows" else 10**9
+    left = 20_000_000 if request.param == "windows" else 10**9
     monkeypatch.setattr(results_module, "budget_left", lambda *_, **__: left)
     return str(request.param)
 
