@@ -303,6 +303,18 @@ def _on_gpu(model: Model, monkeypatch: pytest.MonkeyPatch, free_bytes: int, **op
     return demand.demand_of(_scene(), model, settings, engine, cost, room.room_of(settings, "cuda"))  # type: ignore[arg-type]
 
 
+def test_on_a_cpu_two_inputs_count_and_on_a_gpu_one(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There the next one is made while a forward goes on."""
+    one_input = 4 * len(model.spec.bands)
+    assert _on_gpu(model, monkeypatch, 40_000_000_000).forward_bytes_per_px == 400.0 + one_input
+    spec = EngineSpec(backend="openvino", device="cpu", precision="float32", threads=1, one_size=True)
+    engine = EngineChoice(spec=spec, reason="", flips_frac=None, worth_measuring=True)
+    cost = Calibration(fixed_s=1e-3, s_per_px=1e-9, fixed_bytes=5e7, bytes_per_px=400.0)
+    settings = make_settings({"memory": "6GB"})
+    made = demand.demand_of(_scene(), model, settings, engine, cost, room.room_of(settings, "cpu"))  # type: ignore[arg-type]
+    assert made.forward_bytes_per_px == 400.0 + 2 * one_input
+
+
 def test_d12_memory_that_others_took_on_a_gpu_is_left_to_them(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demand, "_most_px_on_gpu", lambda *_: math.inf)
     roomy, crowded = (_on_gpu(model, monkeypatch, free) for free in (40_000_000_000, 1_000_000_000))
