@@ -173,14 +173,9 @@ class Scaler:
         """
         device = pieces[0].data.device
         buffer = self.reserve((batch, len(self._gain), *patch.shape), device)
+        scale = self._scale_in_cache if device.type == "cpu" else self._scale_at_once
         for piece in pieces:
-            x = buffer[place][(..., *piece.window.slices_in(patch))]
-            if device.type == "cpu":
-                self._scale_in_cache(piece, x)
-                continue
-            x.copy_(piece.data).mul_(self._gain).add_(self._bias)  # never fused, as below
-            if piece.invalid is not None:
-                x.masked_fill_(piece.invalid, 0.0)
+            scale(piece, buffer[place][(..., *piece.window.slices_in(patch))])
         return buffer
 
     def reserve(self, shape: tuple[int, ...], device: torch.device) -> Tensor:
@@ -189,6 +184,13 @@ class Scaler:
             self._buffer = torch.zeros(shape, dtype=torch.float32, device=device)
             self._gain, self._bias = self._gain.to(device), self._bias.to(device)
         return self._buffer
+
+    # Multiply and add apart, never fused: the low bits must not depend on where a patch was cut.
+
+    def _scale_at_once(self, piece: Piece, into: Tensor) -> None:
+        into.copy_(piece.data).mul_(self._gain).add_(self._bias)
+        if piece.invalid is not None:
+            into.masked_fill_(piece.invalid, 0.0)
 
     def _scale_in_cache(self, piece: Piece, into: Tensor) -> None:
         """By one thread, the others decode or compute: rows that stay in its cache from one operation to the next."""
@@ -199,7 +201,6 @@ class Scaler:
             for start in range(0, x.shape[1], step):
                 rows = (slice(None), slice(start, start + step))
                 strip = x[rows]
-                # Multiply and add apart, never fused: the low bits must not depend on where a patch was cut.
                 np.copyto(strip, data[rows], casting="unsafe")
                 np.multiply(strip, gain, out=strip)
                 np.add(strip, bias, out=strip)

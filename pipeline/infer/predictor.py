@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
-import queue
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -17,12 +15,13 @@ from pipeline.errors import ModelError
 from pipeline.grid import Padding, Patch, Tiling, Window, halves
 from pipeline.infer.augment import Augmentation, add_probabilities, symmetries
 from pipeline.infer.device import is_out_of_memory, to_device, to_host
-from pipeline.infer.network_input import Piece, Scaler, cut, source_window
+from pipeline.infer.inputs import Input, Inputs, Job
+from pipeline.infer.network_input import cut, source_window
 from pipeline.infer.sink import Sink, in_output, make_sink
 from pipeline.model import NOT_FINITE, make_engine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -48,46 +47,6 @@ class TileResult:
     """Patches that were computed; those without a valid output pixel are skipped."""
     splits: int = 0
     """Cuts that were made for lack of memory; low bits may then differ from those of another device."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """One patch to compute."""
-
-    patch: Patch
-    pieces: list[Piece]
-    """Its stored values on the device."""
-
-    def part(self, patch: Patch) -> _Job:
-        """A smaller patch inside it."""
-        inside = [piece.within(patch.input) for piece in self.pieces]
-        return _Job(patch, [piece for piece in inside if piece.window.num_pixels])
-
-
-class _Input:
-    """Network input of one forward, made before its turn comes or when it has."""
-
-    def __init__(self, scaler: Scaler) -> None:
-        self._scaler = scaler
-        self._ahead: tuple[Patch, Tensor] | None = None
-
-    def make(self, job: _Job) -> None:
-        """Make that of one patch ahead. Where memory does not suffice, nothing happens: it may when the turn comes."""
-        try:
-            with torch.inference_mode():
-                self._ahead = job.patch, self._scaler.fill(job.pieces, job.patch.input)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-
-    def of(self, jobs: Sequence[_Job], *, batch: int) -> Tensor:
-        """`(batch, band, y, x)` of patches; on the device thread."""
-        ahead, self._ahead = self._ahead, None  # held once only: halves of a patch have input of their own
-        if ahead is not None and [job.patch for job in jobs] == [ahead[0]]:
-            return ahead[1]
-        for place, job in enumerate(jobs):
-            x = self._scaler.fill(job.pieces, job.patch.input, place=place, batch=batch)
-        return x
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,12 +100,7 @@ class Predictor:
         self._thread = thread
         self._symmetries = symmetries(tta)
         self._prepared = False
-        self._scaler = Scaler(model.spec.scaling)
-        self._scalers: queue.LifoQueue[Scaler] | None = None
-        if self._device.type == "cpu" and batch == 1:
-            self._scalers = queue.LifoQueue()
-            for scaler in (Scaler(model.spec.scaling), self._scaler):
-                self._scalers.put(scaler)
+        self._inputs = Inputs(model.spec.scaling, self._device, ahead=self._device.type == "cpu" and batch == 1)
         self._batch = self._fitting = batch
         self._may_split = not deterministic
         self._sizes = model.traits.sizes
@@ -195,7 +149,7 @@ class Predictor:
             jobs = [self._job(patch, block, outer) for patch in group]
             # With the last forward: queued behind it, a finished tile would wait for another tile's forward.
             finish = sink.finish if group is groups[-1] and sink.labels is None else None
-            with self._input(jobs) as given:
+            with self._inputs.turn(jobs, most_px=self._too_large_px) as given:
                 cuts, finished = self._thread.run(functools.partial(self._compute_then, finish, work, jobs, given))
             splits += cuts
         for arrive in work.coming:
@@ -207,37 +161,18 @@ class Predictor:
             np.copyto(mean, np.float32(np.nan), where=~wanted)
         return TileResult(mask=mask, probabilities=mean, patches=len(needed), splits=splits)
 
-    def _job(self, patch: Patch, block: Block, outer: Window) -> _Job:
+    def _job(self, patch: Patch, block: Block, outer: Window) -> Job:
         """A patch with its stored values, brought to the device."""
         shape, padding = self.tiling.shape, self._padding
-        return _Job(patch, cut(block, outer, patch.input, shape, padding=padding, bring=self._on_device))
-
-    @contextlib.contextmanager
-    def _input(self, jobs: Sequence[_Job]) -> Iterator[_Input]:
-        """Where a forward's input is made; on a CPU by the caller's thread, while the forwards before it are computed.
-
-        Two take turns: none waits for its input then, and no more memory is taken for those that wait for their turn.
-        On a GPU it is made there, in its turn.
-        """
-        if self._scalers is None:
-            yield _Input(self._scaler)
-            return
-        scaler = self._scalers.get()
-        try:
-            given = _Input(scaler)
-            if jobs[0].patch.input.num_pixels < self._too_large_px:
-                given.make(jobs[0])
-            yield given
-        finally:
-            self._scalers.put(scaler)
+        return Job(patch, cut(block, outer, patch.input, shape, padding=padding, bring=self._on_device))
 
     def _compute_then(
-        self, finish: Callable[[], _Finished] | None, work: _Work, jobs: list[_Job], given: _Input
+        self, finish: Callable[[], _Finished] | None, work: _Work, jobs: list[Job], given: Input
     ) -> tuple[int, _Finished | None]:
         """(cuts, what `finish` gives once the patches are in)."""
         return self._compute(work, jobs, given), None if finish is None else finish()
 
-    def _compute(self, work: _Work, jobs: list[_Job], given: _Input) -> int:
+    def _compute(self, work: _Work, jobs: list[Job], given: Input) -> int:
         """Patches of one forward, on the device thread; in halves of halves where memory does not suffice.
 
         Half the batch first, then half the patch. Returns the cuts.
@@ -261,7 +196,7 @@ class Predictor:
             waiting = smaller + _chunks(rest, self._fitting)
         return cuts
 
-    def _halved(self, jobs: list[_Job]) -> list[list[_Job]]:
+    def _halved(self, jobs: list[Job]) -> list[list[Job]]:
         """The same work in smaller forwards; empty where there are none."""
         if self._fitting > 1:
             self._fitting = -(-self._fitting // 2)
@@ -271,7 +206,7 @@ class Predictor:
         [job] = jobs
         return [[job.part(half)] for half in halves(job.patch, self.tiling, self._sizes)]
 
-    def _tried(self, work: _Work, jobs: list[_Job], given: _Input) -> Exception | None:
+    def _tried(self, work: _Work, jobs: list[Job], given: Input) -> Exception | None:
         """One forward; the error where memory did not suffice, without what the failed forward held."""
         try:
             self._step(work, jobs, given)
@@ -300,21 +235,9 @@ class Predictor:
             self._prepared = True
             shape = self._batch, len(self.spec.bands), *patch.input.shape
             self._thread.start(lambda: self._engine.prepare(shape, labels=sink.labels is not None))
-            self._thread.start(lambda: self._reserve(shape))
+            self._thread.start(lambda: self._inputs.reserve(shape))
 
-    def _reserve(self, shape: tuple[int, ...]) -> None:
-        """Memory for the first input, which is fresh and takes long to get."""
-        if self._scalers is None:
-            self._scaler.reserve(shape, self._device)
-            return
-        with contextlib.suppress(queue.Empty):
-            scaler = self._scalers.get_nowait()
-            try:
-                scaler.reserve(shape, self._device)
-            finally:
-                self._scalers.put(scaler)  # the next to be taken
-
-    def _step(self, work: _Work, jobs: list[_Job], given: _Input) -> None:
+    def _step(self, work: _Work, jobs: list[Job], given: Input) -> None:
         """One forward, on the device thread: stored values in, the patches' share of the result into the sink."""
         sink = work.sink
         with torch.inference_mode():

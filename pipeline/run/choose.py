@@ -19,11 +19,6 @@ from pipeline.run.workers import cores_per_worker
 from pipeline.store.ahead import in_order
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
-
-    import numpy as np
-    from numpy.typing import NDArray
-
     from pipeline.infer import DeviceThread
     from pipeline.model import Backend, Model, Precision
     from pipeline.run.settings import SegmentSettings
@@ -205,7 +200,7 @@ def measure_flips(
     scaler = Scaler(model.spec.scaling)
     margin = model.traits.margin_px
 
-    def classes(reading: Future[list[tuple[NDArray[np.generic], NDArray[np.bool_]]]]) -> tuple[int, int]:
+    def classes() -> tuple[int, int]:
         exact, fast = (make_engine(model, spec.model_copy(update={"precision": p})) for p in ("float32", precision))
         if spec.device == "cpu":  # both at a time: compiling takes longer than computing the windows
             shape = 1, len(model.spec.bands), side, side
@@ -220,7 +215,7 @@ def measure_flips(
             total += int(inner.sum())
         return differing, total
 
-    with ThreadPoolExecutor(1) as reader:  # meanwhile
-        reading = reader.submit(lambda: list(sample_blocks(scene, side)))
-        differing, total = thread.run(lambda: classes(reading))
+    with ThreadPoolExecutor(1) as reader:
+        reading = reader.submit(list, sample_blocks(scene, side))  # while graphs are compiled
+        differing, total = thread.run(classes)
     return differing / total if total else None
